@@ -1,0 +1,1 @@
+"""Fallow: one computer out of many idle ones."""

@@ -1,0 +1,96 @@
+"""What passes between a slot (agent shell) and its worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from fallow.model.ids import Interval, JobId, Token
+from fallow.model.job import JobSpec
+from fallow.wire.messages import Death, InputPage, ResultPage, RetryLater
+
+
+class RunOrder(Struct, frozen=True):
+    """A lease as a worker gets it. Pages of [start, stop): inline bytes, or a file to map (`paths`, by page start)."""
+
+    token: Token
+    start: int
+    stop: int
+    budget_s: float
+    pages: tuple[InputPage, ...]
+    paths: dict[int, str] = {}
+    alone: bool = False
+    attempt: int = 0
+
+
+class Report(Struct, frozen=True):
+    """What a worker hands in of its order; `ended` with the last one. Results over the inline limit lie in files:
+    their Blob has no data, and `files` has the path by digest (the receiver moves or deletes the file)."""
+
+    token: Token
+    results: tuple[ResultPage, ...] = ()
+    files: dict[str, str] = {}
+    give_back: tuple[Interval, ...] = ()
+    retry_later: tuple[RetryLater, ...] = ()
+    ended: bool = False
+    run_s: float = 0.0
+    cpu_s: float = 0.0
+    reduced: bool = False
+
+
+class OutputLine(Struct, frozen=True):
+    """A line that a task printed (index -1: outside a task). `truncated` lines say so in their text."""
+
+    index: int
+    stream: str
+    text: str
+
+
+class WorkerCallbacks(Protocol):
+    """Called on the agent's event loop."""
+
+    def reported(self, report: Report) -> None: ...
+
+    def printed(self, lines: list[OutputLine]) -> None: ...
+
+    def died(self, token: Token | None, death: Death) -> None:
+        """The process is gone. `token`: the order it was on. What it did not report of it is lost."""
+
+    def asked(self, kind: str, body: bytes, answer: Callable[[bytes], None]) -> None:
+        """The task wants something of the agent: kind 'request' (body: msgpack [subject, bytes, timeout_s], a nested
+        SDK request to relay over NATS), 'publish' (msgpack [subject, bytes]), 'blob' (digest and size: answer is the
+        path of a local file), 'put' (msgpack [path, digest, size]: move the file into the blob store), 'waiting'
+        (msgpack bool: the task waits for nested work and lends its slot; the answer is msgpack bool: lent),
+        'pool' (answer: msgpack of what a nested SDK must know)."""
+
+
+class WorkerProcess(Protocol):
+    """One warm worker. Made by agent.worker_process.start_worker(...)."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def job_id(self) -> JobId | None:
+        """What it has loaded."""
+
+    def run(self, spec: JobSpec, function: bytes | None, order: RunOrder) -> None:
+        """Begin an order (one at a time). `function`: the payload, needed when `spec.job_id` is not loaded yet."""
+
+    def limit(self, token: Token, stop: int) -> None:
+        """Begin no task at or after `stop` of the current order. What this cuts off is NOT in the worker's give_back:
+        the caller gives it back itself, after it has read `progress()` a millisecond later or more."""
+
+    def progress(self) -> tuple[Token | None, int, float]:
+        """(current order, index in progress or -1, seconds that it has run), from shared memory; no message."""
+
+    def tell(self, body: bytes) -> None:
+        """Pass a message that arrived for a nested client (CallResults, hints) to the worker."""
+
+    def kill(self, kind: str, message: str) -> None:
+        """SIGKILL at once; `died` follows with this kind and message."""
+
+    def stop(self) -> None:
+        """No more orders: end after the current one; `died` does not follow."""

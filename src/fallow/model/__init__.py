@@ -1,0 +1,1 @@
+"""Frozen types, identifiers, units and states. Imports nothing of ours."""

@@ -1,0 +1,134 @@
+"""What a job is: its code, environment, limits and policies."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from fallow.model.ids import ClientId, Digest, JobId
+
+
+class JobKind(StrEnum):
+    """map: one function over a stream of inputs. calls: a standing job that single calls append to;
+    its client keeps the inputs until it has the answers, so nothing of it is journalled but the row."""
+
+    MAP = "map"
+    CALLS = "calls"
+
+
+class Blob(Struct, frozen=True, array_like=True):
+    """Bytes by content: inline where `data` is set (at most INLINE_LIMIT_BYTES), else in the blob store."""
+
+    digest: Digest
+    size: int
+    data: bytes | None = None
+
+
+INLINE_LIMIT_BYTES = 256 * 1024
+"""Pages and function payloads up to this size travel and are stored inline; larger ones go to the blob store."""
+
+
+class RetryPolicy(Struct, frozen=True, array_like=True):
+    """Retries of tasks that raised or timed out. The exception filter travels inside the function payload."""
+
+    retries: int = 0
+    backoff_s: float = 0.0
+    factor: float = 2.0
+    max_backoff_s: float = 60.0
+
+    def delay_s(self, attempt: int) -> float:
+        """Seconds to wait before attempt number `attempt` (1 is the first retry)."""
+        return min(self.max_backoff_s, self.backoff_s * self.factor ** max(0, attempt - 1))
+
+
+class EnvSpec(Struct, frozen=True, array_like=True):
+    """An environment to build on the node. Empty requirements: the agent's own interpreter and packages."""
+
+    python: str = ""
+    """Minor version such as '3.11' that inputs and function were pickled with."""
+    requirements: tuple[str, ...] = ()
+    """Lines for `uv pip install`."""
+    allow_sdist: bool = False
+    modules: Blob | None = None
+    """Zip of the customer's own local modules, put first on sys.path."""
+
+
+class GpuSpec(Struct, frozen=True, array_like=True):
+    count: int = 0
+    min_memory_bytes: int = 0
+    models: tuple[str, ...] = ()
+
+
+class Resources(Struct, frozen=True, array_like=True):
+    cpu: int = 1
+    """CPU slots that one task takes; BLAS and OpenMP get as many threads."""
+    memory_bytes: int = 0
+    """Limit for one worker's resident memory; 0: none."""
+    gpu: GpuSpec = GpuSpec()
+
+
+class JobSpec(Struct, frozen=True, array_like=True):
+    """Everything that is fixed when a job is submitted."""
+
+    job_id: JobId
+    name: str
+    kind: JobKind
+    client_id: ClientId
+    function: Blob
+    """Payload made by wire.code.dump_function; opaque to all but the worker."""
+    env: EnvSpec = EnvSpec()
+    resources: Resources = Resources()
+    timeout_s: float = 0.0
+    """Per task; 0: none."""
+    retry: RetryPolicy = RetryPolicy()
+    max_nodes: int = 0
+    """0: any number."""
+    max_leases: int = 0
+    """Most leases at once (Executor's max_workers); 0: any number."""
+    speculate: bool = True
+    detached: bool = False
+    reduce: bool = False
+    """Results of a lease are combined on the node; a reduced range is atomic."""
+    total_hint: int = -1
+    """Expected number of tasks where the caller knows it; -1: unknown."""
+    account: str = "default"
+    trace: str = ""
+    """W3C traceparent of the caller."""
+    created_unix_s: float = 0.0
+    page_tasks: bool = False
+    """Ranges end where input pages end (set by Executor(chunksize=...))."""
+
+
+class JobCounts(Struct, frozen=True, array_like=True):
+    """Progress in numbers of tasks."""
+
+    inputs: int = 0
+    done: int = 0
+    failed: int = 0
+    running: int = 0
+    retried: int = 0
+    """Tasks run again after a death, a timeout or a lost node."""
+    node_losses: int = 0
+    worker_deaths: int = 0
+    doubled: int = 0
+
+
+class JobInfo(Struct, frozen=True):
+    """What listings and handles show of a job."""
+
+    job_id: JobId
+    name: str
+    kind: JobKind
+    state: str
+    reason: str
+    counts: JobCounts
+    total: int
+    """Number of inputs once known, else -1."""
+    detached: bool
+    account: str
+    created_unix_s: float
+    ended_unix_s: float = 0.0
+    nodes: dict[str, int] = {}
+    """Tasks done by each node, by the node's name."""
+    epoch: int = 0

@@ -1,0 +1,237 @@
+"""The Store protocol: the truth about jobs, behind SQLite now and PostgreSQL later.
+
+A store is synchronous and used from one writer thread of a coordinator (and reader threads). It reads no clock:
+times come in. Every commit is one transaction; it applies all of its operations or none, and checks that the
+committer still owns each job it writes (`OwnershipLost`). Applying the same operations again changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from fallow.model.ids import Interval, JobId, NodeId, PoolId
+from fallow.model.job import Blob, JobSpec
+from fallow.model.node import NodeSpec
+from fallow.model.states import JobState
+
+
+class StoreError(Exception):
+    """Base of what a store raises on purpose. The message is for people."""
+
+
+class StoreFull(StoreError):
+    """The disk is full. Nothing of the commit was kept; try again when there is room."""
+
+
+class StoreUnavailable(StoreError):
+    """The engine does not answer. Nothing is known to be kept; try again."""
+
+
+class SchemaTooNew(StoreError):
+    """The store was written by a newer Fallow. Says which, and what to install."""
+
+
+class OwnershipLost(StoreError):
+    """Another coordinator owns the job: nothing of the commit was kept. `job_ids` says which."""
+
+    def __init__(self, job_ids: Sequence[JobId]) -> None:
+        super().__init__(f"no longer the owner of {', '.join(job_ids)}")
+        self.job_ids = tuple(job_ids)
+
+
+# ---------------------------------------------------------------- operations
+
+
+class Op(Struct, frozen=True, tag=True):
+    """One write. All but PutNode carry the job and the epoch under which the writer owns it."""
+
+
+class CreateJob(Op):
+    """Insert the job, owned by `owner` under epoch 1, state open. A job of that id that exists is left alone."""
+
+    spec: JobSpec
+    owner: str
+    unix_s: float
+
+
+class SetJob(Op):
+    """State and what goes with it; None leaves a field as it is."""
+
+    job_id: JobId
+    epoch: int
+    state: JobState | None = None
+    reason: str | None = None
+    total: int | None = None
+    ended_unix_s: float | None = None
+    nodes: dict[str, int] | None = None
+    input_error: str | None = None
+    consumed: int | None = None
+    retried: int | None = None
+
+
+class PutInputPage(Op):
+    """Keyed by (job, start): a repeat is ignored."""
+
+    job_id: JobId
+    epoch: int
+    start: int
+    stop: int
+    page: Blob
+
+
+class PutResultPage(Op):
+    """A recorded result page, valid for [start, stop). Keyed by (job, start): a repeat is ignored.
+    `seq` is the order of recording within the job, from 0, given by the owner."""
+
+    job_id: JobId
+    epoch: int
+    seq: int
+    start: int
+    stop: int
+    page_start: int
+    page: Blob
+    failed_count: int = 0
+    failed: tuple[int, ...] = ()
+    fault: tuple[str, str, str] | None = None
+    """(kind, message, detail) of a FaultPage: then stop = start + 1 and page is empty."""
+    node: str = ""
+
+
+class DropInputPages(Op):
+    """Forget the input pages that end at or before `below`."""
+
+    job_id: JobId
+    epoch: int
+    below: int
+
+
+class DropResultPages(Op):
+    """Forget results that the client has: those that end at or before `below` (by index), or whose seq is below
+    `below_seq` (by order of recording). The range stays done; give -1 for what does not apply."""
+
+    job_id: JobId
+    epoch: int
+    below: int = -1
+    below_seq: int = -1
+
+
+class ReplaceResults(Op):
+    """Retry of failed tasks: take these indices out of the recorded results (splitting pages' valid intervals)."""
+
+    job_id: JobId
+    epoch: int
+    remove: tuple[Interval, ...]
+
+
+class DeleteJob(Op):
+    """Forget the job and everything of it."""
+
+    job_id: JobId
+    epoch: int
+
+
+class PutNode(Op):
+    """Remember a node, keyed by its id."""
+
+    spec: NodeSpec
+    unix_s: float
+    state: str
+
+
+class AppendLogs(Op):
+    """Output lines (encoded LogLine each) to keep; the oldest beyond `keep` are dropped."""
+
+    job_id: JobId
+    epoch: int
+    lines: tuple[tuple[int, bytes], ...]
+    """(seq, encoded line)"""
+    keep: int
+
+
+# ---------------------------------------------------------------- what is read
+
+
+class StoredJob(Struct, frozen=True):
+    spec: JobSpec
+    state: JobState
+    reason: str
+    owner: str
+    epoch: int
+    total: int
+    """-1 until known"""
+    created_unix_s: float
+    ended_unix_s: float
+    nodes: dict[str, int]
+    input_error: str
+    consumed: int
+    """Index (ordered) below which an attached client has everything."""
+    retried: int
+
+
+class PageIndex(Struct, frozen=True, array_like=True):
+    """A row of input or result pages without its bytes."""
+
+    seq: int
+    start: int
+    stop: int
+    page_start: int
+    digest: str
+    size: int
+    inline: bool
+    failed_count: int = 0
+    failed: tuple[int, ...] = ()
+    fault: tuple[str, str, str] | None = None
+    node: str = ""
+
+
+class Store(Protocol):
+    """See the module. Methods may be called from any thread, one at a time per kind of use."""
+
+    def open(self) -> None:
+        """Connect and bring the schema up to date (create it where there is none). Raises StoreError in words."""
+
+    def close(self) -> None: ...
+
+    def pool_id(self, fresh: PoolId) -> PoolId:
+        """The pool that this store belongs to; `fresh` is recorded where it has none yet."""
+
+    def commit(self, ops: Sequence[Op]) -> None:
+        """Apply all or nothing, in order, in one durable transaction."""
+
+    def acquire_job(self, job_id: JobId, owner: str) -> StoredJob | None:
+        """Become the owner under the next epoch; None if there is no such job."""
+
+    def get_job(self, job_id: JobId) -> StoredJob | None: ...
+
+    def find_job(self, text: str) -> JobId | None:
+        """By id, else the newest with that exact name, else by a prefix of the id (at least 6 characters of it)
+        that only one job has."""
+
+    def list_jobs(self, limit: int, active_only: bool) -> list[StoredJob]:
+        """Newest first."""
+
+    def input_pages(self, job_id: JobId) -> list[PageIndex]:
+        """By start."""
+
+    def result_pages(self, job_id: JobId) -> list[PageIndex]:
+        """By seq."""
+
+    def done_intervals(self, job_id: JobId) -> tuple[Interval, ...]:
+        """What was dropped by DropResultPages and is done all the same (result_pages does not show it)."""
+
+    def read_input(self, job_id: JobId, starts: Sequence[int]) -> dict[int, Blob]:
+        """Pages by their start, with their inline data."""
+
+    def read_results(self, job_id: JobId, starts: Sequence[int]) -> dict[int, Blob]:
+        """Result pages by their start, with their inline data."""
+
+    def read_logs(self, job_id: JobId, after_seq: int, limit: int) -> list[tuple[int, bytes]]: ...
+
+    def list_nodes(self) -> list[tuple[NodeSpec, float, str]]:
+        """(spec, unix time of the last PutNode, state)"""
+
+    def live_digests(self) -> set[str]:
+        """Digests in the blob store that some job still needs (pages that are not inline, functions, modules)."""

@@ -1,0 +1,1 @@
+"""Subjects, messages, codecs and the NATS connection."""

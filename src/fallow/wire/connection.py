@@ -1,0 +1,143 @@
+"""The NATS connection: reconnects for ever with jitter, and messages both ways.
+
+Reading happens on the event loop; handlers are called in the order of arrival, without a task per message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg as NatsMessage
+
+from fallow.model.errors import PoolRefused, PoolUnreachable
+from fallow.wire.address import PoolAddress
+from fallow.wire.messages import Msg, decode, encode
+
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+"""The server's max_payload in a pool of ours; no message may exceed it."""
+
+PENDING_BYTES_LIMIT = 256 * 1024 * 1024
+
+Handler = Callable[[Any, str], None]
+"""(decoded message, reply subject or '')"""
+
+
+class Connection:
+    """A connected client. `on_reconnect` runs on the loop after every reconnection."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.on_reconnect: list[Callable[[], None]] = []
+        self.on_disconnect: list[Callable[[], None]] = []
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._client.is_connected)
+
+    async def publish(self, subject: str, message: Msg, reply: str = "") -> None:
+        """Send. What cannot be sent now waits in a bounded buffer; when that is full the message is dropped, as
+        if lost on the way (senders repeat until they hear)."""
+        with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            await self._client.publish(subject, encode(message), reply)
+
+    async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
+        """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
+        data = await self.request_bytes(subject, encode(message), timeout_s)
+        return decode(data)
+
+    async def request_bytes(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        try:
+            reply = await self._client.request(subject, data, timeout=timeout_s)
+        except (nats.errors.TimeoutError, nats.errors.NoRespondersError, asyncio.TimeoutError) as error:
+            raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
+        except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
+            raise TimeoutError(f"not connected while asking on {subject}") from error
+        return bytes(reply.data)
+
+    async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Any:
+        """Call `handler` with every message. One that cannot be decoded is dropped: a stranger's or a newer one's."""
+
+        async def receive(raw: NatsMessage) -> None:
+            try:
+                message = decode(raw.data)
+            except msgspec.DecodeError:
+                return
+            handler(message, raw.reply)
+
+        return await self._client.subscribe(
+            subject, queue=queue, cb=receive, pending_msgs_limit=1_000_000, pending_bytes_limit=PENDING_BYTES_LIMIT
+        )
+
+    async def unsubscribe(self, subscription: Any) -> None:
+        with contextlib.suppress(Exception):
+            await subscription.unsubscribe()
+
+    async def flush(self, timeout_s: float = 2.0) -> None:
+        with contextlib.suppress(Exception):
+            await self._client.flush(timeout=timeout_s)
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._client.close(), 2.0)
+
+
+async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Connection:
+    """Connect to the pool's NATS. Raises PoolUnreachable or PoolRefused in words when the first attempt fails
+    for `timeout_s`; afterwards reconnects for ever."""
+    holder: list[Connection] = []
+
+    async def reconnected() -> None:
+        for callback in holder[0].on_reconnect if holder else ():
+            callback()
+
+    async def disconnected() -> None:
+        for callback in holder[0].on_disconnect if holder else ():
+            callback()
+
+    last: list[BaseException] = []
+
+    async def failed(error: Exception) -> None:
+        last[:] = [error]
+
+    async def attempt() -> Client:
+        return await nats.connect(
+            servers=address.urls,
+            token=address.secret,
+            name=name,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.2,
+            connect_timeout=max(1, int(timeout_s)),
+            ping_interval=10,
+            max_outstanding_pings=3,
+            pending_size=PENDING_BYTES_LIMIT,
+            flusher_queue_size=65536,
+            reconnected_cb=reconnected,
+            disconnected_cb=disconnected,
+            error_cb=failed,
+        )
+
+    try:
+        client = await asyncio.wait_for(attempt(), timeout_s)
+    except (TimeoutError, asyncio.TimeoutError, OSError, nats.errors.Error) as error:
+        cause = last[0] if last else error
+        if "authorization" in str(cause).lower():
+            raise PoolRefused(
+                f"the pool at {address.public} refused the token. Copy the line that `fallow up --listen` printed there.",
+                "unauthorised",
+            ) from None
+        raise PoolUnreachable(
+            f"no pool answers at {address.public} ({cause or type(cause).__name__}). "
+            "Is `fallow up` running there, and is the port open?"
+        ) from None
+    connection = Connection(client)
+    holder.append(connection)
+    return connection

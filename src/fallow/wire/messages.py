@@ -1,0 +1,542 @@
+"""Every message between client, coordinator and agent: msgspec structs in MessagePack, tagged by name.
+
+All of them may be lost, repeated or reordered. Whoever needs an effect sends again until it is acknowledged;
+whoever receives treats a repeat as done. Replies and orders carry the epoch of the job's owner: receivers drop
+whatever is below the highest that they have seen for that job.
+
+Requests (answered on NATS' reply subject) end in a comment that names their replies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, Token
+from fallow.model.job import Blob, JobInfo, JobSpec
+from fallow.model.node import NodeInfo, NodeSpec
+
+
+class Msg(Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all messages: arrays with the type's name in front."""
+
+
+# ---------------------------------------------------------------- parts
+
+
+class InputPage(Struct, frozen=True, array_like=True, gc=False):
+    """Encoded inputs of tasks [start, stop)."""
+
+    start: int
+    stop: int
+    page: Blob
+
+
+class ResultPage(Struct, frozen=True, array_like=True, gc=False):
+    """Encoded results whose first item belongs to task `page_start`; only [start, stop) of it is valid.
+
+    The page may hold more than is valid; readers slice after decoding."""
+
+    start: int
+    stop: int
+    page_start: int
+    page: Blob
+    failed_count: int = 0
+    failed: tuple[int, ...] = ()
+    """Indices that failed, at most FAILED_LIST_LIMIT of them."""
+
+
+class FaultPage(Struct, frozen=True, array_like=True, gc=False):
+    """A result that no worker could write: task `index` failed from outside. See wire.page.Failure for `kind`."""
+
+    index: int
+    kind: str
+    message: str
+    detail: str = ""
+
+
+FAILED_LIST_LIMIT = 256
+
+
+class Death(Struct, frozen=True, array_like=True, gc=False):
+    """A worker ended while it ran task `index` (-1: outside any task).
+
+    kind: 'worker_lost' (died by itself), 'timeout' (killed for the task's time limit), 'memory' (killed for the
+    memory limit, or by the kernel), 'setup' (environment or function could not be loaded: detail has the words)."""
+
+    index: int
+    kind: str
+    message: str
+    detail: str = ""
+
+
+class RetryLater(Struct, frozen=True, array_like=True, gc=False):
+    """Task to run again, as attempt number `attempt`, not before `delay_s` from now."""
+
+    index: int
+    attempt: int
+    delay_s: float
+
+
+# ---------------------------------------------------------------- client -> any coordinator (subject POOL)
+
+
+class GetPool(Msg):
+    """-> PoolInfo"""
+
+
+class SubmitJob(Msg):
+    """Idempotent by spec.job_id. May carry the first pages and the end. -> Submitted | Refused"""
+
+    spec: JobSpec
+    pages: tuple[InputPage, ...] = ()
+    total: int = -1
+
+
+class ListJobs(Msg):
+    """Newest first. -> Jobs"""
+
+    limit: int = 100
+    active_only: bool = False
+
+
+class ListNodes(Msg):
+    """-> Nodes"""
+
+
+class FindJob(Msg):
+    """By id or unique prefix of id or exact name (newest wins). -> JobStatus | Refused"""
+
+    text: str
+
+
+class SignBlobs(Msg):
+    """URLs to get or put blobs, good for some minutes. -> SignedBlobs | Refused"""
+
+    method: str
+    """'GET' or 'PUT'"""
+    blobs: tuple[tuple[Digest, int], ...]
+    """(digest, size)"""
+
+
+class NodeControl(Msg):
+    """Operator's order for a node: 'drain' or 'resume'. -> Done | Refused"""
+
+    node_id: NodeId
+    order: str
+
+
+# ---------------------------------------------------------------- client -> owner (subject job(id))
+
+
+class AppendInputs(Msg):
+    """Pages must follow each other; repeats are fine. Acknowledged once durable. total >= 0 also ends the inputs.
+    -> Appended | Refused"""
+
+    job_id: JobId
+    pages: tuple[InputPage, ...]
+    total: int = -1
+    input_error: str = ""
+    """With total: the caller's iterator raised; what was submitted still runs."""
+
+
+class FetchResults(Msg):
+    """Results from `cursor` on, in index order; parks at the owner up to wait_s until there is one.
+    ordered=False: results in order of recording, `cursor` is then the sequence number to go on from.
+    `consumed` (attached jobs): everything below it, by the same order, may be dropped. -> Results | Refused"""
+
+    job_id: JobId
+    cursor: int
+    ordered: bool = True
+    consumed: int = -1
+    max_bytes: int = 1 << 20
+    wait_s: float = 10.0
+    hint_stop: int = -1
+    """Ordered only: no result at or after this index is wanted."""
+
+
+class GetJob(Msg):
+    """-> JobStatus | Refused"""
+
+    job_id: JobId
+
+
+class CancelJob(Msg):
+    """-> Done | Refused"""
+
+    job_id: JobId
+    reason: str
+
+
+class RetryFailed(Msg):
+    """Run again what failed, in the same job. -> JobStatus | Refused"""
+
+    job_id: JobId
+
+
+class Ping(Msg):
+    """Keeps an attached job alive. No reply."""
+
+    job_id: JobId
+    client_id: ClientId
+
+
+class GetLogs(Msg):
+    """Kept output lines from `after_seq` on (the coordinator keeps a bounded tail per job). -> LogLines | Refused"""
+
+    job_id: JobId
+    after_seq: int = 0
+    limit: int = 1000
+
+
+class AppendCalls(Msg):
+    """Inputs of single calls for a standing job. Not acknowledged: the answers are (CallResults). No reply."""
+
+    job_id: JobId
+    client_id: ClientId
+    pages: tuple[InputPage, ...]
+    received: tuple[Interval, ...] = ()
+    """Answers that the client has: the owner forgets them."""
+
+
+class SyncCalls(Msg):
+    """What the client still waits for; sent every few seconds while it waits, and answered with CallsUnknown.
+    Answers that were lost are pushed again. No reply."""
+
+    job_id: JobId
+    client_id: ClientId
+    waiting: tuple[Interval, ...]
+    received: tuple[Interval, ...] = ()
+
+
+class CancelCalls(Msg):
+    """Calls that nobody wants any more. Those not begun never run. No reply."""
+
+    job_id: JobId
+    indices: tuple[Interval, ...]
+
+
+# ---------------------------------------------------------------- coordinator -> client
+
+
+class PoolInfo(Msg):
+    pool_id: str
+    name: str
+    version: str
+    python: str
+    blob_dir: str = ""
+    """Folder of the blob store where it is local to the coordinator; a client that can read
+    blob_dir/.fallow-<blob_nonce> is on the same machine and reads and writes there itself."""
+    blob_nonce: str = ""
+    embedded: bool = False
+    slots: int = 0
+    unix_s: float = 0.0
+
+
+class Submitted(Msg):
+    job_id: JobId
+    epoch: int
+    cursor: int
+
+
+class Refused(Msg):
+    """kind: 'invalid', 'not_found', 'overloaded', 'store_full', 'too_large', 'embedded', 'not_owner', 'ended',
+    'python'. `message` is for people: what was wrong and what to do."""
+
+    kind: str
+    message: str
+    epoch: int = 0
+    retry_after_s: float = 0.0
+
+
+class Done(Msg):
+    epoch: int = 0
+
+
+class Appended(Msg):
+    """All inputs below `cursor` are durable. The client may have at most `window` inputs, and as many bytes as
+    `window_bytes`, beyond what it has consumed."""
+
+    epoch: int
+    cursor: int
+    window_bytes: int
+
+
+class Results(Msg):
+    """Pages in the order asked for. `next_cursor` is where to go on. `total` is -1 until known.
+    state is the job's; once it is final and next_cursor has passed the last result, there is no more."""
+
+    epoch: int
+    pages: tuple[ResultPage, ...]
+    faults: tuple[FaultPage, ...]
+    next_cursor: int
+    total: int
+    state: str
+    reason: str
+    info: JobInfo | None = None
+    exhausted: bool = False
+    """No result will ever follow next_cursor."""
+
+
+class JobStatus(Msg):
+    epoch: int
+    info: JobInfo
+
+
+class Jobs(Msg):
+    jobs: tuple[JobInfo, ...]
+
+
+class Nodes(Msg):
+    nodes: tuple[NodeInfo, ...]
+
+
+class SignedBlobs(Msg):
+    urls: tuple[str, ...]
+
+
+class LogLine(Struct, frozen=True, array_like=True, gc=False):
+    seq: int
+    node: str
+    index: int
+    stream: str
+    text: str
+    unix_s: float = 0.0
+
+
+class LogLines(Msg):
+    lines: tuple[LogLine, ...]
+
+
+class CallResults(Msg):
+    """Pushed to the client's subject; the client names what it has in its next AppendCalls or SyncCalls."""
+
+    job_id: JobId
+    epoch: int
+    pages: tuple[ResultPage, ...]
+    faults: tuple[FaultPage, ...] = ()
+    ended: str = ""
+    """Set when the standing job ended: the reason."""
+
+
+class CallsUnknown(Msg):
+    """Calls that the owner does not have: send them again (AppendCalls)."""
+
+    job_id: JobId
+    epoch: int
+    unknown: tuple[Interval, ...]
+    started: tuple[Interval, ...] = ()
+    """Calls that are with a worker now."""
+
+
+# ---------------------------------------------------------------- agent -> all coordinators (subject BEAT)
+
+
+class HeldLease(Struct, frozen=True, array_like=True, gc=False):
+    """A lease that the agent holds: named in every beat, so that it lives on, and is adopted after a take-over."""
+
+    job_id: JobId
+    token: Token
+    slot: int
+    start: int
+    stop: int
+    index: int = -1
+    """Task in progress; -1 while not begun."""
+    elapsed_s: float = 0.0
+    """How long that task has run."""
+
+
+class SlotState(Struct, frozen=True, array_like=True, gc=False):
+    slot: int
+    job_id: JobId | None
+    """What the slot is assigned to."""
+
+
+class Beat(Msg):
+    """Every BEAT_INTERVAL_S. `spec` in the first of a session, and when asked for."""
+
+    node_id: NodeId
+    session: str
+    seq: int
+    slots: tuple[SlotState, ...]
+    leases: tuple[HeldLease, ...]
+    load: float = 0.0
+    memory_used_bytes: int = 0
+    draining: bool = False
+    spec: NodeSpec | None = None
+
+
+BEAT_INTERVAL_S = 1.0
+NODE_LOST_AFTER_S = 6.0
+
+
+class Bye(Msg):
+    """The agent ends; whatever it held is to be leased elsewhere at once."""
+
+    node_id: NodeId
+    session: str
+
+
+# ---------------------------------------------------------------- agent -> owner (subject job(id))
+
+
+class Pull(Msg):
+    """The slot wants a lease of this job. Stands until it is answered by Lease or replaced by the slot's next
+    Pull (highest `seq` counts). `idle` says that the slot has nothing else to run; else it asks ahead.
+    `pages`: starts of input pages of the job that the agent still holds."""
+
+    job_id: JobId
+    node_id: NodeId
+    slot: int
+    seq: int
+    idle: bool
+    pages: tuple[int, ...] = ()
+
+
+class Unpull(Msg):
+    """The slot takes its Pull back (it was assigned to another job)."""
+
+    job_id: JobId
+    node_id: NodeId
+    slot: int
+    seq: int
+
+
+class HandIn(Msg):
+    """What came of (part of) a lease. Sent again until acknowledged by HandInAck with the same (token, seq).
+    `ended`: the lease is over; whatever of it is in neither results nor give_back is lost and runs again."""
+
+    job_id: JobId
+    node_id: NodeId
+    slot: int
+    token: Token
+    seq: int
+    start: int
+    stop: int
+    """Bounds of the lease."""
+    results: tuple[ResultPage, ...] = ()
+    give_back: tuple[Interval, ...] = ()
+    deaths: tuple[Death, ...] = ()
+    retry_later: tuple[RetryLater, ...] = ()
+    ended: bool = False
+    run_s: float = 0.0
+    """Time spent in tasks since the last hand-in of this lease."""
+    reduced: bool = False
+    cpu_s: float = 0.0
+    pull: Pull | None = None
+    """The slot's next Pull, in the same message."""
+
+
+class AssignRefused(Msg):
+    """The agent cannot run this job (environment failed, Python missing, node drains). `fatal`: no node could
+    (the resolver's own words): the job fails with `message`."""
+
+    job_id: JobId
+    node_id: NodeId
+    message: str
+    fatal: bool
+    kind: str = "environment"
+
+
+class NodeLog(Msg):
+    """Published on log(job_id): output lines of tasks."""
+
+    job_id: JobId
+    node: str
+    lines: tuple[LogLine, ...]
+
+
+# ---------------------------------------------------------------- coordinator -> agent (subject node(id))
+
+
+class BeatAck(Msg):
+    """want_spec: send the NodeSpec again. drain: the operator wants the node to take no more work."""
+
+    seq: int
+    want_spec: bool = False
+    drain: bool = False
+    epoch: int = 0
+
+
+class Assign(Msg):
+    """The slot shall work for the job from now on (until the next Assign of the slot): it finishes what it runs,
+    gives back what it has not begun of other jobs, and pulls. spec is None for 'no job'.
+    Highest (epoch, seq) counts."""
+
+    slot: int
+    seq: int
+    epoch: int
+    spec: JobSpec | None
+
+
+class Lease(Msg):
+    """A range for a slot. `pages` covers [start, stop), without those named in the Pull.
+    budget_s: after it, hand in what is done and give the rest back. alone: a suspect, run with nothing else.
+    attempt: number of earlier attempts of this (single) task."""
+
+    job_id: JobId
+    epoch: int
+    token: Token
+    slot: int
+    pull_seq: int
+    start: int
+    stop: int
+    budget_s: float
+    pages: tuple[InputPage, ...]
+    alone: bool = False
+    attempt: int = 0
+
+
+class TakeBack(Msg):
+    """Give back about `share` (0 to 1) of what is not begun of this lease; 1.0 for a prefetched lease: all.
+    Answered by HandIn(give_back=...), with an empty one where nothing is left."""
+
+    job_id: JobId
+    epoch: int
+    token: Token
+    slot: int
+    share: float
+
+
+class Revoke(Msg):
+    """Stop working on these leases now and forget them (job cancelled or ended, task recorded elsewhere).
+    tokens empty: every lease of the job, and forget the job."""
+
+    job_id: JobId
+    epoch: int
+    tokens: tuple[Token, ...] = ()
+    reason: str = ""
+
+
+class HandInAck(Msg):
+    """These hand-ins are durable: (token, seq) each."""
+
+    job_id: JobId
+    epoch: int
+    acks: tuple[tuple[Token, int], ...]
+
+
+Message = (
+    GetPool | SubmitJob | ListJobs | ListNodes | FindJob | SignBlobs | NodeControl
+    | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
+    | AppendCalls | SyncCalls | CancelCalls
+    | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs
+    | LogLines | CallResults | CallsUnknown
+    | Beat | Bye | Pull | Unpull | HandIn | AssignRefused | NodeLog
+    | BeatAck | Assign | Lease | TakeBack | Revoke | HandInAck
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Msg) -> bytes:
+    """Bytes for NATS."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> Any:
+    """Message from bytes. Raises msgspec.ValidationError for anything that is not one."""
+    return _decoder.decode(data)

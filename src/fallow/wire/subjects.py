@@ -1,0 +1,32 @@
+"""NATS subjects. Every name that goes into one is an identifier (see model.ids)."""
+
+from __future__ import annotations
+
+from fallow.model.ids import ClientId, JobId, NodeId
+
+POOL = "fw.pool"
+"""Requests to any coordinator (queue group COORDINATORS)."""
+COORDINATORS = "coordinators"
+BEAT = "fw.beat"
+"""Heartbeats of agents; every coordinator listens."""
+LOGS_ALL = "fw.log.*"
+
+
+def job(job_id: JobId) -> str:
+    """To the owner of a job, from its client and from agents."""
+    return f"fw.job.{job_id}"
+
+
+def node(node_id: NodeId) -> str:
+    """To one agent."""
+    return f"fw.node.{node_id}"
+
+
+def client(client_id: ClientId) -> str:
+    """To one client: answers of calls, hints."""
+    return f"fw.client.{client_id}"
+
+
+def log(job_id: JobId) -> str:
+    """Printed output of a job's tasks, from agents to whoever follows."""
+    return f"fw.log.{job_id}"
