@@ -15,69 +15,19 @@ import msgspec
 from msgspec import Struct
 
 from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, Token
-from fallow.model.job import Blob, JobInfo, JobSpec
+from fallow.model.job import JobInfo, JobSpec
 from fallow.model.node import NodeInfo, NodeSpec
+from fallow.model.parts import FAILED_LIST_LIMIT as FAILED_LIST_LIMIT
+from fallow.model.parts import Death as Death
+from fallow.model.parts import FaultPage as FaultPage
+from fallow.model.parts import HeldLease as HeldLease
+from fallow.model.parts import InputPage as InputPage
+from fallow.model.parts import ResultPage as ResultPage
+from fallow.model.parts import RetryLater as RetryLater
 
 
 class Msg(Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Base of all messages: arrays with the type's name in front."""
-
-
-# ---------------------------------------------------------------- parts
-
-
-class InputPage(Struct, frozen=True, array_like=True, gc=False):
-    """Encoded inputs of tasks [start, stop)."""
-
-    start: int
-    stop: int
-    page: Blob
-
-
-class ResultPage(Struct, frozen=True, array_like=True, gc=False):
-    """Encoded results whose first item belongs to task `page_start`; only [start, stop) of it is valid.
-
-    The page may hold more than is valid; readers slice after decoding."""
-
-    start: int
-    stop: int
-    page_start: int
-    page: Blob
-    failed_count: int = 0
-    failed: tuple[int, ...] = ()
-    """Indices that failed, at most FAILED_LIST_LIMIT of them."""
-
-
-class FaultPage(Struct, frozen=True, array_like=True, gc=False):
-    """A result that no worker could write: task `index` failed from outside. See wire.page.Failure for `kind`."""
-
-    index: int
-    kind: str
-    message: str
-    detail: str = ""
-
-
-FAILED_LIST_LIMIT = 256
-
-
-class Death(Struct, frozen=True, array_like=True, gc=False):
-    """A worker ended while it ran task `index` (-1: outside any task).
-
-    kind: 'worker_lost' (died by itself), 'timeout' (killed for the task's time limit), 'memory' (killed for the
-    memory limit, or by the kernel), 'setup' (environment or function could not be loaded: detail has the words)."""
-
-    index: int
-    kind: str
-    message: str
-    detail: str = ""
-
-
-class RetryLater(Struct, frozen=True, array_like=True, gc=False):
-    """Task to run again, as attempt number `attempt`, not before `delay_s` from now."""
-
-    index: int
-    attempt: int
-    delay_s: float
 
 
 # ---------------------------------------------------------------- client -> any coordinator (subject POOL)
@@ -332,20 +282,6 @@ class CallsUnknown(Msg):
 
 
 # ---------------------------------------------------------------- agent -> all coordinators (subject BEAT)
-
-
-class HeldLease(Struct, frozen=True, array_like=True, gc=False):
-    """A lease that the agent holds: named in every beat, so that it lives on, and is adopted after a take-over."""
-
-    job_id: JobId
-    token: Token
-    slot: int
-    start: int
-    stop: int
-    index: int = -1
-    """Task in progress; -1 while not begun."""
-    elapsed_s: float = 0.0
-    """How long that task has run."""
 
 
 class SlotState(Struct, frozen=True, array_like=True, gc=False):
