@@ -49,7 +49,7 @@ def lease_size(
     """Number of tasks for the next lease, at least 1.
 
     remaining: tasks of the job that nobody has leased yet; slots: how many work on it; last_size: the slot's last
-    lease (0: none); rate_per_s: the slot's tasks per second (0: unknown); size_cap: upper bound after a death (0: none).
+    lease (0: none); rate_per_s: the slot's tasks per second (0: unknown); size_cap: bound after a death (0: none).
     """
     if rate_per_s <= 0 or last_size <= 0:
         return 1
