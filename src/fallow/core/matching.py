@@ -112,11 +112,11 @@ def plan(jobs: Sequence[JobDemand], nodes: Sequence[NodeView]) -> Plan:
         lacking = shares.get(job.spec.job_id, 0) - len(have.get(job.spec.job_id, ()))
         used = {key[0] for key in have.get(job.spec.job_id, ())}
         while lacking > 0:
-            key = _take_slot(job, open_nodes, free, spare, result, by_id, used)
-            if key is None:
+            taken_slot = _take_slot(job, open_nodes, free, spare, result, by_id, used)
+            if taken_slot is None:
                 break
-            result[key] = job.spec.job_id
-            used.add(key[0])
+            result[taken_slot] = job.spec.job_id
+            used.add(taken_slot[0])
             lacking -= 1
 
     out = Plan()
@@ -200,9 +200,9 @@ def _take_slot(
             del result[node_id, slot]
             free.setdefault(node_id, []).extend(range(slot + cpu, slot + width))
             return node_id, slot
-        group = [(node_id, s) for s in range(slot, slot + cpu)]
-        if all(key in spare or key[1] in free.get(node_id, ()) for key in group):
-            for key in group:
+        keys = [(node_id, s) for s in range(slot, slot + cpu)]
+        if all(key in spare or key[1] in free.get(node_id, ()) for key in keys):
+            for key in keys:
                 if key in spare:
                     spare.remove(key)
                     result.pop(key, None)

@@ -132,3 +132,8 @@ class JobInfo(Struct, frozen=True):
     nodes: dict[str, int] = {}
     """Tasks done by each node, by the node's name."""
     epoch: int = 0
+    reason_kind: str = ""
+    """Why it ended, for programs: 'environment', 'setup', 'python', 'too_large', 'workers', 'client_silent', 'input',
+    'cancelled' or ''."""
+    slots: int = 0
+    """Slots that work on it now."""

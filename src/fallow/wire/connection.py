@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ class Connection:
         self._client = client
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
+        self._outgoing: deque[tuple[str, Msg, str]] = deque()
+        self._pump: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -48,6 +51,20 @@ class Connection:
         with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             await self._client.publish(subject, encode(message), reply)
 
+    def send(self, subject: str, message: Msg, reply: str = "") -> None:
+        """Publish from synchronous code on the loop; messages keep their order."""
+        self._outgoing.append((subject, message, reply))
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._pump_out())
+
+    async def _pump_out(self) -> None:
+        try:
+            while self._outgoing:
+                subject, message, reply = self._outgoing.popleft()
+                await self.publish(subject, message, reply)
+        finally:
+            self._pump = None
+
     async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
         data = await self.request_bytes(subject, encode(message), timeout_s)
@@ -56,7 +73,7 @@ class Connection:
     async def request_bytes(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         try:
             reply = await self._client.request(subject, data, timeout=timeout_s)
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError, asyncio.TimeoutError) as error:
+        except (TimeoutError, nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
             raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise TimeoutError(f"not connected while asking on {subject}") from error
@@ -127,11 +144,12 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
 
     try:
         client = await asyncio.wait_for(attempt(), timeout_s)
-    except (TimeoutError, asyncio.TimeoutError, OSError, nats.errors.Error) as error:
+    except (TimeoutError, OSError, nats.errors.Error) as error:
         cause = last[0] if last else error
         if "authorization" in str(cause).lower():
             raise PoolRefused(
-                f"the pool at {address.public} refused the token. Copy the line that `fallow up --listen` printed there.",
+                f"the pool at {address.public} refused the token. "
+                "Copy the whole line that `fallow up --listen` printed there.",
                 "unauthorised",
             ) from None
         raise PoolUnreachable(

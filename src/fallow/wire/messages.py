@@ -228,6 +228,8 @@ class Results(Msg):
     info: JobInfo | None = None
     exhausted: bool = False
     """No result will ever follow next_cursor."""
+    reason_kind: str = ""
+    """See JobInfo.reason_kind."""
 
 
 class JobStatus(Msg):
