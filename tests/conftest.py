@@ -1,0 +1,29 @@
+"""Fixtures for everyone: real pools."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pool import Pool, running_pool
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A pool with two slots that the tests of a module share. Tests that break things use make_pool."""
+    with running_pool(tmp_path_factory.mktemp("pool") / "home") as started:
+        yield started
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Start pools of one's own: make_pool(slots=2, name="a", arguments=("--no-agent",))."""
+    with contextlib.ExitStack() as stack:
+
+        def make(slots: int = 2, name: str = "home", arguments: tuple[str, ...] = (), **variables: str) -> Pool:
+            return stack.enter_context(running_pool(tmp_path / name, *arguments, slots=slots, **variables))
+
+        yield make
