@@ -1,0 +1,241 @@
+"""Pages: the encoded bytes of consecutive inputs or results. Only the SDK and the worker look inside.
+
+A page is a header, a body and tables, all little-endian:
+
+    header   24 bytes: b"FP", version, kind, failures length (u32), body length (u64), number of buffers (u32), zeros
+    body     RANGE: start, stop, step as int64. PLAIN: msgpack list. PICKLE: one pickle (protocol 5) of the list
+    failures msgpack map from offset in the page to Failure (results only); the items there are None in the body
+    table    PICKLE: (offset, length) as u64 of every out-of-band buffer; the buffers start at multiples of 64
+
+Large arrays are out-of-band buffers: they are neither copied to encode nor to decode.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from fallow.model.errors import UnserialisableError, UnserialisableInput, UnserialisableResult
+
+_Error = TypeVar("_Error", bound=UnserialisableError)
+Buffer = bytes | bytearray | memoryview
+
+RANGE, PLAIN, PICKLE = 0, 1, 2
+
+_HEADER = struct.Struct("<2sBBIQI4x")
+_SPAN = struct.Struct("<qqq")
+_ENTRY = struct.Struct("<QQ")
+_MAGIC = b"FP"
+_VERSION = 1
+_ALIGN = 64
+_PLAIN_TYPES = frozenset({int, float, str, bool, bytes, type(None)})
+
+IN_BAND_BYTES = 2048
+"""Buffers below this are cheaper inside the pickle."""
+WRITABLE_COPY_BYTES = 512 * 1024
+"""Read-only pages up to this size are copied on decoding, so that the arrays in them may be written to."""
+
+
+class PageError(ValueError):
+    """Bytes that are no page, or one of a newer version."""
+
+
+class Failure(Struct, frozen=True, array_like=True):
+    """What stands in a page in place of the result of a task that failed.
+
+    kind: 'raised', 'timeout', 'memory', 'worker_lost', 'node_lost', 'cancelled' or 'unserialisable'.
+    exception: cloudpickle of the exception, where it can be brought over."""
+
+    kind: str
+    type_name: str = ""
+    message: str = ""
+    traceback: str = ""
+    exception: bytes | None = None
+
+
+_encode_msgpack = msgspec.msgpack.Encoder().encode
+_decode_failures = msgspec.msgpack.Decoder(dict[int, Failure]).decode
+_decode_plain = msgspec.msgpack.Decoder().decode
+
+
+def encode_inputs(items: Sequence[object]) -> list[Buffer]:
+    """Encode inputs as segments that make a page one after another. A `range` takes 48 bytes, however long.
+
+    Raises UnserialisableInput that names the item and the object inside it; its `index` is the offset in the page."""
+    if type(items) is range:
+        try:
+            span = _SPAN.pack(items.start, items.stop, items.step)
+        except struct.error:
+            items = list(items)
+        else:
+            return [_HEADER.pack(_MAGIC, _VERSION, RANGE, 0, len(span), 0) + span]
+    try:
+        return _encode(items, b"")
+    except _NotSerialisable as error:
+        raise _name_item(items, error, UnserialisableInput, "input") from None
+
+
+def encode_results(values: list[object], failures: Mapping[int, Failure] | None = None) -> list[Buffer]:
+    """Encode results as segments. `failures`: by offset in `values`; what the list holds there does not matter.
+
+    Raises UnserialisableResult that names the first item that cannot be encoded; see `split_unserialisable`."""
+    tail = b""
+    if failures:
+        tail = _encode_msgpack(dict(failures))
+        values = list(values)
+        for offset in failures:
+            values[offset] = None
+    try:
+        return _encode(values, tail)
+    except _NotSerialisable as error:
+        raise _name_item(values, error, UnserialisableResult, "result") from None
+
+
+def split_unserialisable(values: Sequence[object], named: int = 16) -> dict[int, UnserialisableResult]:
+    """Every value that cannot be encoded, by offset; the first `named` say which object inside is to blame."""
+    bad: dict[int, UnserialisableResult] = {}
+    for offset, value in enumerate(values):
+        try:
+            _pickle([value])
+        except Exception as error:
+            if len(bad) < named:
+                bad[offset] = _blame(value, error, UnserialisableResult, "result", offset)
+            else:
+                bad[offset] = UnserialisableResult(f"the result cannot be serialised: {_words(error)}", "", offset)
+    return bad
+
+
+def decode_page(buffer: Buffer | Any) -> Sequence[object]:
+    """The items of a page: a list, or a range. Failures appear as Failure objects. Large arrays lie in `buffer`
+    itself, which must stay unchanged while they live; they are read-only where it is (but see WRITABLE_COPY_BYTES).
+
+    Raises PageError for what is no page, and whatever unpickling raises (such as ModuleNotFoundError)."""
+    view = memoryview(buffer).cast("B")
+    kind, failures_size, body_size, count = _read_header(view)
+    body_end = _HEADER.size + body_size
+    body = view[_HEADER.size : body_end]
+    if kind == RANGE:
+        return range(*_SPAN.unpack(body))
+    if kind == PLAIN:
+        items: list[object] = _decode_plain(body)
+    else:
+        if count and view.readonly and len(view) <= WRITABLE_COPY_BYTES:
+            view = memoryview(bytearray(view))
+            body = view[_HEADER.size : body_end]
+        table = view[body_end + failures_size : body_end + failures_size + count * _ENTRY.size]
+        items = pickle.loads(body, buffers=[view[at : at + size] for at, size in _ENTRY.iter_unpack(table)])
+    if failures_size:
+        for offset, failure in _decode_failures(view[body_end : body_end + failures_size]).items():
+            items[offset] = failure
+    return items
+
+
+def page_is_plain(buffer: Buffer | Any) -> bool:
+    """Say whether decoding the page runs nobody's code (exceptions inside failures stay pickled)."""
+    return _read_header(memoryview(buffer).cast("B"))[0] != PICKLE
+
+
+def page_size(segments: Sequence[Buffer]) -> int:
+    """Bytes of a page given as segments."""
+    return sum(map(len, segments))
+
+
+def _read_header(view: memoryview) -> tuple[int, int, int, int]:
+    if len(view) < _HEADER.size:
+        raise PageError(f"a page has at least {_HEADER.size} bytes; these are {len(view)}")
+    magic, version, kind, failures_size, body_size, count = _HEADER.unpack_from(view)
+    if magic != _MAGIC or version != _VERSION or kind > PICKLE:
+        raise PageError("these bytes are no page that this version of Fallow knows")
+    if len(view) < _HEADER.size + body_size + failures_size + count * _ENTRY.size:
+        raise PageError("the page is cut short")
+    return kind, failures_size, body_size, count
+
+
+class _NotSerialisable(Exception):
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def _encode(items: Sequence[object], failures: bytes) -> list[Buffer]:
+    if set(map(type, items)) <= _PLAIN_TYPES:
+        try:
+            body = _encode_msgpack(items)
+        except (OverflowError, UnicodeEncodeError, msgspec.MsgspecError):
+            pass  # integers over 64 bits, lone surrogates
+        else:
+            return [_HEADER.pack(_MAGIC, _VERSION, PLAIN, len(failures), len(body), 0) + body + failures]
+    try:
+        body, buffers = _pickle(items if type(items) is list else list(items))
+    except Exception as error:
+        raise _NotSerialisable(error) from None
+    header = _HEADER.pack(_MAGIC, _VERSION, PICKLE, len(failures), len(body), len(buffers))
+    if not buffers:
+        return [header + body + failures]
+    at = len(header) + len(body) + len(failures) + len(buffers) * _ENTRY.size
+    table = bytearray()
+    rest: list[Buffer] = []
+    for buffer in buffers:
+        if gap := -at % _ALIGN:
+            rest.append(bytes(gap))
+        table += _ENTRY.pack(at + gap, len(buffer))
+        rest.append(buffer)
+        at += gap + len(buffer)
+    return [header + body + failures + bytes(table), *rest]
+
+
+def _pickle(items: list[object]) -> tuple[bytes, list[memoryview]]:
+    buffers: list[memoryview] = []
+
+    def out_of_band(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < IN_BAND_BYTES:
+            return True
+        buffers.append(raw)
+        return False
+
+    if not _modules_by_value():
+        try:
+            body = pickle.dumps(items, protocol=5, buffer_callback=out_of_band)
+            if b"__main__" not in body:  # what is defined there exists in no other process: by value
+                return body, buffers
+        except Exception:  # lambdas, local classes; what cannot be pickled at all fails again below
+            pass
+        buffers.clear()
+    from fallow.wire.by_value import ByValuePickler
+
+    file = io.BytesIO()
+    ByValuePickler(file, buffer_callback=out_of_band).dump(items)
+    return file.getvalue(), buffers
+
+
+def _modules_by_value() -> bool:
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+
+
+def _name_item(items: Sequence[object], failed: _NotSerialisable, error_type: type[_Error], noun: str) -> _Error:
+    for offset, item in enumerate(items):
+        try:
+            _pickle([item])
+        except Exception as error:
+            return _blame(item, error, error_type, noun, offset)
+    return error_type(f"the {noun}s cannot be serialised together: {_words(failed.cause)}")
+
+
+def _blame(item: object, error: Exception, error_type: type[_Error], noun: str, offset: int) -> _Error:
+    from fallow.wire.offender import find_offender
+
+    where, what = find_offender(item)
+    path = f"{noun} {offset}{' -> ' + where if where else ''}"
+    return error_type(f"{path} is {what}, which cannot be serialised ({_words(error)})", path, offset)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
