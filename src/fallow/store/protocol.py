@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from fallow.model.ids import Interval, JobId, NodeId, PoolId
+from fallow.model.ids import Interval, JobId, PoolId
 from fallow.model.job import Blob, JobSpec
 from fallow.model.node import NodeSpec
 from fallow.model.states import JobState
@@ -49,7 +49,7 @@ class Op(Struct, frozen=True, tag=True):
     """One write. All but PutNode carry the job and the epoch under which the writer owns it."""
 
 
-class CreateJob(Op):
+class CreateJob(Op, frozen=True):
     """Insert the job, owned by `owner` under epoch 1, state open. A job of that id that exists is left alone."""
 
     spec: JobSpec
@@ -57,7 +57,7 @@ class CreateJob(Op):
     unix_s: float
 
 
-class SetJob(Op):
+class SetJob(Op, frozen=True):
     """State and what goes with it; None leaves a field as it is."""
 
     job_id: JobId
@@ -72,7 +72,7 @@ class SetJob(Op):
     retried: int | None = None
 
 
-class PutInputPage(Op):
+class PutInputPage(Op, frozen=True):
     """Keyed by (job, start): a repeat is ignored."""
 
     job_id: JobId
@@ -82,7 +82,7 @@ class PutInputPage(Op):
     page: Blob
 
 
-class PutResultPage(Op):
+class PutResultPage(Op, frozen=True):
     """A recorded result page, valid for [start, stop). Keyed by (job, start): a repeat is ignored.
     `seq` is the order of recording within the job, from 0, given by the owner."""
 
@@ -100,7 +100,7 @@ class PutResultPage(Op):
     node: str = ""
 
 
-class DropInputPages(Op):
+class DropInputPages(Op, frozen=True):
     """Forget the input pages that end at or before `below`."""
 
     job_id: JobId
@@ -108,7 +108,7 @@ class DropInputPages(Op):
     below: int
 
 
-class DropResultPages(Op):
+class DropResultPages(Op, frozen=True):
     """Forget results that the client has: those that end at or before `below` (by index), or whose seq is below
     `below_seq` (by order of recording). The range stays done; give -1 for what does not apply."""
 
@@ -118,7 +118,7 @@ class DropResultPages(Op):
     below_seq: int = -1
 
 
-class ReplaceResults(Op):
+class ReplaceResults(Op, frozen=True):
     """Retry of failed tasks: take these indices out of the recorded results (splitting pages' valid intervals)."""
 
     job_id: JobId
@@ -126,14 +126,14 @@ class ReplaceResults(Op):
     remove: tuple[Interval, ...]
 
 
-class DeleteJob(Op):
+class DeleteJob(Op, frozen=True):
     """Forget the job and everything of it."""
 
     job_id: JobId
     epoch: int
 
 
-class PutNode(Op):
+class PutNode(Op, frozen=True):
     """Remember a node, keyed by its id."""
 
     spec: NodeSpec
@@ -141,7 +141,7 @@ class PutNode(Op):
     state: str
 
 
-class AppendLogs(Op):
+class AppendLogs(Op, frozen=True):
     """Output lines (encoded LogLine each) to keep; the oldest beyond `keep` are dropped."""
 
     job_id: JobId
