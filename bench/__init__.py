@@ -1,0 +1,1 @@
+"""Fallow and its peers on the same work, in one run. See __main__.py."""

@@ -1,0 +1,83 @@
+"""python -m bench: Fallow and its peers on the same work in one run.
+
+Each peer has a virtual environment of its own under bench-out/envs, made on demand; each measurement runs in a process
+of its own. Examples:
+
+    python -m bench --quick
+    python -m bench --rows map,call --peers fallow,pool,ray
+    python -m bench --rows memory --peers fallow --memory-sizes 1e6,1e7,1e8
+    python -m bench --blocks
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import blocks
+from bench.peers import NAMES
+from bench.plan import Settings, run_rows
+from bench.plot import write_plot
+from bench.report import as_json, print_report, write_json
+from bench.rows import ROW_NAMES, ROWS
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
+
+
+def _names(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"bench: no {what} {name!r}. There are: {', '.join(known)}.")
+    return names
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", default=",".join(DEFAULT_PEERS), help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--rows", default=",".join(ROW_NAMES), help=f"of {', '.join(ROW_NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs; targets are judged all the same")
+    parser.add_argument("--repeat", type=int, help="runs of each measurement; the median counts")
+    parser.add_argument("--memory-sizes", default="", help="tasks of the memory row for Fallow; peers run the first")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: bench-out/bench.json")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="default: bench-out/bench.png")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench-out", help="folder of environments and results")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="PEER=PATH", help="use this interpreter for a peer"
+    )
+    parser.add_argument("--blocks", action="store_true", help="measure the building blocks of this machine instead")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = _arguments()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if arguments.blocks:
+        blocks.print_blocks(console)
+        return 0
+    rows = [row for row in ROWS if row.name in _names(arguments.rows, ROW_NAMES, "row")]
+    peers = _names(arguments.peers, NAMES, "peer")
+    default_sizes = "1e5,1e6" if arguments.quick else "1e6,1e7,1e8"
+    sizes = tuple(int(float(size)) for size in (arguments.memory_sizes or default_sizes).split(","))
+    pythons = {peer: Path(path).absolute() for peer, _, path in (pair.partition("=") for pair in arguments.python)}
+    settings = Settings(arguments.quick, arguments.out.resolve(), sizes, pythons, arguments.repeat)
+    measurements = run_rows(rows, peers, settings, lambda line: console.print(line, highlight=False, markup=False))
+    console.print()
+    print_report(rows, measurements, console)
+    content = as_json(rows, measurements, arguments.quick)
+    json_path = arguments.json or settings.out / "bench.json"
+    write_json(json_path, content)
+    plot_path = arguments.plot or settings.out / "bench.png"
+    drawn = write_plot(plot_path, rows, measurements)
+    console.print(f"Written: {json_path}" + (f", {plot_path}" if drawn else " (no plot: matplotlib is not installed)"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The table for people, the JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import Measurement
+from bench.peers import peer_class
+from bench.rows import AllValues, Check, Row
+
+VERDICTS = {True: "[green]met[/]", False: "[red]missed[/]", None: "[dim]-[/]"}
+
+
+def values_of(row: Row, measurements: Sequence[Measurement]) -> AllValues:
+    return {one.peer: one.values for one in measurements if one.row == row.name and one.values}
+
+
+def ratio_text(row: Row, peer: str, values: AllValues) -> str:
+    """How many times better (or worse) Fallow is than the peer by the row's key; '' where it cannot be said."""
+    ours, theirs = values.get("fallow", {}).get(row.key), values.get(peer, {}).get(row.key)
+    key = row.key
+    if row.name == "cold" and theirs is None:
+        return ""
+    if peer == "fallow" or not ours or not theirs or key in ("longer_s",) or row.name in ("poison", "control"):
+        return ""
+    ratio = ours / theirs if row.higher else theirs / ours
+    return f"{ratio:,.3g} x"
+
+
+def print_report(rows: Sequence[Row], measurements: Sequence[Measurement], console: Console) -> None:
+    """One table of all measurements, one of the targets."""
+    table = Table(title="Fallow and its peers on the same work, two workers each", show_lines=False)
+    for name in ("measure", "system", "result", "Fallow is better by", "note"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        values = values_of(row, measurements)
+        title = row.title
+        for one in (one for one in measurements if one.row == row.name):
+            result = row.show(one.values) if one.values else "-"
+            table.add_row(title, peer_class(one.peer).title, result, ratio_text(row, one.peer, values), _note(row, one))
+            title = ""
+        table.add_section()
+    console.print(table)
+    targets = Table(title="Targets")
+    for name in ("measure", "target", "measured", ""):
+        targets.add_column(name, overflow="fold")
+    for row in rows:
+        title = row.title
+        for check in row.checks(values_of(row, measurements)):
+            targets.add_row(title, check.text, check.measured, VERDICTS[check.met])
+            title = ""
+    console.print(targets)
+
+
+def _note(row: Row, one: Measurement) -> str:
+    notes = []
+    if row.name == "map" and "tasks_per_s" in one.values:
+        notes.append(f"over {one.values['tasks']:,} tasks" if "tasks" in one.values else "")
+        if "tuned_per_s" in one.values:
+            notes.append(f"tuned: {peer_class(one.peer).tuned}")
+    if message := one.values.get("message"):
+        notes.append(message)
+    if one.error:
+        notes.append(one.error)
+    if one.left_behind:
+        notes.append(f"left behind: {', '.join(sorted(set(one.left_behind)))}")
+    return "; ".join(note for note in notes if note)
+
+
+def as_json(rows: Sequence[Row], measurements: Sequence[Measurement], quick: bool) -> dict[str, Any]:
+    checks: dict[str, list[Check]] = {row.name: row.checks(values_of(row, measurements)) for row in rows}
+    return {
+        "made_unix_s": int(time.time()),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+        },
+        "quick": quick,
+        "measurements": [one.as_json() for one in measurements],
+        "targets": {
+            name: [{"text": check.text, "measured": check.measured, "met": check.met} for check in found]
+            for name, found in checks.items()
+        },
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
