@@ -1,0 +1,220 @@
+"""What `fallow jobs`, `nodes`, `status`, `logs`, `cancel` and `drain` print."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from fallow.cli.client import PoolClient, ask_pool
+from fallow.cli.show import as_plain, bytes_words, count_words, duration_words, print_json, print_table
+from fallow.model.errors import JobCancelled, JobError
+from fallow.model.job import JobInfo, JobKind
+from fallow.model.node import NodeInfo
+from fallow.model.states import JobState, NodeState
+from fallow.wire.messages import LogLine, PoolInfo
+
+
+def tasks_words(job: JobInfo) -> str:
+    """'120/1000', or '120' while the number of inputs is unknown."""
+    if job.kind == JobKind.CALLS:
+        return f"{job.counts.done} calls"
+    return f"{job.counts.done}/{job.total}" if job.total >= 0 else f"{job.counts.done}/{job.counts.inputs}+"
+
+
+def is_active(job: JobInfo) -> bool:
+    return not JobState(job.state).is_final
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def show_jobs(limit: int, active_only: bool, as_json: bool) -> None:
+    jobs = ask_pool(lambda pool: pool.jobs(limit, active_only))
+    if as_json:
+        print_json(as_plain(jobs))
+        return
+    now = time.time()
+    rows = []
+    for job in jobs:
+        lasted = (job.ended_unix_s or now) - job.created_unix_s
+        rows.append(
+            (
+                job.job_id,
+                job.name,
+                job.state + (" (kept)" if job.detached else ""),
+                tasks_words(job),
+                str(job.counts.failed),
+                str(job.slots),
+                duration_words(now - job.created_unix_s) + " ago",
+                duration_words(lasted),
+            )
+        )
+    columns = ("JOB", "NAME", "STATE", "TASKS", "FAILED", "SLOTS", "SUBMITTED", "LASTED")
+    print_table(columns, rows, "no active jobs." if active_only else "no jobs yet.")
+
+
+def show_job(text: str, as_json: bool) -> None:
+    job = ask_pool(lambda pool: pool.find_job(text))
+    if as_json:
+        print_json(as_plain(job))
+        return
+    counts = job.counts
+    lasted = duration_words((job.ended_unix_s or time.time()) - job.created_unix_s)
+    print(f"{job.job_id}  {job.name}")
+    print(f"  state     {job.state}" + (f": {job.reason}" if job.reason else ""))
+    print(f"  tasks     {tasks_words(job)} done, {counts.failed} failed, {counts.running} running")
+    print(
+        f"  again     {counts.retried} run again, {counts.worker_deaths} workers died, {counts.node_losses} nodes lost"
+    )
+    print(f"  time      {lasted}, on {job.slots} slots now")
+    print(f"  results   {'kept until deleted (detached)' if job.detached else 'for the script that submitted it'}")
+    for name, done in sorted(job.nodes.items(), key=lambda item: -item[1]):
+        print(f"  node      {name}: {done} tasks")
+
+
+def cancel_jobs(texts: list[str], reason: str, as_json: bool) -> int:
+    """Cancel each. Jobs that ended already are said so and do not count as failures."""
+
+    async def cancel_one(pool: PoolClient, text: str) -> tuple[str, JobInfo, bool]:
+        job = await pool.find_job(text)
+        if not is_active(job):
+            return text, job, False
+        await pool.cancel(job.job_id, reason)
+        return text, await pool.find_job(job.job_id), True
+
+    async def cancel_all(pool: PoolClient) -> list[tuple[str, JobInfo, bool] | tuple[str, JobError]]:
+        done: list[tuple[str, JobInfo, bool] | tuple[str, JobError]] = []
+        for text in texts:
+            try:
+                done.append(await cancel_one(pool, text))
+            except JobCancelled:
+                continue
+            except JobError as error:
+                done.append((text, error))
+        return done
+
+    outcomes = ask_pool(cancel_all)
+    failed = 0
+    for outcome in outcomes:
+        if len(outcome) == 2:
+            failed += 1
+            print(f"fallow: {outcome[1]}", file=sys.stderr)
+        elif not as_json:
+            _, job, was_active = outcome
+            verb = "cancelled" if was_active else f"was {job.state} already"
+            print(f"{job.job_id} ({job.name}) {verb}; {tasks_words(job)} tasks done.")
+    if as_json:
+        print_json([as_plain(outcome[1]) for outcome in outcomes if len(outcome) == 3])
+    return 1 if failed else 0
+
+
+# ---------------------------------------------------------------- logs
+
+
+def show_logs(text: str, follow: bool, limit: int, as_json: bool) -> None:
+    """The kept output of a job's tasks, and with `follow` what comes until the job has ended."""
+
+    async def run(pool: PoolClient) -> None:
+        job = await pool.find_job(text)
+        lines = await pool.logs(job.job_id, 0, 1_000_000)
+        last = lines[-1].seq if lines else 0
+        for line in lines[-limit:] if limit > 0 else lines:
+            _print_line(line, as_json)
+        while follow:
+            ended = not is_active(await pool.find_job(job.job_id))
+            for line in await pool.logs(job.job_id, last, 10_000):
+                last = max(last, line.seq)
+                _print_line(line, as_json)
+            if ended:
+                return
+            await asyncio.sleep(0.5)
+
+    ask_pool(run)
+
+
+def _print_line(line: LogLine, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        fields = {name: getattr(line, name) for name in LogLine.__struct_fields__}
+        print(json.dumps(fields), flush=True)
+        return
+    label = f"[{line.node} {line.index}]" if line.index >= 0 else f"[{line.node}]"
+    mark = "!" if line.stream == "stderr" else ""
+    print(f"{label}{mark} {line.text}", flush=True)
+
+
+# ---------------------------------------------------------------- nodes and the pool
+
+
+def show_nodes(all_nodes: bool, as_json: bool) -> None:
+    nodes = ask_pool(lambda pool: pool.nodes())
+    shown = [node for node in nodes if all_nodes or node.state in (NodeState.ALIVE, NodeState.DRAINING)]
+    if as_json:
+        print_json(as_plain(shown))
+        return
+    rows = []
+    for node in shown:
+        spec = node.spec
+        gpus = ", ".join(device.model for device in spec.devices)
+        rows.append(
+            (
+                spec.name,
+                spec.node_id,
+                node.state,
+                f"{node.busy_slots}/{spec.slots}",
+                f"{node.load:.2f}",
+                f"{bytes_words(node.memory_used_bytes)} of {bytes_words(spec.memory_bytes)}",
+                count_words(node.tasks_done),
+                " ".join(spec.pythons),
+                gpus or "-",
+                duration_words(time.time() - node.seen_unix_s) + " ago",
+            )
+        )
+    columns = ("NAME", "NODE", "STATE", "BUSY", "LOAD", "MEMORY", "TASKS", "PYTHON", "GPU", "SEEN")
+    print_table(columns, rows, "no nodes. On a machine that shall work for this pool: `fallow join TOKEN@HOST:PORT`.")
+
+
+def order_node(text: str, order: str, as_json: bool) -> None:
+    async def run(pool: PoolClient) -> NodeInfo:
+        node = await pool.find_node(text)
+        await pool.order_node(node, order)
+        return node
+
+    node = ask_pool(run)
+    if as_json:
+        print_json({"node_id": node.spec.node_id, "name": node.spec.name, "order": order})
+    elif order == "drain":
+        print(f"{node.spec.name} finishes what it runs and takes no more. `fallow resume {node.spec.name}` undoes it.")
+    else:
+        print(f"{node.spec.name} takes work again.")
+
+
+def show_status(as_json: bool) -> None:
+    async def run(pool: PoolClient) -> tuple[PoolInfo, tuple[NodeInfo, ...], tuple[JobInfo, ...], str]:
+        return await pool.pool(), await pool.nodes(), await pool.jobs(1000, True), pool.address.public
+
+    pool, nodes, jobs, address = ask_pool(run)
+    alive = [node for node in nodes if node.state in (NodeState.ALIVE, NodeState.DRAINING)]
+    slots = sum(node.spec.slots for node in alive)
+    busy = sum(node.busy_slots for node in alive)
+    if as_json:
+        print_json(
+            {
+                "pool_id": pool.pool_id,
+                "name": pool.name,
+                "version": pool.version,
+                "address": address,
+                "nodes": len(alive),
+                "slots": slots,
+                "busy_slots": busy,
+                "active_jobs": len(jobs),
+            }
+        )
+        return
+    print(f"pool   {pool.name} ({pool.pool_id}) at {address}, Fallow {pool.version}")
+    print(f"nodes  {len(alive)} with {slots} slots, {busy} busy")
+    print(f"jobs   {len(jobs)} active")
+    for job in jobs[:10]:
+        print(f"       {job.job_id}  {job.name}  {tasks_words(job)}")

@@ -1,0 +1,345 @@
+"""The program `fallow`. Every command imports what it needs when it runs, so that `fallow --help` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fallow.model.errors import FallowError
+
+app = typer.Typer(
+    name="fallow",
+    help="Run Python on computers that stand idle: one pool out of many machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Home = Annotated[Path | None, typer.Option("--home", help="Folder for state; default FALLOW_HOME or ~/.fallow.")]
+
+
+def _set_home(home: Path | None) -> None:
+    if home is not None:
+        os.environ["FALLOW_HOME"] = str(home.expanduser().absolute())
+
+
+@app.command()
+def up(
+    listen: Annotated[
+        str, typer.Option(metavar="HOST[:PORT]", help="Let other machines in: 0.0.0.0 for all interfaces.")
+    ] = "",
+    slots: Annotated[int, typer.Option(min=0, help="Slots of the local node; 0: one per CPU.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the pool and of its local node; default: the host's.")] = "",
+    store: Annotated[str, typer.Option(help="URL of the store; default: SQLite in the home folder.")] = "",
+    home: Home = None,
+    agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether this machine works for the pool.")] = True,
+    nats: Annotated[str, typer.Option(metavar="TOKEN@HOST:PORT", help="Use a NATS server that runs already.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of the parts here.")] = False,
+) -> None:
+    """Run a pool on this machine: server, coordinator and a local node, until Ctrl-C.
+
+    \b
+    Examples:
+      fallow up
+      fallow up --listen 0.0.0.0 --slots 4
+    """
+    _set_home(home)
+    from fallow.cli.up import UpOptions, run_up
+
+    options = UpOptions(listen=listen, slots=slots, name=name, store=store, agent=agent, nats=nats, verbose=verbose)
+    raise typer.Exit(run_up(options))
+
+
+@app.command()
+def join(
+    address: Annotated[str, typer.Argument(metavar="TOKEN@HOST:PORT", help="As `fallow up --listen` printed it.")],
+    name: Annotated[str, typer.Option(help="How the node is called; default: the host's name.")] = "",
+    slots: Annotated[int, typer.Option(min=0, help="Tasks at a time; 0: one per CPU.")] = 0,
+    home: Home = None,
+) -> None:
+    """Let this machine work for a pool, until Ctrl-C.
+
+    \b
+    Example:
+      fallow join 3f9c...@192.168.1.10:7461
+    """
+    _set_home(home)
+    from fallow.cli.join import run_join
+
+    raise typer.Exit(run_join(address, name, slots))
+
+
+@app.command()
+def connect(
+    address: Annotated[str, typer.Argument(metavar="[TOKEN@HOST:PORT]", help="Nothing: say what is connected.")] = "",
+    home: Home = None,
+) -> None:
+    """Remember a pool: scripts and commands of this user run there from now on.
+
+    \b
+    Example:
+      fallow connect 3f9c...@192.168.1.10:7461
+    """
+    _set_home(home)
+    from fallow.cli.join import run_connect
+
+    raise typer.Exit(run_connect(address))
+
+
+@app.command()
+def disconnect(home: Home = None) -> None:
+    """Forget the pool that `fallow connect` remembered.
+
+    \b
+    Example:
+      fallow disconnect
+    """
+    _set_home(home)
+    from fallow.cli.join import run_disconnect
+
+    raise typer.Exit(run_disconnect())
+
+
+@app.command()
+def jobs(
+    active: Annotated[bool, typer.Option("--active", "-a", help="Only those that have not ended.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first.
+
+    \b
+    Examples:
+      fallow jobs
+      fallow jobs --active --json
+    """
+    from fallow.cli.listings import show_jobs
+
+    show_jobs(limit, active, as_json)
+
+
+@app.command()
+def nodes(
+    all_nodes: Annotated[bool, typer.Option("--all", help="Also those that left or were lost.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the nodes that work for the pool.
+
+    \b
+    Example:
+      fallow nodes
+    """
+    from fallow.cli.listings import show_nodes
+
+    show_nodes(all_nodes, as_json)
+
+
+@app.command()
+def status(
+    job: Annotated[str, typer.Argument(help="Id, prefix of an id, or name of a job; nothing: the pool.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show the pool, or one job in detail.
+
+    \b
+    Examples:
+      fallow status
+      fallow status job-k3v5 --json
+    """
+    from fallow.cli.listings import show_job, show_status
+
+    if job:
+        show_job(job, as_json)
+    else:
+        show_status(as_json)
+
+
+@app.command()
+def logs(
+    job: Annotated[str, typer.Argument(help="Id, prefix of an id, or name of a job.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    tail: Annotated[int, typer.Option(min=0, help="Only the last lines; 0: all that are kept.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what a job's tasks printed, each line labelled with its node and task.
+
+    \b
+    Example:
+      fallow logs square --follow
+    """
+    from fallow.cli.listings import show_logs
+
+    show_logs(job, follow, tail, as_json)
+
+
+@app.command()
+def cancel(
+    job: Annotated[list[str], typer.Argument(help="Ids, prefixes of ids, or names of jobs.")],
+    reason: Annotated[str, typer.Option(help="For those who look at the job later.")] = "cancelled by `fallow cancel`",
+    as_json: Json = False,
+) -> None:
+    """Cancel jobs: running tasks are ended, results so far are kept.
+
+    \b
+    Example:
+      fallow cancel job-k3v5
+    """
+    from fallow.cli.listings import cancel_jobs
+
+    raise typer.Exit(cancel_jobs(job, reason, as_json))
+
+
+@app.command()
+def drain(node: Annotated[str, typer.Argument(help="Id or name of a node.")], as_json: Json = False) -> None:
+    """Let a node finish what it runs and take no more, before it is switched off.
+
+    \b
+    Example:
+      fallow drain lab-7
+    """
+    from fallow.cli.listings import order_node
+
+    order_node(node, "drain", as_json)
+
+
+@app.command()
+def resume(node: Annotated[str, typer.Argument(help="Id or name of a node.")], as_json: Json = False) -> None:
+    """Let a drained node take work again.
+
+    \b
+    Example:
+      fallow resume lab-7
+    """
+    from fallow.cli.listings import order_node
+
+    order_node(node, "resume", as_json)
+
+
+@app.command()
+def top(
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="One look, then end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Watch nodes, jobs and rates, until Ctrl-C.
+
+    \b
+    Examples:
+      fallow top
+      fallow top --once --json
+    """
+    from fallow.cli.top import run_top
+
+    run_top(interval, once, as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def run(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="[FILE.py[::FUNCTION]]", help="What to run.")] = "",
+    env: Annotated[
+        Path | None, typer.Option(help="Requirements file, or pyproject.toml, to build on the nodes.")
+    ] = None,
+    pip: Annotated[
+        list[str] | None, typer.Option(help="A requirement to install on the nodes; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Command: folder for what the tasks make.")] = Path("out"),
+    inputs: Annotated[str, typer.Option(help="Command: file with one argument a line; - for stdin.")] = "",
+    files: Annotated[
+        list[str] | None, typer.Option(help="Command: folder or glob of input files; may be repeated.")
+    ] = None,
+    ship: Annotated[
+        list[Path] | None, typer.Option("--with", help="Command: a file that every task needs; may be repeated.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the job.")] = "",
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds that one task may take; 0: no limit.")] = 0.0,
+    retries: Annotated[int, typer.Option(min=0, help="Times that a failed task runs again.")] = 0,
+    cpu: Annotated[int, typer.Option(min=1, help="CPU slots of one task.")] = 1,
+    memory: Annotated[str, typer.Option(help="Memory of one task, such as 2GB.")] = "",
+    max_nodes: Annotated[int, typer.Option(min=0, help="Most nodes to use; 0: all.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a Python file or one of its functions, or a command over many inputs, on the pool.
+
+    Options stand before the file; what follows it belongs to the function or script.
+    In a command {} stands for the argument, {/} for its base name, {.} without suffix, {#} for its number.
+
+    \b
+    Examples:
+      fallow run script.py --its-own argument
+      fallow run search.py::score --depth 3
+      fallow run --out counts -- wc -w {} ::: a b c
+      fallow run --files 'scans/*.tif' --out done -- ./convert {} {.}.png
+      fallow run --pip pillow --inputs urls.txt -- python thumb.py {}
+    """
+    from fallow.cli.run import RunOptions, run_target
+
+    tail = context.obj if isinstance(context.obj, list) else None
+    options = RunOptions(
+        env=env,
+        pip=tuple(pip or ()),
+        out=out,
+        inputs=inputs,
+        files=tuple(files or ()),
+        ship=tuple(ship or ()),
+        name=name,
+        timeout_s=timeout,
+        retries=retries,
+        cpu=cpu,
+        memory=memory,
+        max_nodes=max_nodes,
+        as_json=as_json,
+    )
+    raise typer.Exit(run_target(target, list(context.args), tail, options))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"fallow {installed('fallow')}")
+        raise typer.Exit()
+
+
+def split_command(arguments: list[str]) -> tuple[list[str], list[str] | None]:
+    """Take what stands behind `--` of `fallow run` away: it is a command of the user's, with options of its own."""
+    if arguments[:1] == ["run"] and "--" in arguments:
+        at = arguments.index("--")
+        return arguments[:at], arguments[at + 1 :]
+    return arguments, None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program; ends in SystemExit. Exit codes: 1 for what went wrong, 2 for usage, 130 for Ctrl-C."""
+    own, tail = split_command(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(own, prog_name="fallow", obj=tail)
+    except FallowError as error:
+        sys.exit(_say(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`fallow jobs | head`). Nothing is left to say to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _say(words: str) -> int:
+    print(f"fallow: {words}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

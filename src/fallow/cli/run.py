@@ -1,0 +1,186 @@
+"""`fallow run`: a script, a function of a file, or a command, on the pool."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from msgspec import Struct
+
+from fallow.model.errors import SettingError
+
+
+class RunOptions(Struct, frozen=True):
+    """Options of `fallow run`, as they were given. `timeout_s`: 0 for none."""
+
+    env: Path | None = None
+    pip: tuple[str, ...] = ()
+    out: Path = Path("out")
+    inputs: str = ""
+    files: tuple[str, ...] = ()
+    ship: tuple[Path, ...] = ()
+    name: str = ""
+    timeout_s: float = 0.0
+    retries: int = 0
+    cpu: int = 1
+    memory: str = ""
+    max_nodes: int = 0
+    as_json: bool = False
+
+
+class FileShape(Struct, frozen=True):
+    """What a file offers, read from its syntax alone."""
+
+    decorated: tuple[str, ...]
+    """Module-level functions under a decorator `@something.function(...)`, and classes under `@something.cls(...)`."""
+    functions: tuple[str, ...]
+    """All module-level functions."""
+    has_guard: bool
+    """`if __name__ == "__main__":`"""
+
+
+def run_target(target: str, arguments: list[str], tail: list[str] | None, options: RunOptions) -> int:
+    """Run what was named; the exit code. Raises FallowError in words."""
+    if not target:
+        if not tail:
+            raise SettingError(
+                "nothing to run: name a file (fallow run FILE.py) or a command (fallow run -- ./tool {})."
+            )
+        from fallow.cli.command_jobs import run_command_job
+
+        return run_command_job(tail, options)
+    words = [*arguments, *(["--", *tail] if tail is not None else [])]
+    path_text, _, function = target.partition("::")
+    path = Path(path_text)
+    if not path.is_file():
+        raise SettingError(
+            f"there is no file {path_text!r}."
+            + ("" if path_text.endswith(".py") else " To run a command, put -- before it: fallow run -- ./tool {}")
+        )
+    source = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        shape = file_shape(source)
+    except SyntaxError as error:
+        raise SettingError(f"{path_text}:{error.lineno}: {error.msg}") from None
+    chosen = function or choose_function(shape)
+    _name_pool()
+    if not chosen:
+        return _run_script(path, words)
+    return _run_function(path, chosen, words, options)
+
+
+# ---------------------------------------------------------------- what is in a file
+
+
+def file_shape(source: str) -> FileShape:
+    """Look at a file without running it."""
+    decorated, functions, has_guard = [], [], False
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            functions.append(node.name)
+            if any(_decorator_name(item) == "function" for item in node.decorator_list):
+                decorated.append(node.name)
+        elif isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
+            has_guard = True
+    return FileShape(tuple(decorated), tuple(functions), has_guard)
+
+
+def _decorator_name(decorator: ast.expr) -> str:
+    call = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return call.attr if isinstance(call, ast.Attribute) else ""
+
+
+def choose_function(shape: FileShape) -> str:
+    """Which function runs when none was named: `main` (unless the file runs it by itself), the only decorated one,
+    or '' for the file as a script. Raises SettingError where there are several."""
+    if shape.has_guard or not shape.decorated:
+        return ""
+    if "main" in shape.functions:
+        return "main"
+    if len(shape.decorated) == 1:
+        return shape.decorated[0]
+    raise SettingError(
+        f"the file has {len(shape.decorated)} functions ({', '.join(shape.decorated)}). "
+        "Name one: fallow run FILE.py::FUNCTION"
+    )
+
+
+# ---------------------------------------------------------------- running
+
+
+def _name_pool() -> None:
+    """Let the script, and what it starts, use the pool that this command would use; without one it starts its own."""
+    from fallow.model.errors import PoolUnreachable
+
+    if not os.environ.get("FALLOW_URL"):
+        from fallow.cli.client import find_address
+
+        with contextlib.suppress(PoolUnreachable):
+            os.environ["FALLOW_URL"] = str(find_address())
+
+
+def _run_script(path: Path, words: list[str]) -> int:
+    """As `python FILE` does it."""
+    import runpy
+
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _load(path: Path) -> ModuleType:
+    """Import the file as a module of its name, so that its functions reach the nodes as those of a module do."""
+    import importlib.util
+
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = path.stem
+    if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
+        name = f"fallow_run_{''.join(c if c.isalnum() else '_' for c in name)}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise SettingError(f"{path} cannot be imported: is it a Python file?")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    import cloudpickle
+
+    # Whatever its name, the file's code travels with the job: it need not be importable on the nodes.
+    cloudpickle.register_pickle_by_value(module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run_function(path: Path, name: str, words: list[str], options: RunOptions) -> int:
+    from fallow.cli.arguments import parse_call
+
+    sys.argv = [str(path), *words]
+    module = _load(path)
+    fn: Any = module
+    for part in name.split("."):
+        fn = getattr(fn, part, None)
+    if fn is None or not callable(fn):
+        names = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise SettingError(f"{path} has no function {name!r}. It has: {names or 'none'}.")
+    remote = getattr(fn, "remote", None)
+    positional, named = parse_call(getattr(fn, "__wrapped__", fn), words)
+    result = remote(*positional, **named) if remote is not None else fn(*positional, **named)
+    if options.as_json:
+        from fallow.cli.show import print_json
+
+        print_json(result)
+    elif result is not None:
+        print(result if isinstance(result, str) else repr(result))
+    return 0
