@@ -46,6 +46,7 @@ class JobProgress:
         self.epoch = epoch
         self.state = JobState.OPEN
         self.reason = ""
+        self.reason_kind = ""
         self.cursor = 0
         self.total = -1
         self.done = IntervalSet()
@@ -174,11 +175,11 @@ class JobProgress:
             self.total = total
         return self._maybe_finish()
 
-    def fail(self, reason: str) -> list[Effect]:
-        return self._end(JobEvent.FAIL, reason)
+    def fail(self, reason: str, kind: str = "") -> list[Effect]:
+        return self._end(JobEvent.FAIL, reason, kind)
 
-    def cancel(self, reason: str) -> list[Effect]:
-        return self._end(JobEvent.CANCEL, reason)
+    def cancel(self, reason: str, kind: str = "cancelled") -> list[Effect]:
+        return self._end(JobEvent.CANCEL, reason, kind)
 
     def restore(self, *, done: Iterable[Interval], cursor: int, total: int, state: JobState, failed: int) -> None:
         """Take up what the store knows; everything not done is to do (leases are adopted from beats)."""
@@ -487,7 +488,8 @@ class JobProgress:
             if self._start_deaths >= START_DEATHS_LIMIT:
                 return self.fail(
                     f"workers died {self._start_deaths} times before they ran a single task: {death.message}. "
-                    f"{death.detail}".strip()
+                    f"{death.detail}".strip(),
+                    "workers",
                 )
             return []
         if not lease.pending.remove(index, index + 1):
@@ -596,11 +598,12 @@ class JobProgress:
 
     # ------------------------------------------------------------ endings
 
-    def _end(self, event: JobEvent, reason: str) -> list[Effect]:
+    def _end(self, event: JobEvent, reason: str, kind: str = "") -> list[Effect]:
         if self.is_final:
             return []
         self.state = job_transition(self.state, event, self.story())
         self.reason = reason
+        self.reason_kind = kind
         effects: list[Effect] = [
             Drop(node, (), reason) for node in sorted({lease.node for lease in self.leases.values()})
         ]

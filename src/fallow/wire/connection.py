@@ -99,7 +99,7 @@ class Connection:
 
     async def flush(self, timeout_s: float = 2.0) -> None:
         with contextlib.suppress(Exception):
-            await self._client.flush(timeout=timeout_s)
+            await self._client.flush(timeout=max(1, round(timeout_s)))
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -1,0 +1,64 @@
+"""Deletes blobs that no job needs any more."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Set
+from datetime import UTC, datetime
+
+import obstore
+from obstore.store import LocalStore
+
+from fallow.wire.blob_files import INCOMING, BlobFiles, is_digest
+
+TRASH = ".trash"
+
+ABANDONED_AFTER_S = 86_400.0
+"""Uploads that were not continued for so long are deleted."""
+
+
+def delete_unreferenced(
+    files: BlobFiles, live: Set[str], older_than_s: float, clock: Callable[[], float] = time.time
+) -> int:
+    """Delete blobs that are not in `live` and were neither put nor asked for during `older_than_s`. Blocks; returns
+    how many were deleted.
+
+    `older_than_s` must be longer than it takes from putting a blob to committing what names it. A blob that is put
+    again at this very moment survives: it is moved aside, its age is looked at once more, and then it is deleted
+    or moved back (see BlobFiles)."""
+    store = LocalStore(files.folder)
+    now = clock()
+    deleted = 0
+    for batch in obstore.list(store):
+        for found in batch:
+            path, name = found["path"], found["path"].rsplit("/", 1)[-1]
+            age_s = _age_s(found["last_modified"], now)
+            if path.startswith((f"{INCOMING}/", f"{TRASH}/")):
+                if age_s > ABANDONED_AFTER_S:
+                    _delete(store, path)
+            elif is_digest(name) and path == f"{name[:2]}/{name}" and name not in live and age_s > older_than_s:
+                deleted += _delete_if_still_old(store, path, f"{TRASH}/{name}", older_than_s, now)
+    return deleted
+
+
+def _delete_if_still_old(store: LocalStore, path: str, aside: str, older_than_s: float, now: float) -> bool:
+    try:
+        obstore.rename(store, path, aside)
+    except FileNotFoundError:
+        return False
+    if _age_s(obstore.head(store, aside)["last_modified"], now) > older_than_s:
+        _delete(store, aside)
+        return True
+    with contextlib.suppress(obstore.exceptions.AlreadyExistsError):
+        obstore.rename(store, aside, path, overwrite=False)
+    return False
+
+
+def _age_s(modified: datetime, now: float) -> float:
+    return now - modified.astimezone(UTC).timestamp()
+
+
+def _delete(store: LocalStore, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        obstore.delete(store, path)

@@ -1,0 +1,187 @@
+"""The owner of a standing job of single calls.
+
+Its client keeps every input until it has the answer and sends again what the owner does not know, so nothing but the
+job's row is journalled: an answer needs no commit, and after a take-over the client's own memory is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fallow.coordinator.context import Context
+from fallow.coordinator.owned_job import OwnedJob
+from fallow.coordinator.result_index import Recorded
+from fallow.core.effects import Ended
+from fallow.core.intervals import IntervalSet
+from fallow.model.ids import Interval, NodeId, Token
+from fallow.model.job import JobSpec
+from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
+from fallow.store.protocol import Op
+from fallow.wire import subjects
+from fallow.wire.messages import (
+    AppendCalls,
+    CallResults,
+    CallsUnknown,
+    CancelCalls,
+    HandIn,
+    SyncCalls,
+)
+
+INPUT_PAGES_LIMIT = 20_000
+"""Pages of calls waiting at once; the client's window is far below."""
+PUSH_BYTES = 1 << 20
+
+
+class CallsJob(OwnedJob):
+    """See the module."""
+
+    def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
+        super().__init__(context, spec, epoch, adopt=False)
+        self._by_index: dict[int, InputPage] = {}
+
+    def tick(self, now: float) -> None:
+        """Nothing waits here but the client."""
+
+    # ------------------------------------------------------------ client
+
+    def append(self, message: AppendCalls) -> None:
+        self.client_seen = self.context.now()
+        if self.progress.is_final:
+            self._tell_end()
+            return
+        self._forget(message.received)
+        for page in message.pages:
+            self._take(page)
+        if self.progress.demand > self.progress.slots or not self.progress.pulls:
+            self.context.kick_matcher()
+        self.dispatch()
+
+    def _take(self, page: InputPage) -> None:
+        progress = self.progress
+        known = page.start < progress.cursor
+        if not known:
+            progress.add_call(page.start, page.stop)
+            self.inputs.add(page)
+            return
+        answered = IntervalSet((entry.start, entry.stop) for entry in self.results)
+        for index in range(page.start, min(page.stop, progress.cursor)):
+            if index in progress.done and index not in answered:
+                self._by_index[index] = page
+                progress.reopen_call(index)
+        if page.stop > progress.cursor:
+            progress.add_call(progress.cursor, page.stop)
+            self.inputs.add(page)
+
+    def sync(self, message: SyncCalls) -> None:
+        """Push again what the client lacks, and name what this owner has never heard of."""
+        self.client_seen = self.context.now()
+        if self.progress.is_final:
+            self._tell_end()
+            return
+        self._forget(message.received)
+        progress = self.progress
+        unknown = IntervalSet()
+        waiting = IntervalSet(message.waiting)
+        for start, stop in waiting:
+            if stop > progress.cursor:
+                unknown.add(max(start, progress.cursor), stop)
+            for a, b in progress.done.overlap(start, min(stop, progress.cursor)):
+                unknown.add(a, b)
+        again = []
+        for entry in self.results:
+            if waiting.intersects(entry.start, entry.stop):
+                again.append(entry)
+            unknown.remove(entry.start, entry.stop)
+        if again:
+            self._push(again)
+        running = tuple(
+            piece
+            for lease in progress.leases.values()
+            for piece in lease.pending.intervals()
+            if waiting.intersects(*piece)
+        )
+        answer = CallsUnknown(self.job_id, self.epoch, unknown.intervals(), running)
+        self.context.connection.send(subjects.client(self.spec.client_id), answer)
+
+    def cancel_calls(self, message: CancelCalls) -> None:
+        """Calls not begun never run; those that run are stopped by ending their lease."""
+        self.client_seen = self.context.now()
+        progress = self.progress
+        for start, stop in message.indices:
+            progress.todo.remove(start, min(stop, progress.cursor))
+            progress.waiting_suspects = [i for i in progress.waiting_suspects if not start <= i < stop]
+            progress.done.add(start, min(stop, progress.cursor))
+
+    def _forget(self, received: Sequence[Interval]) -> None:
+        if not received:
+            return
+        for start, stop in received:
+            for entry in [e for e in self.results.from_index(start) if e.stop <= stop]:
+                self.results.drop(entry)
+                if not entry.inline and entry.fault is None:
+                    self.context.blobs.drop(entry.page.digest, self.context.now())
+        done = self.progress.done.first
+        if done is not None and done[0] == 0:
+            self.inputs.drop_below(done[1])
+        for index in [i for i in self._by_index if i in self.progress.done]:
+            del self._by_index[index]
+
+    # ------------------------------------------------------------ agents
+
+    def before_hand_in(self, message: HandIn) -> None:
+        """Answers of a lease from before a take-over: the numbers are news to this owner."""
+        for page in message.results:
+            if page.stop > self.progress.cursor:
+                self.progress.add_call(page.start, page.stop)
+        if message.stop > self.progress.cursor and not message.results:
+            self.progress.add_call(message.start, message.stop)
+
+    def on_beat(self, node_id: NodeId, held: Sequence[object]) -> None:
+        for lease in held:
+            if isinstance(lease, HeldLease) and lease.stop > self.progress.cursor:
+                self.progress.add_call(lease.start, lease.stop)
+        super().on_beat(node_id, held)
+
+    def keep(self, ops: list[Op], recorded: list[Recorded], ended: Ended | None) -> None:
+        if ended is not None:
+            ops.append(self.ending_op(ended))
+
+    def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
+        if recorded:
+            self._push(recorded)
+        super().tell_recorded(recorded, ack)
+
+    def tell_ended(self, ended: Ended) -> None:
+        self._tell_end()
+
+    def grant_pages(self, start: int, stop: int) -> list[InputPage]:
+        pages = self.inputs.covering(start, stop)
+        if stop == start + 1 and start in self._by_index:
+            return [self._by_index[start]]
+        return pages
+
+    def _push(self, entries: Iterable[Recorded]) -> None:
+        pages: list[ResultPage] = []
+        faults: list[FaultPage] = []
+        size = 0
+        for entry in entries:
+            if entry.fault is not None:
+                faults.append(FaultPage(entry.start, *entry.fault))
+                continue
+            pages.append(ResultPage(entry.start, entry.stop, entry.page_start, entry.page))
+            size += entry.size
+            if size > PUSH_BYTES:
+                self._push_now(pages, faults)
+                pages, faults, size = [], [], 0
+        if pages or faults:
+            self._push_now(pages, faults)
+
+    def _push_now(self, pages: list[ResultPage], faults: list[FaultPage]) -> None:
+        message = CallResults(self.job_id, self.epoch, tuple(pages), tuple(faults))
+        self.context.connection.send(subjects.client(self.spec.client_id), message)
+
+    def _tell_end(self) -> None:
+        reason = self.progress.reason or f"the job is {self.progress.state}"
+        kind = f"[{self.progress.reason_kind}] " if self.progress.reason_kind else ""
+        message = CallResults(self.job_id, self.epoch, (), (), ended=kind + reason)
+        self.context.connection.send(subjects.client(self.spec.client_id), message)

@@ -1,0 +1,41 @@
+"""What the parts of a coordinator share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from fallow.coordinator.blob_refs import BlobRefs
+from fallow.coordinator.journal import Journal
+from fallow.coordinator.nodes import NodeRegistry
+from fallow.store.protocol import Store
+from fallow.wire.connection import Connection
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass
+class Context:
+    """One coordinator's engines and neighbours."""
+
+    connection: Connection
+    store: Store
+    journal: Journal
+    nodes: NodeRegistry
+    blobs: BlobRefs
+    owner: str
+    loop: asyncio.AbstractEventLoop
+    reader: ThreadPoolExecutor
+    kick_matcher: Callable[[], None] = field(default=_nothing)
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self.loop.time()
+
+    def unix_s(self) -> float:
+        return time.time()

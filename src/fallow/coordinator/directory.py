@@ -1,0 +1,158 @@
+"""The jobs of this coordinator: those in memory, and those that only the store remembers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fallow.coordinator.calls_job import CallsJob
+from fallow.coordinator.context import Context
+from fallow.coordinator.map_job import MapJob
+from fallow.coordinator.owned_job import OwnedJob, info_of_stored
+from fallow.model.ids import JobId
+from fallow.model.job import JobInfo, JobKind, JobSpec
+from fallow.store.protocol import StoredJob, StoreError
+from fallow.wire.messages import Jobs, JobStatus, ListJobs, Msg, Refused
+
+log = logging.getLogger(__name__)
+
+KEEP_ENDED_S = 5.0
+"""An ended job stays in memory this long after its client was last heard of."""
+LIST_LIMIT = 1000
+EPOCHS_LIMIT = 100_000
+
+
+class Directory:
+    """Finding jobs by id, name or prefix; loading them from the store without blocking the loop."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.active: dict[JobId, OwnedJob] = {}
+        self._epochs: dict[JobId, int] = {}
+        self._loading: dict[JobId, list[Callable[[], None]]] = {}
+        self.on_loaded: Callable[[JobId], Any] | None = None
+
+    def spec_of(self, job_id: JobId) -> JobSpec | None:
+        owned = self.active.get(job_id)
+        return owned.spec if owned is not None and not owned.progress.is_final else None
+
+    def last_epoch(self, job_id: JobId) -> int:
+        owned = self.active.get(job_id)
+        return owned.epoch if owned is not None else self._epochs.get(job_id, 0)
+
+    def add(self, owned: OwnedJob) -> None:
+        self.active[owned.job_id] = owned
+        self._epochs[owned.job_id] = owned.epoch
+        while len(self._epochs) > EPOCHS_LIMIT:
+            del self._epochs[next(iter(self._epochs))]
+
+    def make(self, spec: JobSpec, epoch: int, *, adopt: bool = False) -> OwnedJob:
+        kind = CallsJob if spec.kind is JobKind.CALLS else MapJob
+        return kind(self._context, spec, epoch, adopt=adopt)
+
+    def may_forget(self, owned: OwnedJob, now: float) -> bool:
+        return now - owned.client_seen > KEEP_ENDED_S
+
+    def forget(self, job_id: JobId) -> OwnedJob | None:
+        return self.active.pop(job_id, None)
+
+    # ------------------------------------------------------------ from the store
+
+    async def load_active(self) -> list[JobId]:
+        """Become the owner of every job that has not ended."""
+        loaded = []
+        for stored in await self._read(self._context.store.list_jobs, LIST_LIMIT * 10, True):
+            if await self._load(stored.spec.job_id):
+                loaded.append(stored.spec.job_id)
+        return loaded
+
+    async def _load(self, job_id: JobId) -> bool:
+        stored: StoredJob | None = await self._read(self._context.store.acquire_job, job_id, self._context.owner)
+        if stored is None:
+            return False
+        owned = self.make(stored.spec, stored.epoch, adopt=not stored.state.is_final)
+        if isinstance(owned, MapJob):
+            store = self._context.store
+            inputs = await self._read(store.input_pages, job_id)
+            results = await self._read(store.result_pages, job_id)
+            done = await self._read(store.done_intervals, job_id)
+            owned.restore(stored, inputs, results, done)
+        if job_id in self.active:
+            return True
+        self.add(owned)
+        if not owned.progress.is_final:
+            owned.perform(owned.progress._maybe_finish())
+        return True
+
+    def revive(self, job_id: JobId, then: Callable[[], None]) -> None:
+        """Load an ended job again (somebody asks for it), then call `then`."""
+        waiting = self._loading.get(job_id)
+        if waiting is not None:
+            waiting.append(then)
+            return
+        self._loading[job_id] = [then]
+        self._context.loop.create_task(self._revive(job_id))
+
+    async def _revive(self, job_id: JobId) -> None:
+        try:
+            if job_id not in self.active:
+                await self._load(job_id)
+        except StoreError as error:
+            log.warning("cannot load %s: %s", job_id, error)
+        for then in self._loading.pop(job_id, ()):
+            then()
+
+    def _read(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self._context.loop.run_in_executor(self._context.reader, function, *args)
+
+    # ------------------------------------------------------------ listings
+
+    def list_jobs(self, message: ListJobs, reply: Callable[[Msg], None]) -> None:
+        limit = max(1, min(message.limit, LIST_LIMIT))
+
+        async def answer() -> None:
+            try:
+                stored = await self._read(self._context.store.list_jobs, limit, message.active_only)
+            except StoreError as error:
+                reply(Refused("overloaded", f"the store cannot be read: {error}"))
+                return
+            infos: dict[JobId, JobInfo] = {row.spec.job_id: info_of_stored(row) for row in stored}
+            for job_id, owned in self.active.items():
+                if job_id in infos or not owned.progress.is_final or not message.active_only:
+                    infos[job_id] = owned.info()
+            rows = sorted(infos.values(), key=lambda info: -info.created_unix_s)
+            if message.active_only:
+                rows = [info for info in rows if info.state in ("open", "running")]
+            reply(Jobs(tuple(rows[:limit])))
+
+        self._context.loop.create_task(answer())
+
+    def find(self, text: str, reply: Callable[[Msg], None]) -> None:
+        exact = self.active.get(JobId(text))
+        if exact is not None:
+            reply(JobStatus(exact.epoch, exact.info()))
+            return
+
+        async def answer() -> None:
+            try:
+                job_id = await self._read(self._context.store.find_job, text)
+                stored = await self._read(self._context.store.get_job, job_id) if job_id else None
+            except StoreError as error:
+                reply(Refused("overloaded", f"the store cannot be read: {error}"))
+                return
+            if stored is None:
+                reply(Refused("not_found", f"no job is called {text!r}, and no one job's id begins with it"))
+                return
+            owned = self.active.get(stored.spec.job_id)
+            if owned is not None:
+                reply(JobStatus(owned.epoch, owned.info()))
+            else:
+                await self._load(stored.spec.job_id)
+                if self.on_loaded is not None:
+                    await self.on_loaded(stored.spec.job_id)
+                owned = self.active.get(stored.spec.job_id)
+                info = owned.info() if owned is not None else info_of_stored(stored)
+                reply(JobStatus(stored.epoch, info))
+
+        self._context.loop.create_task(answer())

@@ -1,0 +1,127 @@
+"""Group commit: effects are kept before anybody hears of them.
+
+Operations queue up while a commit runs and go into the next one together, in order. Whoever needs to know gets a
+callback on the event loop once its operations are durable. A full disk or an engine that is away stops nothing but
+the journal: it tries again until it succeeds, and says meanwhile why new work is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from fallow.model.ids import JobId
+from fallow.store.protocol import Op, OwnershipLost, Store, StoreError, StoreFull
+
+log = logging.getLogger(__name__)
+
+BATCH_OPS = 2000
+BACKLOG_OPS = 50_000
+"""Beyond this many waiting operations, new work is refused until the journal has caught up."""
+RETRY_S = 0.5
+
+Callback = Callable[[], None]
+
+
+class Journal:
+    """The only writer of the store. `on_lost` is called on the loop with jobs that another coordinator owns now."""
+
+    def __init__(
+        self, store: Store, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Sequence[JobId]], None]
+    ) -> None:
+        self._store = store
+        self._loop = loop
+        self._on_lost = on_lost
+        self._waiting: list[tuple[Sequence[Op], Callback | None]] = []
+        self._waiting_ops = 0
+        self._condition = threading.Condition()
+        self._closing = False
+        self.trouble: StoreError | None = None
+        """Why nothing can be written at the moment."""
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def append(self, ops: Sequence[Op], then: Callback | None = None) -> None:
+        """Write these, then call `then` on the loop."""
+        with self._condition:
+            self._waiting.append((ops, then))
+            self._waiting_ops += len(ops)
+            self._condition.notify()
+
+    @property
+    def refusal(self) -> tuple[str, str] | None:
+        """(kind, words) while new work is to be refused."""
+        trouble = self.trouble
+        if isinstance(trouble, StoreFull):
+            return "store_full", f"the pool's store is full and takes no new work until there is room: {trouble}"
+        if trouble is not None:
+            return "overloaded", f"the pool's store does not answer: {trouble}"
+        if self._waiting_ops > BACKLOG_OPS:
+            return "overloaded", f"{self._waiting_ops} changes wait to be written; try again in a moment"
+        return None
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what waits (for at most that long) and end."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting and not self._closing:
+                    self._condition.wait()
+                if not self._waiting:
+                    return
+                batch: list[tuple[Sequence[Op], Callback | None]] = []
+                count = 0
+                while self._waiting and count < BATCH_OPS:
+                    batch.append(self._waiting[0])
+                    count += len(self._waiting[0][0])
+                    del self._waiting[0]
+            self._write(batch)
+            with self._condition:
+                self._waiting_ops -= count
+
+    def _write(self, batch: list[tuple[Sequence[Op], Callback | None]]) -> None:
+        lost: set[JobId] = set()
+        while True:
+            try:
+                self._store.commit(
+                    [op for ops, _ in batch for op in ops if not lost or getattr(op, "job_id", None) not in lost]
+                )
+            except OwnershipLost as error:
+                if set(error.job_ids) <= lost:
+                    raise
+                lost.update(error.job_ids)
+                self._call(lambda: self._on_lost(tuple(lost)))
+                continue
+            except StoreError as error:
+                if self.trouble is None:
+                    log.warning("cannot write to the store, trying again: %s", error)
+                self.trouble = error
+                with self._condition:
+                    if self._closing:
+                        return
+                    self._condition.wait(RETRY_S)
+                continue
+            break
+        if self.trouble is not None:
+            log.warning("the store takes writes again")
+            self.trouble = None
+        kept = [
+            then
+            for ops, then in batch
+            if then is not None and not any(getattr(op, "job_id", None) in lost for op in ops)
+        ]
+        if kept:
+            self._call(lambda: [then() for then in kept])
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            log.info("the event loop ended before a commit was told")

@@ -1,0 +1,201 @@
+"""A coordinator's process: connects, opens its store, serves until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fallow.model.errors import FallowError
+from fallow.model.ids import JobId, PoolId, new_id
+from fallow.store.protocol import StoreError
+from fallow.wire.address import PoolAddress
+from fallow.wire.messages import PoolInfo
+
+if TYPE_CHECKING:
+    from fallow.coordinator.blob_server import BlobServer
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 2.0
+
+
+@dataclass(frozen=True)
+class CoordinatorOptions:
+    """store_url: 'sqlite:///path'. ready: called once when clients can be served."""
+
+    address: PoolAddress
+    store_url: str
+    blob_dir: Path
+    name: str
+    embedded: bool = False
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+    owner_name: str = ""
+    ready: Callable[[], None] | None = None
+
+
+def run_coordinator(options: CoordinatorOptions) -> int:
+    """Serve until SIGTERM or SIGINT (a second one ends at once). Returns the exit code; errors are told on stderr."""
+    if sys.platform != "win32":
+        import uvloop
+
+        run = uvloop.run
+    else:
+        run = asyncio.run
+    try:
+        run(_serve(options))
+    except (FallowError, StoreError) as error:
+        print(f"fallow: the coordinator cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _catch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    def asked() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, asked)
+        except NotImplementedError:
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(asked))
+
+
+async def _serve(options: CoordinatorOptions) -> None:
+    from fallow.coordinator.blob_refs import BlobRefs
+    from fallow.coordinator.context import Context
+    from fallow.coordinator.journal import Journal
+    from fallow.coordinator.nodes import NodeRegistry
+    from fallow.coordinator.service import TICK_S, Service
+    from fallow.store.open import open_store
+    from fallow.wire.connection import connect
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    _catch_signals(loop, stop)
+    store = open_store(options.store_url)
+    connecting = asyncio.ensure_future(connect(options.address, "coordinator", timeout_s=10.0))
+    try:
+        await loop.run_in_executor(None, store.open)
+        connection = await connecting
+    except BaseException:
+        connecting.cancel()
+        store.close()
+        raise
+    pool_id = store.pool_id(PoolId(new_id("pool", os.urandom)))
+    options.blob_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    nonce = _write_nonce(options.blob_dir)
+    services: list[Service] = []
+
+    def lost_ownership(job_ids: Sequence[JobId]) -> None:
+        for service in services:
+            service.lost_ownership(job_ids)
+
+    journal = Journal(store, loop, lost_ownership)
+    context = Context(
+        connection=connection,
+        store=store,
+        journal=journal,
+        nodes=NodeRegistry(connection, assign_epoch=int(time.time() * 1000)),
+        blobs=BlobRefs(options.blob_dir),
+        owner=options.owner_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        loop=loop,
+        reader=ThreadPoolExecutor(1, "reader"),
+    )
+    http = _Http(options, pool_id)
+
+    def pool_info() -> PoolInfo:
+        from fallow import __version__
+
+        return PoolInfo(
+            pool_id=pool_id,
+            name=options.name,
+            version=__version__,
+            python=".".join(platform.python_version_tuple()[:2]),
+            blob_dir=str(options.blob_dir.resolve()),
+            blob_nonce=nonce,
+            embedded=options.embedded,
+            slots=context.nodes.slot_count(),
+            unix_s=time.time(),
+        )
+
+    service = Service(context, pool_info, http.sign)
+    services.append(service)
+    await service.start()
+    await connection.flush()
+    if options.ready is not None:
+        options.ready()
+    sweeping_at = loop.time() + SWEEP_S
+    starting_http = loop.create_task(http.start())
+    try:
+        while not stop.is_set():
+            try:
+                await asyncio.wait_for(stop.wait(), TICK_S)
+            except TimeoutError:
+                pass
+            service.tick()
+            if loop.time() >= sweeping_at:
+                sweeping_at = loop.time() + SWEEP_S
+                await context.blobs.sweep(loop, context.reader, loop.time())
+    finally:
+        starting_http.cancel()
+        await http.stop()
+        await connection.flush()
+        await connection.close()
+        journal.close()
+        context.reader.shutdown(wait=False)
+        store.close()
+        (options.blob_dir / f".fallow-{nonce}").unlink(missing_ok=True)
+
+
+def _write_nonce(blob_dir: Path) -> str:
+    """A file that shows a client that it sees the same file system; those of dead coordinators go."""
+    for old in blob_dir.glob(".fallow-*"):
+        old.unlink(missing_ok=True)
+    nonce = secrets.token_hex(16)
+    descriptor = os.open(blob_dir / f".fallow-{nonce}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(descriptor, nonce.encode())
+    os.close(descriptor)
+    return nonce
+
+
+class _Http:
+    """The blob server, started behind the first answers: its library takes a while to import."""
+
+    def __init__(self, options: CoordinatorOptions, pool_id: str) -> None:
+        self._options = options
+        self._server: BlobServer | None = None
+
+    async def start(self) -> None:
+        from fallow.coordinator.blob_server import BlobServer
+
+        server = BlobServer(self._options.blob_dir, self._options.address.secret)
+        try:
+            await server.start(self._options.http_host, self._options.http_port)
+        except OSError as error:
+            log.error("the blob server cannot listen on %s: %s", self._options.http_host, error)
+            return
+        self._server = server
+
+    def sign(self, method: str, digest: str, size: int) -> str | None:
+        if self._server is None:
+            return None
+        return str(self._server.sign(method, digest, size, time.time()))
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop()

@@ -1,0 +1,442 @@
+"""A map's owner: inputs in, results out by index, both within windows."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fallow.coordinator.context import Context
+from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, OwnedJob, split_reason
+from fallow.coordinator.result_index import Recorded
+from fallow.core.effects import Ended
+from fallow.model.ids import Digest, NodeId, Token
+from fallow.model.job import Blob, JobSpec
+from fallow.model.parts import FaultPage, InputPage, ResultPage
+from fallow.store.protocol import (
+    DropInputPages,
+    DropResultPages,
+    Op,
+    PageIndex,
+    PutInputPage,
+    ReplaceResults,
+    SetJob,
+    StoredJob,
+)
+from fallow.wire.messages import (
+    Appended,
+    AppendInputs,
+    CancelJob,
+    Done,
+    FetchResults,
+    GetJob,
+    JobStatus,
+    Msg,
+    Refused,
+    Results,
+    RetryFailed,
+)
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES = 64 * 1024 * 1024
+PARKED_LIMIT = 64
+"""Fetches of one job that wait at once; beyond it the oldest is answered empty."""
+TRIM_S = 0.5
+CLIENT_SILENT_S = 60.0
+
+
+@dataclass(slots=True)
+class Parked:
+    message: FetchResults
+    reply: str
+    deadline: float
+
+
+class MapJob(OwnedJob):
+    """See the module."""
+
+    def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
+        super().__init__(context, spec, epoch, adopt=adopt)
+        self._parked: list[Parked] = []
+        self._kept: deque[Recorded] = deque()
+        self._kept_bytes = 0
+        self._consumed = 0
+        self._consumed_seq = 0
+        self._trim_at = 0.0
+        self._trimmed = (0, 0)
+
+    # ------------------------------------------------------------ from the store
+
+    def restore(
+        self, stored: StoredJob, inputs: Sequence[PageIndex], results: Sequence[PageIndex], done: object
+    ) -> None:
+        """Take up a job that another coordinator (or this one, before it died) had."""
+        for row in inputs:
+            page = InputPage(row.start, row.stop, Blob(Digest(row.digest), row.size))
+            self.inputs.add(page, in_store=row.inline)
+            if not row.inline:
+                self.context.blobs.add(row.digest)
+        covered = list(done)  # type: ignore[call-overload]
+        failed = 0
+        for row in results:
+            entry = Recorded(
+                seq=row.seq,
+                start=row.start,
+                stop=row.stop,
+                page_start=row.page_start,
+                page=Blob(Digest(row.digest), row.size),
+                failed_count=row.failed_count,
+                failed=row.failed,
+                fault=row.fault,
+                node=row.node,
+                inline=row.inline,
+            )
+            if not row.inline and row.fault is None:
+                self.context.blobs.add(row.digest)
+            self.results.add(entry)
+            covered.append((row.start, row.stop))
+            failed += row.failed_count
+            self._next_seq = max(self._next_seq, row.seq + 1)
+            self._nodes_by_name[row.node] = self._nodes_by_name.get(row.node, 0) + row.stop - row.start
+        if stored.nodes:
+            self._nodes_by_name = dict(stored.nodes)
+        cursor = max([row.stop for row in inputs] + [stop for _, stop in covered] + [max(0, stored.consumed)])
+        if stored.total >= 0:
+            cursor = min(cursor, stored.total)
+        self.progress.restore(done=covered, cursor=cursor, total=stored.total, state=stored.state, failed=failed)
+        self.progress.reason_kind, self.progress.reason = split_reason(stored.reason)
+        self.progress.retried = stored.retried
+        self.input_error = stored.input_error
+        self.known_state = stored.state
+        self.ended_unix_s = stored.ended_unix_s
+        self._consumed = max(0, stored.consumed)
+
+    # ------------------------------------------------------------ inputs
+
+    def append(self, message: AppendInputs, reply: str) -> None:
+        self.client_seen = self.context.now()
+        refusal = self.context.journal.refusal
+        if refusal is not None:
+            self._reply(reply, Refused(refusal[0], refusal[1], self.epoch, retry_after_s=0.5))
+            return
+        if self.progress.is_final:
+            self._reply(reply, Refused("ended", self.progress.reason or f"the job is {self.known_state}", self.epoch))
+            return
+        ops = self.take_pages(message.pages)
+        effects = []
+        if message.total >= 0 and message.total == self.progress.cursor and self.progress.total < 0:
+            if message.input_error:
+                self.input_error = message.input_error
+            ops.append(SetJob(self.job_id, self.epoch, total=message.total, input_error=message.input_error or None))
+            effects = self.progress.end_inputs(message.total)
+            if self.progress.state is not self.known_state and not self.progress.is_final:
+                self.known_state = self.progress.state
+                ops.append(SetJob(self.job_id, self.epoch, state=self.progress.state))
+        answer = Appended(self.epoch, self.progress.cursor, WINDOW_BYTES)
+        if ops:
+            self.context.journal.append(ops, partial(self._reply, reply, answer))
+        else:
+            self._reply(reply, answer)
+        self.perform(effects)
+        self.context.kick_matcher()
+        self.dispatch()
+
+    def take_pages(self, pages: Sequence[InputPage]) -> list[Op]:
+        """Take the pages that follow what is here; the rest comes again."""
+        ops: list[Op] = []
+        for page in pages:
+            if page.start != self.progress.cursor or page.stop <= page.start:
+                continue
+            self.progress.add_inputs(page.start, page.stop)
+            self.inputs.add(page)
+            if page.page.data is None:
+                self.context.blobs.add(page.page.digest)
+            ops.append(PutInputPage(self.job_id, self.epoch, page.start, page.stop, page.page))
+        return ops
+
+    # ------------------------------------------------------------ results
+
+    def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
+        super().tell_recorded(recorded, ack)
+        for entry in recorded:
+            if entry.page.data:
+                self._kept.append(entry)
+                self._kept_bytes += len(entry.page.data)
+        while self._kept_bytes > KEPT_RESULT_BYTES:
+            old = self._kept.popleft()
+            if old.page.data is not None:
+                self._kept_bytes -= len(old.page.data)
+                old.page = Blob(old.page.digest, old.page.size)
+        if recorded:
+            self._serve_parked()
+
+    def tell_ended(self, ended: Ended) -> None:
+        self._serve_parked()
+
+    def fetch(self, message: FetchResults, reply: str) -> None:
+        now = self.context.now()
+        self.client_seen = now
+        if message.consumed >= 0 and not self.spec.detached:
+            self._consume(message)
+        if not self._answer(message, reply):
+            if message.wait_s <= 0:
+                self._send_results(message, reply, [], message.cursor, False)
+                return
+            if len(self._parked) >= PARKED_LIMIT:
+                old = self._parked.pop(0)
+                self._send_results(old.message, old.reply, [], old.message.cursor, False)
+            self._parked.append(Parked(message, reply, now + min(message.wait_s, 30.0)))
+
+    def _serve_parked(self) -> None:
+        self._parked = [parked for parked in self._parked if not self._answer(parked.message, parked.reply)]
+
+    def tick(self, now: float) -> None:
+        """Answer fetches that waited long enough, and let go of what was consumed."""
+        if self._parked:
+            due = [parked for parked in self._parked if parked.deadline <= now]
+            self._parked = [parked for parked in self._parked if parked.deadline > now]
+            for parked in due:
+                self._send_results(parked.message, parked.reply, [], parked.message.cursor, False)
+        if now >= self._trim_at:
+            self._trim_at = now + TRIM_S
+            self._trim()
+
+    def _answer(self, message: FetchResults, reply: str) -> bool:
+        """Answer if there is something to say; False: it can wait."""
+        entries: list[Recorded] = []
+        size = 0
+        cursor = message.cursor
+        source = self.results.from_index(cursor) if message.ordered else self.results.from_seq(cursor)
+        for entry in source:
+            if message.ordered and 0 <= message.hint_stop <= entry.start:
+                break
+            cost = entry.size if entry.inline else 256
+            if entries and size + cost > message.max_bytes:
+                break
+            entries.append(entry)
+            size += cost
+            cursor = entry.stop if message.ordered else entry.seq + 1
+        final = self.known_state.is_final
+        if not entries:
+            if not final:
+                return False
+            self._send_results(message, reply, [], cursor, True)
+            return True
+        self._send_results(message, reply, entries, cursor, False)
+        return True
+
+    def _send_results(
+        self, message: FetchResults, reply: str, entries: list[Recorded], cursor: int, exhausted: bool
+    ) -> None:
+        missing = [entry.start for entry in entries if entry.inline and entry.page.data is None and not entry.fault]
+        if missing:
+            read = self.context.loop.run_in_executor(
+                self.context.reader, self.context.store.read_results, self.job_id, missing
+            )
+            read.add_done_callback(lambda future: self._results_read(message, reply, entries, cursor, future))
+            return
+        self._reply_results(message, reply, entries, {}, cursor, exhausted)
+
+    def _results_read(
+        self, message: FetchResults, reply: str, entries: list[Recorded], cursor: int, future: object
+    ) -> None:
+        try:
+            blobs = future.result()  # type: ignore[attr-defined]
+        except Exception as error:
+            log.exception("cannot read results of %s", self.job_id)
+            self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", self.epoch, 1.0))
+            return
+        self._reply_results(message, reply, entries, blobs, cursor, False)
+
+    def _reply_results(
+        self,
+        message: FetchResults,
+        reply: str,
+        entries: list[Recorded],
+        blobs: dict[int, Blob],
+        cursor: int,
+        exhausted: bool,
+    ) -> None:
+        pages: list[ResultPage] = []
+        faults: list[FaultPage] = []
+        for entry in entries:
+            if entry.fault is not None:
+                faults.append(FaultPage(entry.start, *entry.fault))
+                continue
+            start = max(entry.start, message.cursor) if message.ordered else entry.start
+            page = blobs.get(entry.start, entry.page)
+            pages.append(ResultPage(start, entry.stop, entry.page_start, page, entry.failed_count, entry.failed))
+        if message.ordered and faults and pages:
+            pages, faults, cursor = _in_order(pages, faults, message.cursor)
+        self._reply(
+            reply,
+            Results(
+                epoch=self.epoch,
+                pages=tuple(pages),
+                faults=tuple(faults),
+                next_cursor=cursor,
+                total=self.progress.total,
+                state=str(self.known_state),
+                reason=self.progress.reason if self.known_state.is_final else "",
+                info=self.info(),
+                exhausted=exhausted,
+                reason_kind=self.progress.reason_kind if self.known_state.is_final else "",
+            ),
+        )
+
+    # ------------------------------------------------------------ what the client has
+
+    def _consume(self, message: FetchResults) -> None:
+        before = self._backlogged()
+        if message.ordered:
+            self._consumed = max(self._consumed, message.consumed)
+            gone = self.results.drop_below(self._consumed)
+        else:
+            self._consumed_seq = max(self._consumed_seq, message.consumed)
+            gone = self.results.drop_below_seq(self._consumed_seq)
+        now = self.context.now()
+        for entry in gone:
+            if not entry.inline and entry.fault is None:
+                self.context.blobs.drop(entry.page.digest, now)
+            elif entry.page.data is not None:
+                self._kept_bytes -= len(entry.page.data)
+                entry.page = Blob(entry.page.digest, entry.page.size)
+        if gone:
+            while self._kept and self._kept[0].page.data is None:
+                self._kept.popleft()
+            if before and not self._backlogged():
+                self.dispatch()
+
+    def _backlogged(self) -> bool:
+        return not self.spec.detached and self.results.bytes > BACKLOG_BYTES
+
+    def leasing_stop(self) -> int:
+        return self._consumed + 1 if self._backlogged() else 1 << 62
+
+    def _trim(self) -> None:
+        """Journal what may be forgotten, in bulk."""
+        if self.spec.detached or self.progress.is_final:
+            return
+        below = self._consumed
+        if below == 0 and self._consumed_seq:
+            first = self.progress.done.first
+            below = first[1] if first is not None and first[0] == 0 else 0
+        mark = (below, self._consumed_seq)
+        if mark == self._trimmed:
+            return
+        self._trimmed = mark
+        now = self.context.now()
+        for page in self.inputs.drop_below(below):
+            if self.context.blobs.needed(page.page.digest) and page.page.data is None:
+                self.context.blobs.drop(page.page.digest, now)
+        ops: list[Op] = [DropInputPages(self.job_id, self.epoch, below)]
+        if self._consumed_seq:
+            ops.append(DropResultPages(self.job_id, self.epoch, below_seq=self._consumed_seq))
+        else:
+            ops.append(DropResultPages(self.job_id, self.epoch, below=self._consumed))
+        ops.append(SetJob(self.job_id, self.epoch, consumed=self._consumed))
+        self.context.journal.append(ops)
+
+    def forget_pages(self) -> None:
+        """The job has ended and its client has everything: only its row stays."""
+        now = self.context.now()
+        for entry in self.results:
+            if not entry.inline and entry.fault is None:
+                self.context.blobs.drop(entry.page.digest, now)
+        for page in self.inputs.pages():
+            if page.page.data is None and not self.inputs.is_let_go(page.start):
+                self.context.blobs.drop(page.page.digest, now)
+        if self.spec.function.data is None:
+            self.context.blobs.drop(self.spec.function.digest, now)
+        self.results.clear()
+        self.inputs.drop_below(1 << 62)
+        self.context.journal.append(
+            [
+                DropInputPages(self.job_id, self.epoch, 1 << 62),
+                DropResultPages(self.job_id, self.epoch, below=1 << 62),
+            ]
+        )
+
+    # ------------------------------------------------------------ orders
+
+    def get(self, message: GetJob, reply: str) -> None:
+        self._reply(reply, JobStatus(self.epoch, self.info()))
+
+    def cancel(self, message: CancelJob, reply: str) -> None:
+        self.client_seen = self.context.now()
+        self.perform(self.progress.cancel(message.reason or "cancelled"))
+        self._after_journal(reply, Done(self.epoch))
+
+    def retry_failed(self, message: RetryFailed, reply: str) -> None:
+        if not self.known_state.is_final:
+            text = "the job still runs; its failed tasks can be run again when it has ended"
+            self._reply(reply, Refused("invalid", text, self.epoch))
+            return
+        intervals = self.results.failed_intervals()
+        if not intervals or str(self.known_state) != "succeeded":
+            text = (
+                f"a job that was {self.known_state} cannot be taken up again; submit it anew"
+                if str(self.known_state) != "succeeded"
+                else "no task of this job failed"
+            )
+            self._reply(reply, Refused("invalid", text, self.epoch))
+            return
+        self.progress.retry_failed(intervals)
+        entries = list(self.results)
+        self.results.clear()
+        for entry in entries:
+            for piece in _without(entry, intervals):
+                piece.seq = self._next_seq
+                self._next_seq += 1
+                self.results.add(piece)
+        self.known_state = self.progress.state
+        ops: list[Op] = [
+            ReplaceResults(self.job_id, self.epoch, tuple(intervals)),
+            SetJob(self.job_id, self.epoch, state=self.progress.state, reason="", ended_unix_s=0.0),
+        ]
+        self.context.journal.append(ops, lambda: self._reply(reply, JobStatus(self.epoch, self.info())))
+        self.context.kick_matcher()
+
+    def _after_journal(self, reply: str, answer: Msg) -> None:
+        self.context.journal.append([], lambda: self._reply(reply, answer))
+
+    def _reply(self, reply: str, message: Msg) -> None:
+        if reply:
+            self.context.connection.send(reply, message)
+
+
+def _in_order(
+    pages: list[ResultPage], faults: list[FaultPage], cursor: int
+) -> tuple[list[ResultPage], list[FaultPage], int]:
+    """Both lists are by index already; readers merge them. What is beyond a gap stays out."""
+    marks = sorted([(page.start, page.stop) for page in pages] + [(f.index, f.index + 1) for f in faults])
+    for start, stop in marks:
+        if start > cursor:
+            break
+        cursor = max(cursor, stop)
+    return [p for p in pages if p.start < cursor], [f for f in faults if f.index < cursor], cursor
+
+
+def _without(entry: Recorded, intervals: Sequence[tuple[int, int]]) -> list[Recorded]:
+    """The parts of a recorded page outside these intervals."""
+    from fallow.core.intervals import IntervalSet
+
+    left = IntervalSet([(entry.start, entry.stop)])
+    for start, stop in intervals:
+        left.remove(start, stop)
+    pieces = []
+    for start, stop in left:
+        piece = Recorded(
+            seq=entry.seq,
+            start=start,
+            stop=stop,
+            page_start=entry.page_start,
+            page=entry.page,
+            node=entry.node,
+            inline=entry.inline,
+        )
+        pieces.append(piece)
+    return pieces

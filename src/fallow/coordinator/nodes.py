@@ -1,0 +1,188 @@
+"""The nodes that this coordinator has heard of, what their slots are assigned to, and who went silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fallow.core.matching import NodeView
+from fallow.model.ids import JobId, NodeId, SlotKey
+from fallow.model.job import JobSpec
+from fallow.model.node import NodeInfo, NodeSpec
+from fallow.model.states import NodeEvent, NodeState, node_transition
+from fallow.wire import subjects
+from fallow.wire.connection import Connection
+from fallow.wire.messages import NODE_LOST_AFTER_S, Assign, Beat, BeatAck
+
+REASSIGN_AFTER_S = 1.5
+"""An assignment that a beat does not show by then is sent again."""
+SHOW_LOST_S = 3600.0
+"""Listings show a lost or departed node for so long."""
+
+
+@dataclass(slots=True)
+class NodeEntry:
+    spec: NodeSpec
+    session: str
+    state: NodeState
+    seen: float
+    seen_unix_s: float
+    reason: str = ""
+    assigned: dict[int, JobId | None] = field(default_factory=dict)
+    sent_at: dict[int, float] = field(default_factory=dict)
+    drain_wanted: bool = False
+    tasks_done: int = 0
+    load: float = 0.0
+    memory_used_bytes: int = 0
+    lease_count: int = 0
+
+
+class NodeRegistry:
+    """Presence and assignments. `spec_of` finds a job's spec for an Assign that must be sent again."""
+
+    def __init__(self, connection: Connection, assign_epoch: int) -> None:
+        self._connection = connection
+        self._epoch = assign_epoch
+        self._seq = 0
+        self.entries: dict[NodeId, NodeEntry] = {}
+        self.spec_of: Callable[[JobId], JobSpec | None] = lambda _: None
+
+    # ------------------------------------------------------------ presence
+
+    def beat(self, beat: Beat, now: float, unix_s: float) -> tuple[NodeEntry | None, bool]:
+        """Note a heartbeat and acknowledge it. Returns (entry or None while its spec is unknown, whether the set of
+        usable slots changed)."""
+        entry = self.entries.get(beat.node_id)
+        changed = False
+        if beat.spec is not None and (entry is None or entry.session != beat.session or entry.spec != beat.spec):
+            fresh = NodeEntry(beat.spec, beat.session, NodeState.ALIVE, now, unix_s)
+            if entry is not None:
+                fresh.drain_wanted = entry.drain_wanted
+                fresh.tasks_done = entry.tasks_done
+                if entry.session == beat.session:
+                    fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
+            entry = self.entries[beat.node_id] = fresh
+            changed = True
+        ack = BeatAck(
+            seq=beat.seq,
+            want_spec=entry is None or entry.session != beat.session,
+            drain=bool(entry and entry.drain_wanted),
+            epoch=self._epoch,
+        )
+        self._connection.send(subjects.node(beat.node_id), ack)
+        if entry is None or entry.session != beat.session:
+            return None, False
+        entry.seen = now
+        entry.seen_unix_s = unix_s
+        entry.load = beat.load
+        entry.memory_used_bytes = beat.memory_used_bytes
+        entry.lease_count = len(beat.leases)
+        before = entry.state
+        entry.state = node_transition(before, NodeEvent.BEAT, beat.node_id)
+        if beat.draining and entry.state is NodeState.ALIVE:
+            entry.state = node_transition(entry.state, NodeEvent.DRAIN, beat.node_id)
+            entry.reason = "draining"
+        changed = changed or entry.state is not before
+        for slot in beat.slots:
+            wanted = entry.assigned.get(slot.slot)
+            if slot.job_id != wanted and now - entry.sent_at.get(slot.slot, -1e9) > REASSIGN_AFTER_S:
+                self.send_assign((beat.node_id, slot.slot), wanted, now)
+        return entry, changed
+
+    def bye(self, node_id: NodeId, session: str, now: float) -> bool:
+        """The agent said that it ends. Returns whether the node was here."""
+        entry = self.entries.get(node_id)
+        if entry is None or entry.session != session or entry.state in (NodeState.LEFT, NodeState.LOST):
+            return False
+        entry.state = node_transition(entry.state, NodeEvent.BYE, node_id)
+        entry.reason = "left"
+        entry.assigned.clear()
+        return True
+
+    def silent(self, now: float) -> list[NodeEntry]:
+        """Nodes that have just been silent for too long: they are lost now."""
+        lost = []
+        for entry in self.entries.values():
+            if entry.state in (NodeState.ALIVE, NodeState.DRAINING) and now - entry.seen > NODE_LOST_AFTER_S:
+                entry.state = node_transition(entry.state, NodeEvent.SILENCE, entry.spec.node_id)
+                entry.reason = f"silent for {NODE_LOST_AFTER_S:g} s"
+                entry.assigned.clear()
+                lost.append(entry)
+        return lost
+
+    def drain(self, node_id: NodeId, wanted: bool) -> bool:
+        entry = self.entries.get(node_id)
+        if entry is None:
+            return False
+        entry.drain_wanted = wanted
+        return True
+
+    # ------------------------------------------------------------ assignments
+
+    def views(self) -> list[NodeView]:
+        """For the matcher: the nodes that are here."""
+        return [
+            NodeView(entry.spec, entry.assigned, entry.state is NodeState.ALIVE and not entry.drain_wanted)
+            for entry in self.entries.values()
+            if entry.state in (NodeState.ALIVE, NodeState.DRAINING)
+        ]
+
+    def alive_specs(self) -> list[NodeSpec]:
+        return [entry.spec for entry in self.entries.values() if entry.state is NodeState.ALIVE]
+
+    def assign(self, changes: Iterable[tuple[SlotKey, JobId | None]], now: float) -> None:
+        for key, job_id in changes:
+            entry = self.entries.get(key[0])
+            if entry is not None:
+                entry.assigned[key[1]] = job_id
+                self.send_assign(key, job_id, now)
+
+    def send_assign(self, key: SlotKey, job_id: JobId | None, now: float) -> None:
+        spec = self.spec_of(job_id) if job_id is not None else None
+        entry = self.entries[key[0]]
+        if job_id is not None and spec is None:
+            entry.assigned[key[1]] = None
+        self._seq += 1
+        entry.sent_at[key[1]] = now
+        self._connection.send(subjects.node(key[0]), Assign(key[1], self._seq, self._epoch, spec))
+
+    def forget_job(self, job_id: JobId) -> None:
+        """The job ended: its slots are free (agents hear it by Revoke)."""
+        for entry in self.entries.values():
+            for slot, assigned in entry.assigned.items():
+                if assigned == job_id:
+                    entry.assigned[slot] = None
+
+    # ------------------------------------------------------------ listings
+
+    def name(self, node_id: NodeId) -> str:
+        entry = self.entries.get(node_id)
+        return entry.spec.name if entry else node_id
+
+    def slot_count(self) -> int:
+        return sum(entry.spec.slots for entry in self.entries.values() if entry.state is NodeState.ALIVE)
+
+    def infos(self, now: float) -> tuple[NodeInfo, ...]:
+        infos = []
+        for entry in self.entries.values():
+            gone = entry.state in (NodeState.LOST, NodeState.LEFT)
+            if gone and now - entry.seen > SHOW_LOST_S:
+                continue
+            jobs: dict[str, int] = {}
+            for job_id in entry.assigned.values():
+                if job_id is not None and not gone:
+                    jobs[job_id] = jobs.get(job_id, 0) + 1
+            infos.append(
+                NodeInfo(
+                    spec=entry.spec,
+                    state="draining" if entry.drain_wanted and not gone else str(entry.state),
+                    reason=entry.reason if gone or entry.state is NodeState.DRAINING else "",
+                    seen_unix_s=entry.seen_unix_s,
+                    busy_slots=0 if gone else min(entry.lease_count, entry.spec.slots),
+                    jobs=jobs,
+                    tasks_done=entry.tasks_done,
+                    load=entry.load,
+                    memory_used_bytes=entry.memory_used_bytes,
+                )
+            )
+        return tuple(infos)

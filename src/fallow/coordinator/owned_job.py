@@ -1,0 +1,375 @@
+"""A job that this coordinator owns: the pure progress, its pages, and the effects turned into writes and messages.
+
+Order matters: an effect is journalled, then told. Leases may run ahead of the journal; acknowledgements, results and
+endings are told only from the journal's callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from msgspec.structs import replace
+
+from fallow.coordinator.context import Context
+from fallow.coordinator.input_index import InputIndex
+from fallow.coordinator.result_index import Recorded, ResultIndex
+from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
+from fallow.core.job import JobProgress
+from fallow.model.ids import JobId, NodeId, Token
+from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
+from fallow.model.parts import FaultPage, InputPage, ResultPage
+from fallow.model.states import JobState
+from fallow.store.protocol import Op, PutResultPage, SetJob, StoredJob
+from fallow.wire import subjects
+from fallow.wire.messages import HandIn, HandInAck, Lease, Pull, Revoke, TakeBack
+
+log = logging.getLogger(__name__)
+
+ADOPTION_S = 2.5
+"""After a take-over, agents have this long to name their leases before anything is leased anew."""
+KEPT_RESULT_BYTES = 64 * 1024 * 1024
+"""Recent results kept in memory per job, beyond what the store has."""
+BACKLOG_BYTES = 1 << 30
+"""Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
+REASON_KIND = re.compile(r"^\[(\w+)\] ", re.ASCII)
+
+
+def stored_reason(kind: str, reason: str) -> str:
+    return f"[{kind}] {reason}" if kind else reason
+
+
+def split_reason(stored: str) -> tuple[str, str]:
+    """(kind, reason) of what stored_reason made."""
+    match = REASON_KIND.match(stored)
+    return (match[1], stored[match.end() :]) if match else ("", stored)
+
+
+class OwnedJob:
+    """Owner's side of one job. Subclasses say how clients are told: MapJob and CallsJob."""
+
+    def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
+        now = context.now()
+        self.context = context
+        self.spec = spec
+        self.epoch = epoch
+        self.progress = JobProgress(spec, epoch, hold_until=now + ADOPTION_S if adopt else 0.0)
+        self.inputs = InputIndex()
+        self.results = ResultIndex()
+        self.ended_unix_s = 0.0
+        self.client_seen = now
+        self.input_error = ""
+        self.refused: dict[NodeId, str] = {}
+        self.served = 0.0
+        self.known_state = JobState.OPEN
+        """The state that is durable, and that clients are told."""
+        self._next_seq = 0
+        self._wake_at: float | None = None
+        self._nodes_by_name: dict[str, int] = {}
+        self.nodes_seen: set[NodeId] = set()
+        self._dispatching = False
+        if spec.function.data is None:
+            context.blobs.add(spec.function.digest)
+
+    @property
+    def job_id(self) -> JobId:
+        return self.spec.job_id
+
+    # ------------------------------------------------------------ agents
+
+    def on_pull(self, message: Pull) -> None:
+        if self.progress.is_final:
+            self._send_node(message.node_id, Revoke(self.job_id, self.epoch, (), f"the job is {self.progress.state}"))
+            return
+        self.nodes_seen.add(message.node_id)
+        slot = (message.node_id, message.slot)
+        self.progress.pull(slot, message.seq, message.idle, message.pages, self.context.now())
+        self.dispatch()
+
+    def on_hand_in(self, message: HandIn) -> None:
+        slot = (message.node_id, message.slot)
+        self.nodes_seen.add(message.node_id)
+        self.before_hand_in(message)
+        effects = self.progress.hand_in(
+            slot=slot,
+            token=message.token,
+            bounds=(message.start, message.stop),
+            results=message.results,
+            give_back=message.give_back,
+            deaths=message.deaths,
+            retry_later=message.retry_later,
+            ended=message.ended,
+            run_s=message.run_s,
+            reduced=message.reduced,
+            now=self.context.now(),
+        )
+        if message.pull is not None and not self.progress.is_final:
+            pull = message.pull
+            self.progress.pull(slot, pull.seq, pull.idle, pull.pages, self.context.now())
+        self.perform(effects, ack=(message.node_id, message.token, message.seq))
+        self.dispatch()
+
+    def before_hand_in(self, message: HandIn) -> None:
+        """For subclasses."""
+
+    def on_beat(self, node_id: NodeId, held: Sequence[object]) -> None:
+        self.perform(self.progress.beat(node_id, held, self.context.now()))  # type: ignore[arg-type]
+        if self.progress.pulls:
+            self.dispatch()
+
+    def on_node_lost(self, node_id: NodeId, reason: str) -> None:
+        self.perform(self.progress.node_lost(node_id, reason))
+        self.dispatch()
+
+    # ------------------------------------------------------------ effects
+
+    def dispatch(self) -> None:
+        self.progress.leasing_stop = self.leasing_stop()
+        self.perform(self.progress.dispatch(self.context.now()))
+
+    def leasing_stop(self) -> int:
+        """For subclasses: no lease from this index on."""
+        return 1 << 62
+
+    def perform(self, effects: Iterable[Effect], ack: tuple[NodeId, Token, int] | None = None) -> None:
+        """Journal what is to be kept, then tell; send the rest at once."""
+        ops: list[Op] = []
+        recorded: list[Recorded] = []
+        ended: Ended | None = None
+        for effect in effects:
+            match effect:
+                case Grant():
+                    self._grant(effect)
+                case AskBack():
+                    order = TakeBack(self.job_id, self.epoch, effect.token, effect.slot[1], effect.share)
+                    self._send_node(effect.slot[0], order)
+                case Drop():
+                    self._send_node(effect.node, Revoke(self.job_id, self.epoch, effect.tokens, effect.reason))
+                case Record():
+                    recorded.append(self._recorded(effect.page, effect.node))
+                case RecordFault():
+                    recorded.append(self._recorded_fault(effect.fault, effect.node))
+                case Ended():
+                    ended = effect
+                case Wake():
+                    self._wake(effect.at)
+        if not recorded and ended is None:
+            if ack is not None:
+                self.tell_recorded([], ack)
+            return
+        self.keep(ops, recorded, ended)
+        for entry in recorded:
+            name = entry.node
+            self._nodes_by_name[name] = self._nodes_by_name.get(name, 0) + entry.stop - entry.start
+        if ended is not None:
+            self._release_nodes(ended)
+        if ops:
+            self.context.journal.append(ops, partial(self._durable, recorded, ack, ended))
+        else:
+            self._durable(recorded, ack, ended)
+
+    def keep(self, ops: list[Op], recorded: list[Recorded], ended: Ended | None) -> None:
+        """Add the writes for these effects (a standing job of calls writes only its end)."""
+        ops += [put_result(self.job_id, self.epoch, entry) for entry in recorded]
+        if ended is not None:
+            ops.append(self.ending_op(ended))
+
+    def ending_op(self, ended: Ended) -> SetJob:
+        self.ended_unix_s = self.context.unix_s()
+        return SetJob(
+            job_id=self.job_id,
+            epoch=self.epoch,
+            state=ended.state,
+            reason=stored_reason(self.progress.reason_kind, ended.reason),
+            total=self.progress.total,
+            ended_unix_s=self.ended_unix_s,
+            nodes=self.info().nodes,
+            retried=self.progress.retried,
+        )
+
+    def _durable(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None, ended: Ended | None) -> None:
+        if ended is not None:
+            self.known_state = ended.state
+        self.tell_recorded(recorded, ack)
+        if ended is not None:
+            self.tell_ended(ended)
+
+    def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
+        """Results are durable: clients may have them, the agent may forget them."""
+        for entry in recorded:
+            self.results.add(entry)
+            entry_node = self.context.nodes.entries.get(NodeId(entry.node))
+            if entry_node is not None:
+                entry_node.tasks_done += entry.stop - entry.start
+        if ack is not None:
+            node_id, token, seq = ack
+            self._send_node(node_id, HandInAck(self.job_id, self.epoch, ((token, seq),)))
+
+    def tell_ended(self, ended: Ended) -> None:
+        """For subclasses."""
+
+    def _release_nodes(self, ended: Ended) -> None:
+        """Every node that worked on the job forgets it."""
+        for node_id in self.nodes_seen:
+            self._send_node(node_id, Revoke(self.job_id, self.epoch, (), ended.reason or str(ended.state)))
+        self.context.nodes.forget_job(self.job_id)
+        self.context.kick_matcher()
+
+    def _recorded(self, page: ResultPage, node: NodeId) -> Recorded:
+        seq = self._next_seq
+        self._next_seq += 1
+        if page.page.data is None:
+            self.context.blobs.add(page.page.digest)
+        return Recorded(
+            seq=seq,
+            start=page.start,
+            stop=page.stop,
+            page_start=page.page_start,
+            page=page.page,
+            failed_count=page.failed_count,
+            failed=page.failed,
+            node=node,
+            inline=page.page.data is not None,
+        )
+
+    def _recorded_fault(self, fault: FaultPage, node: NodeId | None) -> Recorded:
+        seq = self._next_seq
+        self._next_seq += 1
+        return Recorded(
+            seq=seq,
+            start=fault.index,
+            stop=fault.index + 1,
+            page_start=fault.index,
+            page=Blob("", 0, b""),  # type: ignore[arg-type]
+            failed_count=1,
+            failed=(fault.index,),
+            fault=(fault.kind, fault.message, fault.detail),
+            node=node or "",
+        )
+
+    # ------------------------------------------------------------ leases out
+
+    def _grant(self, grant: Grant) -> None:
+        pages = self.grant_pages(grant.start, grant.stop)
+        wanted = [page for page in pages if page.start not in grant.held_pages]
+        missing = [page.start for page in wanted if page.page.data is None and self.inputs.is_let_go(page.start)]
+        if missing:
+            read = self.context.loop.run_in_executor(
+                self.context.reader, self.context.store.read_input, self.job_id, missing
+            )
+            read.add_done_callback(lambda future: self._grant_read(grant, wanted, future))
+        else:
+            self._send_lease(grant, wanted)
+
+    def grant_pages(self, start: int, stop: int) -> list[InputPage]:
+        """The input pages that hold [start, stop)."""
+        return self.inputs.covering(start, stop)
+
+    def _grant_read(self, grant: Grant, pages: list[InputPage], future: object) -> None:
+        try:
+            blobs = future.result()  # type: ignore[attr-defined]
+        except Exception:
+            log.exception("cannot read input pages of %s; the lease will be given again", self.job_id)
+            return
+        filled = [replace(page, page=blobs.get(page.start, page.page)) for page in pages]
+        self._send_lease(grant, filled)
+
+    def _send_lease(self, grant: Grant, pages: Sequence[InputPage]) -> None:
+        lease = Lease(
+            job_id=self.job_id,
+            epoch=self.epoch,
+            token=grant.token,
+            slot=grant.slot[1],
+            pull_seq=grant.pull_seq,
+            start=grant.start,
+            stop=grant.stop,
+            budget_s=grant.budget_s,
+            pages=tuple(pages),
+            alone=grant.alone,
+            attempt=grant.attempt,
+        )
+        self._send_node(grant.slot[0], lease)
+
+    def _wake(self, at: float) -> None:
+        if self._wake_at is not None and self._wake_at <= at and self._wake_at > self.context.now():
+            return
+        self._wake_at = at
+        self.context.loop.call_at(at + 0.001, self._woken, at)
+
+    def _woken(self, at: float) -> None:
+        if self._wake_at == at:
+            self._wake_at = None
+        if not self.progress.is_final:
+            self.dispatch()
+            self.context.kick_matcher()
+
+    def _send_node(self, node_id: NodeId, message: Lease | TakeBack | Revoke | HandInAck) -> None:
+        self.context.connection.send(subjects.node(node_id), message)
+
+    # ------------------------------------------------------------ what is known
+
+    def info(self) -> JobInfo:
+        progress = self.progress
+        names: dict[str, int] = {}
+        for node_id, count in self._nodes_by_name.items():
+            name = self.context.nodes.name(NodeId(node_id))
+            names[name] = names.get(name, 0) + count
+        return JobInfo(
+            job_id=self.job_id,
+            name=self.spec.name,
+            kind=self.spec.kind,
+            state=str(self.known_state if progress.is_final else progress.state),
+            reason=progress.reason,
+            counts=progress.counts(),
+            total=progress.total if progress.total >= 0 else self.spec.total_hint,
+            detached=self.spec.detached,
+            account=self.spec.account,
+            created_unix_s=self.spec.created_unix_s,
+            ended_unix_s=self.ended_unix_s,
+            nodes=names,
+            epoch=self.epoch,
+            reason_kind=progress.reason_kind,
+            slots=progress.slots if self.spec.kind is JobKind.MAP else len(progress.by_slot),
+        )
+
+
+def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
+    return PutResultPage(
+        job_id=job_id,
+        epoch=epoch,
+        seq=entry.seq,
+        start=entry.start,
+        stop=entry.stop,
+        page_start=entry.page_start,
+        page=entry.page,
+        failed_count=entry.failed_count,
+        failed=entry.failed,
+        fault=entry.fault,
+        node=entry.node,
+    )
+
+
+def info_of_stored(stored: StoredJob) -> JobInfo:
+    """A listing's row of a job that no coordinator has in memory (it has ended)."""
+    from fallow.model.job import JobCounts
+
+    kind, reason = split_reason(stored.reason)
+    done = sum(stored.nodes.values())
+    return JobInfo(
+        job_id=stored.spec.job_id,
+        name=stored.spec.name,
+        kind=stored.spec.kind,
+        state=str(stored.state),
+        reason=reason,
+        counts=JobCounts(inputs=max(0, stored.total), done=done, retried=stored.retried),
+        total=stored.total,
+        detached=stored.spec.detached,
+        account=stored.spec.account,
+        created_unix_s=stored.created_unix_s,
+        ended_unix_s=stored.ended_unix_s,
+        nodes=stored.nodes,
+        epoch=stored.epoch,
+        reason_kind=kind,
+    )

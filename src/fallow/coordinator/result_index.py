@@ -1,0 +1,143 @@
+"""What is recorded of a job's results: where each is, by index and in order of recording."""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fallow.model.ids import Interval
+from fallow.model.job import Blob
+
+
+@dataclass(slots=True)
+class Recorded:
+    """A result page or a fault. `data` of an inline page may have been let go: the store has it."""
+
+    seq: int
+    start: int
+    stop: int
+    page_start: int
+    page: Blob
+    failed_count: int = 0
+    failed: tuple[int, ...] = ()
+    fault: tuple[str, str, str] | None = None
+    node: str = ""
+    inline: bool = True
+
+    @property
+    def size(self) -> int:
+        return self.page.size
+
+
+class ResultIndex:
+    """Recorded pages, disjoint by index. Only what is durable is in here."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._by_start: dict[int, Recorded] = {}
+        self._by_seq: dict[int, Recorded] = {}
+        self._seqs: list[int] = []
+        self.bytes = 0
+        """Bytes of all pages here, inline or not."""
+
+    def __len__(self) -> int:
+        return len(self._by_start)
+
+    def __iter__(self) -> Iterator[Recorded]:
+        return iter([self._by_start[start] for start in self._starts])
+
+    def add(self, entry: Recorded) -> None:
+        if entry.start in self._by_start:
+            return
+        if not self._starts or entry.start > self._starts[-1]:
+            self._starts.append(entry.start)
+        else:
+            insort(self._starts, entry.start)
+        self._by_start[entry.start] = entry
+        if not self._seqs or entry.seq > self._seqs[-1]:
+            self._seqs.append(entry.seq)
+        else:
+            insort(self._seqs, entry.seq)
+        self._by_seq[entry.seq] = entry
+        self.bytes += entry.size
+
+    def from_index(self, cursor: int) -> Iterator[Recorded]:
+        """Pages that follow each other without a gap from `cursor` on (the first may begin before it)."""
+        at = bisect_right(self._starts, cursor) - 1
+        if at < 0:
+            return
+        while at < len(self._starts):
+            entry = self._by_start[self._starts[at]]
+            if not entry.start <= cursor < entry.stop:
+                return
+            yield entry
+            cursor = entry.stop
+            at += 1
+
+    def from_seq(self, seq: int) -> Iterator[Recorded]:
+        """Pages in order of recording, from `seq` on."""
+        at = bisect_right(self._seqs, seq - 1)
+        for number in self._seqs[at:]:
+            yield self._by_seq[number]
+
+    def drop_below(self, index: int) -> list[Recorded]:
+        """Forget the pages that end at or before `index`."""
+        gone: list[Recorded] = []
+        count = 0
+        for start in self._starts:
+            entry = self._by_start[start]
+            if entry.stop > index:
+                break
+            gone.append(entry)
+            count += 1
+        del self._starts[:count]
+        self._forget(gone)
+        return gone
+
+    def drop_below_seq(self, seq: int) -> list[Recorded]:
+        """Forget the pages recorded before `seq`."""
+        at = bisect_right(self._seqs, seq - 1)
+        gone = [self._by_seq[number] for number in self._seqs[:at]]
+        if gone:
+            starts = {entry.start for entry in gone}
+            self._starts = [start for start in self._starts if start not in starts]
+            self._forget(gone)
+        return gone
+
+    def drop(self, entry: Recorded) -> None:
+        """Forget one page."""
+        if self._by_start.get(entry.start) is not entry:
+            return
+        at = bisect_right(self._starts, entry.start) - 1
+        del self._starts[at]
+        del self._seqs[bisect_right(self._seqs, entry.seq) - 1]
+        del self._by_start[entry.start]
+        del self._by_seq[entry.seq]
+        self.bytes -= entry.size
+
+    def _forget(self, gone: list[Recorded]) -> None:
+        if not gone:
+            return
+        for entry in gone:
+            del self._by_start[entry.start]
+            del self._by_seq[entry.seq]
+            self.bytes -= entry.size
+        self._seqs = [seq for seq in self._seqs if seq in self._by_seq]
+
+    def failed_intervals(self) -> list[Interval]:
+        """Where something failed: single tasks, or a whole page whose list of failures was cut."""
+        found: list[Interval] = []
+        for entry in self:
+            if entry.fault is not None or entry.failed_count > len(entry.failed):
+                found.append((entry.start, entry.stop))
+            else:
+                found += [(index, index + 1) for index in entry.failed]
+        return found
+
+    def clear(self) -> None:
+        self._starts.clear()
+        self._by_start.clear()
+        self._by_seq.clear()
+        self._seqs.clear()
+        self.bytes = 0

@@ -1,0 +1,78 @@
+"""Taking a job in: checks, the row, the first pages, and an answer once they are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fallow.coordinator.context import Context
+from fallow.coordinator.directory import Directory
+from fallow.coordinator.map_job import MapJob
+from fallow.core.effects import Effect
+from fallow.model.ids import JobId, is_id
+from fallow.model.job import JobSpec
+from fallow.store.protocol import CreateJob, Op, SetJob
+from fallow.wire.messages import Msg, Refused, SubmitJob, Submitted
+
+ACTIVE_JOBS_LIMIT = 10_000
+
+
+class Submission:
+    """See the module."""
+
+    def __init__(self, context: Context, directory: Directory, subscribe: Callable[[JobId], Awaitable[None]]) -> None:
+        self._context = context
+        self._directory = directory
+        self._subscribe = subscribe
+
+    def submit(self, message: SubmitJob, reply: str) -> None:
+        spec = message.spec
+        refusal = self._refusal(spec)
+        if refusal is not None:
+            self._reply(reply, refusal)
+            return
+        known = self._directory.active.get(spec.job_id)
+        if known is not None:
+            answer = Submitted(spec.job_id, known.epoch, known.progress.cursor)
+            self._context.journal.append([], lambda: self._reply(reply, answer))
+            return
+        self._context.loop.create_task(self._create(message, reply))
+
+    def _refusal(self, spec: JobSpec) -> Refused | None:
+        if not is_id(spec.job_id) or not is_id(spec.client_id):
+            return Refused("invalid", f"{spec.job_id!r} and {spec.client_id!r} must be identifiers of ours")
+        if spec.timeout_s < 0 or spec.resources.cpu < 1 or spec.retry.retries < 0:
+            return Refused("invalid", "timeout and retries cannot be negative, and cpu is at least 1")
+        refusal = self._context.journal.refusal
+        if refusal is not None:
+            return Refused(refusal[0], refusal[1], retry_after_s=0.5)
+        if len(self._directory.active) >= ACTIVE_JOBS_LIMIT:
+            return Refused("overloaded", f"the pool already holds {ACTIVE_JOBS_LIMIT} jobs; try again later")
+        return None
+
+    async def _create(self, message: SubmitJob, reply: str) -> None:
+        spec = message.spec
+        await self._subscribe(spec.job_id)
+        if spec.job_id in self._directory.active:
+            known = self._directory.active[spec.job_id]
+            self._reply(reply, Submitted(spec.job_id, known.epoch, known.progress.cursor))
+            return
+        owned = self._directory.make(spec, epoch=1)
+        self._directory.add(owned)
+        ops: list[Op] = [CreateJob(spec, self._context.owner, self._context.unix_s())]
+        effects: list[Effect] = []
+        if isinstance(owned, MapJob):
+            ops += owned.take_pages(message.pages)
+            if message.total >= 0 and message.total == owned.progress.cursor:
+                effects = owned.progress.end_inputs(message.total)
+                ops.append(SetJob(spec.job_id, 1, total=message.total))
+                if not owned.progress.is_final:
+                    owned.known_state = owned.progress.state
+                    ops.append(SetJob(spec.job_id, 1, state=owned.progress.state))
+        answer = Submitted(spec.job_id, owned.epoch, owned.progress.cursor)
+        self._context.journal.append(ops, lambda: self._reply(reply, answer))
+        owned.perform(effects)
+        self._context.kick_matcher()
+
+    def _reply(self, reply: str, message: Msg) -> None:
+        if reply:
+            self._context.connection.send(reply, message)
