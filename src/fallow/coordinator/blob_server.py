@@ -29,7 +29,7 @@ from urllib.parse import urlencode
 import blake3
 
 from fallow.model.errors import PoolRefused, SettingError
-from fallow.wire.blob_files import INCOMING, NO_ROOM, BlobFiles, is_digest, no_room, write_all
+from fallow.wire.blob_files import INCOMING, NO_ROOM, BlobFiles, is_digest, no_room, to_the_end, write_all
 from fallow.wire.blob_http import UPLOAD_ID, UPLOAD_OFFSET
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ class BlobServer:
             offset = part.stat().st_size if part.exists() else 0
             if shutil.disk_usage(self.files.folder).free - (size - offset) < ROOM_TO_LEAVE_BYTES:
                 raise no_room(self.files.folder)
+            if offset >= size:  # an empty blob, or an attempt that ended after its last byte
+                return await self._finish(digest, size, part)
             if request.method == "HEAD":
                 return _answer(200, "", offset)
             wanted = _RANGE.fullmatch(request.headers.get("Content-Range", f"bytes 0-{size - 1}/{size}"))
@@ -187,19 +189,23 @@ class BlobServer:
                 return _answer(413, f"more bytes came than the blob's {size}")
             if written < size:
                 return _answer(409, f"this upload has {written} bytes", written)
-            if await asyncio.to_thread(_digest_of, part) != digest:
-                part.unlink(missing_ok=True)
-                return _answer(422, f"the bytes that came are not those of {digest[:16]}")
-            await asyncio.to_thread(self.files.move, part, digest, size)
-            return _answer(201, "", size)
+            return await self._finish(digest, size, part)
         except PoolRefused as error:
             part.unlink(missing_ok=True)
-            return _answer(507, str(error))
+            return _answer(507 if error.kind == "store_full" else 422, str(error))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             part.unlink(missing_ok=True)
             return _answer(507, str(no_room(self.files.folder)))
+
+    async def _finish(self, digest: str, size: int, part: Path) -> web.Response:
+        part.touch(0o600)
+        if part.stat().st_size != size or await to_the_end(_digest_of, part) != digest:
+            part.unlink(missing_ok=True)
+            return _answer(422, f"the bytes that came are not those of {digest[:16]}")
+        await to_the_end(self.files.move, part, digest, size)
+        return _answer(201, "", size)
 
     async def _receive(self, request: web.Request, part: Path, offset: int, size: int) -> int:
         """Append the request's body to the part, and return the part's size; more than `size` if there was more.
@@ -216,7 +222,7 @@ class BlobServer:
                 if held >= _WRITE_BYTES:
                     data, waiting, held = b"".join(waiting), [], 0
                     offset += len(data)
-                    await asyncio.to_thread(write_all, descriptor, data)
+                    await to_the_end(write_all, descriptor, data)
             return offset + held
         finally:
             try:

@@ -1,0 +1,285 @@
+"""A folder of blobs, named by what they hold: <folder>/<first two characters>/<digest>.
+
+Files are written under <folder>/.incoming and moved to their place when they are whole, so that nobody ever sees
+half a blob. A blob that is asked for or put again becomes young again: the garbage collection takes old ones only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import mmap
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import blake3
+
+from fallow.model.errors import PoolRefused
+from fallow.model.ids import Digest
+
+Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+
+_T = TypeVar("_T")
+
+INCOMING = ".incoming"
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+TOUCH_AFTER_S = 600.0
+"""A blob's age is renewed by its use, at most this often."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 4 << 20
+_PARALLEL_BYTES = 8 << 20
+"""From this size on, hashing and writing take a thread each."""
+
+
+def is_digest(text: str) -> bool:
+    """Say whether the text may stand in a path or URL as a blob's name."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def flat(segments: Iterable[Buffer]) -> list[memoryview]:
+    """The segments as bytes, without a copy, and without empty ones. They must be contiguous."""
+    views = (memoryview(segment) for segment in segments)
+    return [view.cast("B") for view in views if view.nbytes]
+
+
+def hash_segments(segments: Iterable[Buffer]) -> tuple[Digest, int]:
+    """(digest, size in bytes) of the segments, one after another."""
+    views = flat(segments)
+    size = sum(view.nbytes for view in views)
+    hasher = _hasher(size)
+    for view in views:
+        hasher.update(view)
+    return Digest(hasher.hexdigest()), size
+
+
+def hash_file(path: Path) -> tuple[Digest, int]:
+    """(digest, size in bytes) of a file."""
+    size = 0
+    hasher = _hasher(path.stat().st_size)
+    for chunk in _chunks(path):
+        hasher.update(chunk)
+        size += len(chunk)
+    return Digest(hasher.hexdigest()), size
+
+
+class BlobFiles:
+    """`durable`: what was put survives a loss of power, not only of the process. Methods block; any thread may call
+    them. Errors of the disk come as PoolRefused('store_full') where there is no room, else as OSError."""
+
+    def __init__(self, folder: Path, durable: bool = True) -> None:
+        self.folder = folder
+        self._durable = durable and hasattr(os, "O_DIRECTORY")
+
+    def prepare(self) -> None:
+        """Make the folder, for its owner's eyes only."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / INCOMING).mkdir(exist_ok=True, mode=0o700)
+
+    def path(self, digest: str) -> Path:
+        """Where a blob lies, or would. Raises ValueError for what is no digest."""
+        if not is_digest(digest):
+            raise ValueError(f"not a digest: {digest!r}")
+        return self.folder / digest[:2] / digest
+
+    def find(self, digest: str, size: int) -> Path | None:
+        """The blob's path if it is there, renewed in age."""
+        path = self.path(digest)
+        return path if self._renew(path, size, TOUCH_AFTER_S) else None
+
+    def write(self, segments: Sequence[Buffer]) -> tuple[Digest, int]:
+        """Put the segments, one after another, as one blob: hashed while they are written."""
+        views = flat(segments)
+        size = sum(view.nbytes for view in views)
+        with self._incoming() as temporary:
+            with _created(temporary, self._durable) as descriptor:
+                if size < _PARALLEL_BYTES:
+                    digest = _hash_and_write(descriptor, views, size)
+                else:
+                    digest = _hash_beside_writing(descriptor, views)
+            self._place(temporary, digest, size)
+        return digest, size
+
+    def copy(self, source: Path, digest: str | None = None) -> tuple[Digest, int]:
+        """Put a copy of a file, hashed while it is read. Raises PoolRefused('invalid') where `digest`
+        says otherwise."""
+        size = 0
+        hasher = _hasher(source.stat().st_size)
+        with self._incoming() as temporary:
+            with _created(temporary, self._durable) as descriptor:
+                for chunk in _chunks(source):
+                    hasher.update(chunk)
+                    write_all(descriptor, chunk)
+                    size += len(chunk)
+            found = Digest(hasher.hexdigest())
+            if digest is not None and found != digest:
+                raise PoolRefused(f"{source} does not hold what its digest says: it changed, or is damaged.", "invalid")
+            self._place(temporary, found, size)
+        return found, size
+
+    def move(self, source: Path, digest: str, size: int) -> None:
+        """Put a file by moving it, without reading it: its writer vouches for the digest."""
+        with self._no_room_in_words():
+            if source.stat().st_size != size:
+                raise PoolRefused(f"{source} has not the size of its blob: it was cut, or is still written.", "invalid")
+            if self._renew(self.path(digest), size, 0.0):
+                source.unlink()
+                return
+            if self._durable:
+                with contextlib.closing(source.open("rb")) as file:
+                    os.fsync(file.fileno())
+            try:
+                self._place(source, digest, size)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self.copy(source, digest)
+                source.unlink()
+
+    def new_incoming(self) -> Path:
+        """A path for a file that will be moved in."""
+        return self.folder / INCOMING / secrets.token_hex(12)
+
+    # ------------------------------------------------------------ inside
+
+    def _place(self, temporary: Path, digest: str, size: int) -> None:
+        target = self.path(digest)
+        if self._renew(target, size, 0.0):
+            temporary.unlink()
+            return
+        try:
+            os.replace(temporary, target)
+        except FileNotFoundError:
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            os.replace(temporary, target)
+        except PermissionError:
+            # Windows does not replace a file that is mapped; then it is there, and the same.
+            if not self._renew(target, size, 0.0):
+                raise
+            temporary.unlink()
+        if self._durable:
+            _sync_folder(target.parent)
+
+    def _renew(self, path: Path, size: int, after_s: float) -> bool:
+        """True if the blob is there. The garbage collection moves a blob aside before it looks at its age a last
+        time, so a blob that could be renewed stays."""
+        try:
+            found = path.stat()
+            if found.st_size != size:
+                return False
+            if time.time() - found.st_mtime >= after_s:
+                os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        temporary = self.new_incoming()
+        try:
+            with self._no_room_in_words():
+                yield temporary
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    @contextlib.contextmanager
+    def _no_room_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise no_room(self.folder) from error
+            raise
+
+
+def no_room(folder: Path) -> PoolRefused:
+    """The error for a full disk."""
+    return PoolRefused(
+        f"the disk under {folder} is full, so nothing more can be put there. Free some room and run again.",
+        "store_full",
+    )
+
+
+def write_all(descriptor: int, data: Buffer) -> None:
+    """Write all of it, however many calls it takes."""
+    view = memoryview(data)
+    while view.nbytes:
+        view = view[os.write(descriptor, view[:_CHUNK_BYTES]) :]
+
+
+async def to_the_end(function: Callable[..., _T], *arguments: object) -> _T:
+    """Run it in a thread. A cancellation waits for its end: the thread may be using a file that is closed next."""
+    task = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+@contextlib.contextmanager
+def _created(path: Path, durable: bool) -> Iterator[int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hasher(size: int) -> blake3.blake3:
+    """Threads help with much only."""
+    return blake3.blake3(max_threads=blake3.blake3.AUTO if size > _PARALLEL_BYTES else 1)
+
+
+def _hash_and_write(descriptor: int, views: list[memoryview], size: int) -> Digest:
+    hasher = _hasher(size)
+    for view in views:
+        hasher.update(view)
+        write_all(descriptor, view)
+    return Digest(hasher.hexdigest())
+
+
+def _hash_beside_writing(descriptor: int, views: list[memoryview]) -> Digest:
+    hasher = blake3.blake3()
+
+    def hash_all() -> None:
+        for view in views:
+            hasher.update(view)
+
+    thread = threading.Thread(target=hash_all, name="fallow-hash")
+    thread.start()
+    try:
+        for view in views:
+            write_all(descriptor, view)
+    finally:
+        thread.join()
+    return Digest(hasher.hexdigest())
+
+
+def _chunks(path: Path) -> Iterator[memoryview]:
+    """Reads rather than maps: a mapped file that is cut meanwhile would end the process."""
+    buffer = bytearray(_CHUNK_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            yield view[:count]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

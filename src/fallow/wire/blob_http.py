@@ -1,0 +1,258 @@
+"""Blobs over HTTP: transfers that go on where a cut connection left them, through URLs that expire.
+
+GET with Range; PUT with Content-Range, after HEAD told how much of this upload is there (header Upload-Offset).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import blake3
+
+from fallow.model.errors import PoolRefused, PoolUnreachable
+from fallow.model.ids import Digest
+from fallow.wire import subjects
+from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
+from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
+
+if TYPE_CHECKING:
+    import aiohttp
+
+UPLOAD_ID = "Upload-Id"
+UPLOAD_OFFSET = "Upload-Offset"
+
+ATTEMPTS = 8
+"""Attempts in a row that bring nothing, after which a transfer fails: about 20 s."""
+
+_CHUNK_BYTES = 1 << 20
+_CONNECT_TIMEOUT_S = 10.0
+_READ_TIMEOUT_S = 30.0
+_SIGN_TIMEOUT_S = 5.0
+_BACKOFF_LIMIT_S = 5.0
+_CONNECTIONS = 8
+
+Signer = Callable[[str, Digest, int], Awaitable[str]]
+"""(method, digest, size) -> URL, good for some minutes. Raises TimeoutError, PoolRefused."""
+
+
+class Requester(Protocol):
+    async def request(self, subject: str, message: Any, timeout_s: float) -> Any: ...
+
+
+def pool_signer(connection: Requester) -> Signer:
+    """URLs signed by any coordinator of the pool. One that listens on every address of its machine cannot know by
+    which of them it is reached: then it is the host that NATS was reached by."""
+
+    async def sign(method: str, digest: Digest, size: int) -> str:
+        answer = await connection.request(subjects.POOL, SignBlobs(method, ((digest, size),)), _SIGN_TIMEOUT_S)
+        if isinstance(answer, Refused):
+            if answer.kind == "overloaded":
+                raise TimeoutError(answer.message)
+            raise PoolRefused(answer.message, answer.kind)
+        if not isinstance(answer, SignedBlobs) or len(answer.urls) != 1:
+            raise TimeoutError("the pool answered something else than a URL")
+        return reachable(answer.urls[0], str(getattr(connection, "server_host", "")))
+
+    return sign
+
+
+def reachable(url: str, host: str) -> str:
+    """The URL with `host` in place of an address that means 'every address of this machine'."""
+    for anywhere in ("//0.0.0.0:", "//[::]:"):
+        if host and anywhere in url:
+            return url.replace(anywhere, f"//[{host}]:" if ":" in host else f"//{host}:", 1)
+    return url
+
+
+class _Cut(Exception):
+    """The transfer did not come to its end; another attempt may."""
+
+
+class _Attempts:
+    """Attempts of one transfer in a row that brought nothing."""
+
+    def __init__(self, what: str, limit: int, backoff_s: float) -> None:
+        self._what = what
+        self._limit = limit
+        self._backoff_s = backoff_s
+        self._failures = 0
+
+    def progressed(self) -> None:
+        self._failures = 0
+
+    async def failed(self, error: BaseException) -> None:
+        """Wait before the next attempt, or raise PoolUnreachable if this was the last."""
+        self._failures += 1
+        if self._failures >= self._limit:
+            raise PoolUnreachable(
+                f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. "
+                "Is the pool's HTTP port open to this machine?"
+            ) from error
+        delay_s = min(_BACKOFF_LIMIT_S, self._backoff_s * 2 ** (self._failures - 1))
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+
+
+class HttpBlobs:
+    """Transfers for one event loop. `backoff_s`: the wait after the first failure, doubled with each further one."""
+
+    def __init__(self, sign: Signer, backoff_s: float = 0.1, attempts: int = ATTEMPTS) -> None:
+        self._sign = sign
+        self._backoff_s = backoff_s
+        self._limit = attempts
+        self._client: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def get(self, digest: Digest, size: int, target: Path) -> None:
+        """Fetch into `target`, which appears when it is whole and right."""
+        part = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+            try:
+                await self._get(digest, size, descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(part, target)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise no_room(target.parent) from error
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    async def put_segments(self, digest: Digest, size: int, segments: Sequence[memoryview]) -> None:
+        """Send the segments, one after another."""
+
+        async def read(offset: int) -> AsyncIterator[bytes]:
+            for segment in segments:
+                if offset >= segment.nbytes:
+                    offset -= segment.nbytes
+                    continue
+                for first in range(offset, segment.nbytes, _CHUNK_BYTES):
+                    yield bytes(segment[first : first + _CHUNK_BYTES])
+                offset = 0
+
+        await self._put(digest, size, read)
+
+    async def put_file(self, digest: Digest, size: int, path: Path) -> None:
+        """Send a file."""
+
+        async def read(offset: int) -> AsyncIterator[bytes]:
+            with path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                left = size - offset
+                while left > 0:
+                    chunk = await to_the_end(file.read, min(_CHUNK_BYTES, left))
+                    if not chunk:
+                        raise PoolRefused(f"{path} became shorter while it was sent.", "invalid")
+                    left -= len(chunk)
+                    yield chunk
+
+        await self._put(digest, size, read)
+
+    # ------------------------------------------------------------ inside
+
+    async def _get(self, digest: Digest, size: int, descriptor: int) -> None:
+        attempts = _Attempts(f"fetching blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s)
+        session = self._session()
+        for _ in range(2):  # wrong bytes may have been changed on the way: once more from the start
+            hasher = blake3.blake3()
+            offset = 0
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            while offset < size:
+                try:
+                    url = await self._sign("GET", digest, size)
+                    async with session.get(url, headers={"Range": f"bytes={offset}-"}) as answer:
+                        await _check(answer, digest)
+                        if answer.status != 206 and offset > 0:
+                            raise _Cut("the server sends from the start only")
+                        async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                            chunk = chunk[: size - offset]
+                            await to_the_end(_write_and_hash, descriptor, hasher, chunk)
+                            offset += len(chunk)
+                            attempts.progressed()
+                    if offset < size:
+                        raise _Cut("the server sent too little")
+                except _again() as error:
+                    await attempts.failed(error)
+            if hasher.hexdigest() == digest:
+                return
+        raise PoolRefused(f"the pool's copy of blob {digest[:16]} is damaged: its bytes are not its own.", "invalid")
+
+    async def _put(self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]]) -> None:
+        attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s)
+        session = self._session()
+        upload = {UPLOAD_ID: secrets.token_hex(8)}
+        reached = 0
+        while True:
+            try:
+                url = await self._sign("PUT", digest, size)
+                async with session.head(url, headers=upload) as answer:
+                    await _check(answer, digest)
+                    offset = int(answer.headers.get(UPLOAD_OFFSET, "0"))
+                if offset >= size:
+                    return
+                if offset > reached:
+                    reached = offset
+                    attempts.progressed()
+                headers = upload | {
+                    "Content-Range": f"bytes {offset}-{size - 1}/{size}",
+                    "Content-Length": str(size - offset),
+                    "Content-Type": "application/octet-stream",
+                }
+                async with session.put(url, headers=headers, data=read(offset)) as answer:
+                    await _check(answer, digest)
+                return
+            except _again() as error:
+                await attempts.failed(error)
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._client is None:
+            import aiohttp
+
+            self._client = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S),
+                connector=aiohttp.TCPConnector(limit=_CONNECTIONS),
+                auto_decompress=False,
+            )
+        return self._client
+
+
+def _again() -> tuple[type[BaseException], ...]:
+    """What another attempt may mend."""
+    import aiohttp
+
+    return (_Cut, TimeoutError, aiohttp.ClientError, ConnectionError)
+
+
+async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
+    """Raises for anything but a success: PoolRefused where another attempt would not help, else _Cut."""
+    if answer.status < 300:
+        return
+    words = (await answer.text(errors="replace")).strip()[:500] or f"HTTP {answer.status}"
+    kind = {404: "not_found", 413: "invalid", 422: "invalid", 507: "store_full"}.get(answer.status)
+    if kind is None:
+        raise _Cut(words)
+    if answer.method == "HEAD":  # has no body
+        words = {
+            "not_found": f"the pool no longer has the blob {digest[:16]}.",
+            "store_full": "the disk of the pool's blob store is full. Free some room there and run again.",
+        }.get(kind, words)
+    raise PoolRefused(words, kind)
+
+
+def _write_and_hash(descriptor: int, hasher: blake3.blake3, chunk: bytes) -> None:
+    write_all(descriptor, chunk)
+    hasher.update(chunk)
