@@ -109,7 +109,7 @@ class CallsJob(OwnedJob):
         progress = self.progress
         for start, stop in message.indices:
             progress.todo.remove(start, min(stop, progress.cursor))
-            progress.waiting_suspects = [i for i in progress.waiting_suspects if not start <= i < stop]
+            progress.failures.settled(start, stop)
             progress.done.add(start, min(stop, progress.cursor))
 
     def _forget(self, received: Sequence[Interval]) -> None:

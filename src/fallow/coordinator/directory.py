@@ -82,7 +82,7 @@ class Directory:
             return True
         self.add(owned)
         if not owned.progress.is_final:
-            owned.perform(owned.progress._maybe_finish())
+            owned.perform(owned.progress.finish_if_done())
         return True
 
     def revive(self, job_id: JobId, then: Callable[[], None]) -> None:

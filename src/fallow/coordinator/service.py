@@ -277,7 +277,7 @@ class Service:
                 if owned.known_state.is_final and self.directory.may_forget(owned, now):
                     self._forget(job_id)
                 continue
-            if owned.progress.pulls and (owned.progress.todo or owned.progress.delayed):
+            if owned.progress.pulls and (owned.progress.todo or owned.progress.failures.delayed):
                 owned.dispatch()
             if not owned.spec.detached and now - owned.client_seen > CLIENT_SILENT_S:
                 reason = f"its client was silent for {CLIENT_SILENT_S:g} s"

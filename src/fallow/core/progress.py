@@ -1,0 +1,241 @@
+"""Progress of one job, as its owner keeps it: which tasks are waiting, leased, done; who gets what next.
+
+Theory of operation. Every task number below `cursor` is in exactly one of: `done`, `todo`, `delayed` (not before a
+time), `suspects` waiting to run alone, or the `pending` of a live lease (a doubled task is in the pending of two).
+Hand-ins, beats, deaths and silences move numbers between these; `dispatch` hands out leases to waiting pulls. Every
+event may be repeated: what it claims about numbers that are no longer where it thinks is ignored. `check` asserts
+the partition; the tests call it after every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fallow.core.effects import Drop, Effect, Ended
+from fallow.core.failures import FailureBook
+from fallow.core.intervals import IntervalSet
+from fallow.core.lease import LiveLease, WaitingPull
+from fallow.core.sizing import Rate
+from fallow.model.ids import Interval, NodeId, SlotKey, Token
+from fallow.model.job import JobCounts, JobSpec
+from fallow.model.states import JobEvent, JobState, job_transition
+
+
+class Progress:
+    """The pure state of a job. All times are monotonic seconds of the caller."""
+
+    def __init__(self, spec: JobSpec, epoch: int, *, hold_until: float = 0.0) -> None:
+        self.spec = spec
+        self.epoch = epoch
+        self.state = JobState.OPEN
+        self.reason = ""
+        self.reason_kind = ""
+        self.cursor = 0
+        self.total = -1
+        self.done = IntervalSet()
+        self.todo = IntervalSet()
+        self.failures = FailureBook(spec.retry)
+        self.leases: dict[Token, LiveLease] = {}
+        self.by_slot: dict[SlotKey, list[Token]] = {}
+        self.pulls: dict[SlotKey, WaitingPull] = {}
+        self.pull_seqs: dict[SlotKey, int] = {}
+        self.rates: dict[SlotKey, Rate] = {}
+        self.rate = Rate()
+        self.last_size: dict[SlotKey, int] = {}
+        self.failed_count = 0
+        self.retried = 0
+        self.node_losses = 0
+        self.worker_deaths = 0
+        self.doubled_count = 0
+        self.nodes: dict[NodeId, int] = {}
+        self.slots = 1
+        """How many slots the matcher has given the job (for sizing)."""
+        self.leasing_stop = 1 << 62
+        """No lease beyond this index: what the client's window allows."""
+        self._hold_until = hold_until
+        self._counter = 0
+        self._size_cap = 0
+        self._start_deaths = 0
+        self._doubled: set[int] = set()
+
+    # ------------------------------------------------------------ what is known
+
+    @property
+    def is_final(self) -> bool:
+        return self.state.is_final
+
+    @property
+    def waiting_count(self) -> int:
+        """Tasks that could run now if there were slots (delayed ones not counted)."""
+        return len(self.todo) + len(self.failures.waiting)
+
+    @property
+    def demand(self) -> int:
+        """Slots that the job could use now."""
+        if self.is_final:
+            return 0
+        most = self.waiting_count + sum(len(lease.pending) for lease in self.leases.values())
+        if self.spec.max_leases:
+            most = min(most, self.spec.max_leases)
+        return most
+
+    def counts(self) -> JobCounts:
+        running = sum(1 for tokens in self.by_slot.values() if tokens)
+        return JobCounts(
+            inputs=self.cursor,
+            done=len(self.done),
+            failed=self.failed_count,
+            running=running,
+            retried=self.retried,
+            node_losses=self.node_losses,
+            worker_deaths=self.worker_deaths,
+            doubled=self.doubled_count,
+        )
+
+    def story(self) -> str:
+        return (
+            f"{self.spec.job_id} epoch {self.epoch} {self.state}: cursor {self.cursor} of {self.total}, "
+            f"done {len(self.done)}, todo {len(self.todo)}, leases {len(self.leases)}"
+        )
+
+    def check(self) -> None:
+        """Assert that every task is in exactly one place. For tests: costs as much as the job is large."""
+        seen = IntervalSet(self.done.intervals())
+        count = len(self.done)
+
+        def place(intervals: Iterable[Interval], what: str) -> None:
+            nonlocal count
+            for start, stop in intervals:
+                fresh = sum(b - a for a, b in seen.add(start, stop))
+                assert fresh == stop - start, f"{what} [{start}, {stop}) is elsewhere too: {self.story()}"
+                count += fresh
+
+        place(self.todo.intervals(), "todo")
+        place(((d.index, d.index + 1) for d in self.failures.delayed), "delayed")
+        place(((i, i + 1) for i in self.failures.waiting), "suspect")
+        for lease in self.leases.values():
+            if not lease.doubled:
+                place(lease.pending.intervals(), f"lease {lease.token}")
+        if not self.is_final:
+            assert count == self.cursor, f"{self.cursor - count} tasks are nowhere: {self.story()}"
+
+    # ------------------------------------------------------------ inputs and life
+
+    def add_inputs(self, start: int, stop: int) -> bool:
+        """Inputs [start, stop) are here (in order; a repeat is fine). False: there is a gap, send from `cursor`."""
+        if start > self.cursor:
+            return False
+        if stop > self.cursor and not self.is_final:
+            self.todo.add(self.cursor, stop)
+            self.cursor = stop
+        return True
+
+    def add_call(self, start: int, stop: int) -> list[Interval]:
+        """Calls arrive in any order and again: those new to us are taken. The numbers below `cursor` that never
+        came are done as far as we are concerned until they come."""
+        if start > self.cursor:
+            self.done.add(self.cursor, start)
+            self.cursor = start
+        fresh: list[Interval] = []
+        if stop > self.cursor:
+            fresh.append((self.cursor, stop))
+            self.todo.add(self.cursor, stop)
+            self.cursor = stop
+        return fresh
+
+    def reopen_call(self, index: int) -> None:
+        """A call that we took for done (see add_call, or its answer is gone) came again: it is to run."""
+        if self.done.remove(index, index + 1):
+            self.todo.add(index, index + 1)
+
+    def end_inputs(self, total: int) -> list[Effect]:
+        """No task beyond `total` will come."""
+        if self.state is JobState.OPEN:
+            self.state = job_transition(self.state, JobEvent.END_INPUTS, self.story())
+            self.total = total
+        return self.finish_if_done()
+
+    def fail(self, reason: str, kind: str = "") -> list[Effect]:
+        return self._end(JobEvent.FAIL, reason, kind)
+
+    def cancel(self, reason: str, kind: str = "cancelled") -> list[Effect]:
+        return self._end(JobEvent.CANCEL, reason, kind)
+
+    def restore(self, *, done: Iterable[Interval], cursor: int, total: int, state: JobState, failed: int) -> None:
+        """Take up what the store knows; everything not done is to do (leases are adopted from beats)."""
+        self.cursor = cursor
+        self.total = total
+        self.state = state
+        self.failed_count = failed
+        for start, stop in done:
+            self.done.add(start, stop)
+        for start, stop in self.done.gaps(0, cursor):
+            self.todo.add(start, stop)
+
+    def retry_failed(self, intervals: Sequence[Interval]) -> None:
+        """A new generation: these tasks are to run again."""
+        if self.state is JobState.SUCCEEDED:
+            self.state = job_transition(self.state, JobEvent.RETRY_FAILED, self.story())
+            self.reason = ""
+        for start, stop in intervals:
+            for a, b in self.done.remove(start, stop):
+                self.todo.add(a, b)
+                self.failures.settled(a, b)
+        self.failed_count = 0
+
+    # ------------------------------------------------------------ leases end
+
+    def _return(self, lease: LiveLease, start: int, stop: int) -> None:
+        """What of [start, stop) is pending in the lease is to do again."""
+        for a, b in lease.pending.remove(start, stop):
+            if lease.doubled:
+                self._doubled.difference_update(range(a, b))
+                continue
+            for c, d in self._not_elsewhere(lease, a, b):
+                self.todo.add(c, d)
+
+    def _not_elsewhere(self, lease: LiveLease, start: int, stop: int) -> list[Interval]:
+        """The parts of [start, stop) that no doubled lease has: those go on there, as its own."""
+        if not self._doubled:
+            return [(start, stop)]
+        left = IntervalSet([(start, stop)])
+        for other in self.leases.values():
+            if other.doubled and other is not lease:
+                for a, b in other.pending.overlap(start, stop):
+                    left.remove(a, b)
+                    other.doubled = False
+                    self._doubled.difference_update(range(a, b))
+        return list(left)
+
+    def _close(self, lease: LiveLease) -> None:
+        """The lease is over; what is still pending of it is to do again."""
+        for start, stop in lease.pending.intervals():
+            self._return(lease, start, stop)
+        self.leases.pop(lease.token, None)
+        tokens = self.by_slot.get(lease.slot)
+        if tokens and lease.token in tokens:
+            tokens.remove(lease.token)
+            if not tokens:
+                del self.by_slot[lease.slot]
+
+    # ------------------------------------------------------------ endings
+
+    def _end(self, event: JobEvent, reason: str, kind: str = "") -> list[Effect]:
+        if self.is_final:
+            return []
+        self.state = job_transition(self.state, event, self.story())
+        self.reason = reason
+        self.reason_kind = kind
+        effects: list[Effect] = [
+            Drop(node, (), reason) for node in sorted({lease.node for lease in self.leases.values()})
+        ]
+        self.leases.clear()
+        self.by_slot.clear()
+        self.pulls.clear()
+        return [*effects, Ended(self.spec.job_id, self.state, reason)]
+
+    def finish_if_done(self) -> list[Effect]:
+        if self.state is JobState.RUNNING and self.done.covers(0, self.total):
+            reason = f"{self.failed_count} of {self.total} tasks failed" if self.failed_count else ""
+            return self._end(JobEvent.FINISH, reason)
+        return []
