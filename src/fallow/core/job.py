@@ -5,7 +5,7 @@ See core.progress for the theory of operation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
 from fallow.core.endgame import find_double, find_take_back
@@ -321,6 +321,7 @@ class JobProgress(Progress):
         for lost in [x for x in self.leases.values() if x.node == node and x.token not in named]:
             if now - lost.seen_at > UNNAMED_GRACE_S:
                 self._close(lost)
+                self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
         return effects
 
     def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
