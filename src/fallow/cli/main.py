@@ -247,18 +247,19 @@ def run(
     context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="[FILE.py[::FUNCTION]]", help="What to run.")] = "",
     env: Annotated[
-        Path | None, typer.Option(help="Requirements file, or pyproject.toml, to build on the nodes.")
+        Path | None, typer.Option(metavar="FILE", help="Requirements or pyproject.toml to install on the nodes.")
     ] = None,
     pip: Annotated[
-        list[str] | None, typer.Option(help="A requirement to install on the nodes; may be repeated.")
+        list[str] | None, typer.Option(metavar="REQUIREMENT", help="Install this on the nodes; may be repeated.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Command: folder for what the tasks make.")] = Path("out"),
-    inputs: Annotated[str, typer.Option(help="Command: file with one argument a line; - for stdin.")] = "",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Command: where what the tasks make goes.")] = Path("out"),
+    inputs: Annotated[str, typer.Option(metavar="FILE", help="Command: one argument a line; - for stdin.")] = "",
     files: Annotated[
-        list[str] | None, typer.Option(help="Command: folder or glob of input files; may be repeated.")
+        list[str] | None, typer.Option(metavar="GLOB|FOLDER", help="Command: input files; may be repeated.")
     ] = None,
     ship: Annotated[
-        list[Path] | None, typer.Option("--with", help="Command: a file that every task needs; may be repeated.")
+        list[Path] | None,
+        typer.Option("--with", metavar="FILE", help="Command: a file that every task needs; may be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the job.")] = "",
     timeout: Annotated[float, typer.Option(min=0, help="Seconds that one task may take; 0: no limit.")] = 0.0,

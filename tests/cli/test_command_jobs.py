@@ -1,0 +1,166 @@
+"""The parts of a command job that need no pool."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from fallow.cli.command_jobs import (
+    SUMMARY,
+    Collector,
+    command_inputs,
+    find_files,
+    folder_name,
+    make_plan,
+    safe_path,
+    split_arguments,
+)
+from fallow.cli.run import RunOptions
+from fallow.model.errors import SettingError
+from fallow.worker.command import (
+    CommandFailed,
+    CommandInput,
+    CommandOutcome,
+    CommandPlan,
+    fill_words,
+    run_command,
+)
+
+
+def outcome(number: int = 0, **changes: object) -> CommandOutcome:
+    fields = {
+        "number": number, "argument": "a", "exit_code": 0, "seconds": 0.1, "stdout": b"", "stderr": b"", "files": (),
+    }  # fmt: skip
+    return CommandOutcome(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "filled"),
+    [
+        (["wc", "{}"], ["wc", "in/a.txt"]),
+        (["wc", "-w"], ["wc", "-w", "in/a.txt"]),
+        (["cp", "{}", "{.}.png"], ["cp", "in/a.txt", "a.png"]),
+        (["cp", "{/}", "n={#}"], ["cp", "a.txt", "n=7"]),
+    ],
+)
+def test_placeholders(words: list[str], filled: list[str]) -> None:
+    assert fill_words(words, "in/a.txt", 7) == filled
+
+
+def test_an_argument_that_looks_like_a_placeholder_stays() -> None:
+    assert fill_words(["echo", "{}"], "{#}", 7) == ["echo", "{#}"]
+
+
+def test_arguments_stand_behind_three_colons() -> None:
+    assert split_arguments(["a", "-x", ":::", "1", "2"]).arguments == ("1", "2")
+    assert split_arguments(["a"]).arguments is None
+    with pytest.raises(SettingError, match="no command"):
+        split_arguments([":::", "1"])
+
+
+def test_inputs_come_from_one_source(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\n\ntwo words\n")
+    found = list(command_inputs(split_arguments(["x"]), RunOptions(inputs=str(lines))))
+    assert [(task.number, task.argument) for task in found] == [(0, "one"), (1, "two words")]
+    with pytest.raises(SettingError, match="once"):
+        command_inputs(split_arguments(["x", ":::", "1"]), RunOptions(inputs=str(lines)))
+    with pytest.raises(SettingError, match="no inputs"):
+        command_inputs(split_arguments(["x"]), RunOptions())
+    with pytest.raises(SettingError, match="cannot read"):
+        list(command_inputs(split_arguments(["x"]), RunOptions(inputs=str(tmp_path / "none"))))
+
+
+def test_files_of_a_folder_or_glob(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", ".hidden"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub").mkdir()
+    assert [path.name for path in find_files([str(tmp_path)])] == ["a.txt", "b.txt"]
+    assert [path.name for path in find_files([str(tmp_path / "b*"), str(tmp_path)])] == ["b.txt", "a.txt"]
+    with pytest.raises(SettingError, match="no files match"):
+        find_files([str(tmp_path / "*.png")])
+    tasks = list(command_inputs(split_arguments(["x"]), RunOptions(files=(str(tmp_path),))))
+    assert tasks[0] == CommandInput(0, "a.txt", b"a.txt")
+
+
+def test_a_program_that_lies_here_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\n")
+    with pytest.raises(SettingError, match="chmod"):
+        make_plan(split_arguments(["./tool"]), RunOptions())
+    tool.chmod(0o755)
+    (tmp_path / "data.csv").write_text("1")
+    plan = make_plan(split_arguments(["./tool", "--table", "data.csv", "{}"]), RunOptions())
+    assert plan.words == ("./tool", "--table", "data.csv", "{}")
+    assert set(plan.shipped) == {"tool", "data.csv"}
+    assert plan.executable == ("tool",)
+    with pytest.raises(SettingError, match="no program"):
+        make_plan(split_arguments(["./missing"]), RunOptions())
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../b", "", "a\x00b"])
+def test_names_from_other_machines_stay_in_their_folder(name: str) -> None:
+    assert safe_path(name) is None
+
+
+def test_folder_names_are_readable_and_safe() -> None:
+    assert folder_name(7, "scans/alpha beta.tif") == "0007-alpha_beta"
+    assert folder_name(1, "../..") == "0001"
+
+
+def test_outputs_are_written_with_a_summary(tmp_path: Path) -> None:
+    collector = Collector(tmp_path / "out")
+    collector.outcome(outcome(0, files=(("d/x.bin", 0o755, b"x"), ("../evil", 0o644, b"e")), stdout=b"hi"))
+    collector.outcome(outcome(1, files=(("stdout.txt", 0o644, b"own"),), stdout=b"ours"))
+    collector.lost(2, "c", "worker lost")
+    collector.close()
+    assert (tmp_path / "out/0000-a/d/x.bin").read_bytes() == b"x"
+    assert os.access(tmp_path / "out/0000-a/d/x.bin", os.X_OK)
+    assert (tmp_path / "out/0000-a/stdout.txt").read_bytes() == b"hi"
+    assert (tmp_path / "out/0001-a/stdout.txt").read_bytes() == b"own"
+    assert (tmp_path / "out/0001-a/stdout.fallow.txt").read_bytes() == b"ours"
+    assert not (tmp_path / "evil").exists()
+    assert not (tmp_path / "out/evil").exists()
+    with open(tmp_path / "out" / SUMMARY, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["number"] for row in rows] == ["0", "1", "2"]
+    assert "unsafe name" in rows[0]["error"]
+    assert (collector.done, collector.failed) == (3, 2)
+
+
+def test_a_command_runs_in_a_fresh_folder_and_what_it_makes_comes_back() -> None:
+    code = "import sys; t=open(sys.argv[1]).read(); open('up.txt','w').write(t.upper()); print('done')"
+    plan = CommandPlan(words=(sys.executable, "-c", code, "{}"))
+    made = run_command(CommandInput(3, "in.txt", b"abc"), plan)
+    assert made.files[0][0] == "up.txt"
+    assert made.files[0][2] == b"ABC"
+    assert len(made.files) == 1, "the input itself is not an output"
+    assert made.stdout == b"done\n"
+    assert made.exit_code == 0
+
+
+def test_a_changed_input_is_an_output() -> None:
+    plan = CommandPlan(words=("sh", "-c", "echo more >> in.txt", "{}"))
+    made = run_command(CommandInput(0, "in.txt", b"abc\n"), plan)
+    assert made.files[0][2] == b"abc\nmore\n"
+
+
+def test_a_failed_command_keeps_what_it_made_and_says_its_last_words() -> None:
+    plan = CommandPlan(words=("sh", "-c", "echo part > part.txt; echo 'no such sky' >&2; exit 3", "{}"))
+    with pytest.raises(CommandFailed, match=r"exit code 3:\nno such sky") as caught:
+        run_command(CommandInput(0, "x"), plan)
+    assert caught.value.outcome.files[0][:1] == ("part.txt",)
+    assert caught.value.outcome.exit_code == 3
+
+
+def test_a_missing_program_is_said() -> None:
+    with pytest.raises(CommandFailed, match="no such program on this node"):
+        run_command(CommandInput(0, "x"), CommandPlan(words=("no-such-program-here",)))
+
+
+def test_a_command_killed_by_a_signal_says_which() -> None:
+    with pytest.raises(CommandFailed, match="SIGSEGV"):
+        run_command(CommandInput(0, "x"), CommandPlan(words=("sh", "-c", "kill -SEGV $$")))

@@ -1,0 +1,58 @@
+"""Numbers and bars for people."""
+
+import pytest
+
+from fallow.cli.show import bytes_words, count_words, duration_words, print_table, progress_bar, sparkline
+from fallow.cli.top import Rates
+from fallow.model.ids import JobId
+from fallow.model.job import JobCounts, JobInfo, JobKind
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (250, "4 min 10 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration_words(seconds) == words
+
+
+@pytest.mark.parametrize(("number", "words"), [(950, "950"), (12345, "12.3k"), (4_100_000, "4100k"), (2.5e7, "25.0M")])
+def test_counts(number: float, words: str) -> None:
+    assert count_words(number) == words
+
+
+def test_sizes() -> None:
+    assert [bytes_words(n) for n in (12, 2048, 3 * 1024**3)] == ["12 B", "2.0 KB", "3.0 GB"]
+
+
+def test_sparkline_and_bar() -> None:
+    assert sparkline([0, 5, 10], 8) == "▁▄█"
+    assert sparkline([], 8) == ""
+    assert sparkline([0, 0], 8) == "▁▁"
+    assert progress_bar(5, 10, 4) == "██░░"
+    assert progress_bar(5, -1, 3) == "···"
+    assert progress_bar(0, 0, 2) == "██"
+
+
+def test_tables_align_and_say_when_they_are_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("NAME", "N"), [("a", "10"), ("long", "5")], "nothing")
+    print_table(("NAME",), [], "nothing")
+    assert capsys.readouterr().out == "NAME   N\na     10\nlong   5\nnothing\n"
+
+
+def job(done: int) -> JobInfo:
+    return JobInfo(
+        job_id=JobId("job-aaaaaa"), name="a", kind=JobKind.MAP, state="running", reason="",
+        counts=JobCounts(done=done), total=100, detached=False, account="default", created_unix_s=0.0,
+    )  # fmt: skip
+
+
+def test_rates_come_from_two_looks() -> None:
+    rates = Rates()
+    rates.add(1.0, (job(10),))
+    assert rates.of("job-aaaaaa") == 0
+    rates.add(3.0, (job(30),))
+    assert rates.of("job-aaaaaa") == 10
+    assert list(rates.total) == [10]
+    rates.add(4.0, ())
+    assert rates.by_job == {}
