@@ -1,0 +1,149 @@
+"""A real coordinator over a real NATS server and SQLite, with an agent and a client that a test moves by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fallow.cli.nats_server import find_server, free_port, server_config, wait_until_serving
+from fallow.model.ids import ClientId, Digest, JobId, NodeId, new_id
+from fallow.model.job import Blob, JobKind, JobSpec
+from fallow.model.node import NodeSpec
+from fallow.wire import subjects
+from fallow.wire.address import PoolAddress
+from fallow.wire.connection import Connection, connect
+from fallow.wire.messages import Beat, InputPage, Lease, Msg, Pull, SlotState
+
+M = TypeVar("M", bound=Msg)
+DEADLINE_S = 40.0
+
+
+class NatsProcess:
+    """A nats-server of a test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port("127.0.0.1")
+        self.address = PoolAddress((f"127.0.0.1:{self.port}",), "s3cret")
+        config = folder / "nats.conf"
+        config.write_text(server_config("127.0.0.1", self.port, "s3cret"))
+        self._command = [find_server(), "-c", str(config)]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert wait_until_serving("127.0.0.1", self.port, lambda: self.process.poll() is None, 30.0)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class CoordinatorProcess:
+    """`run_coordinator` in a process of its own, so that it can be killed."""
+
+    def __init__(self, address: PoolAddress, folder: Path) -> None:
+        self.folder = folder
+        code = (
+            "import sys; from pathlib import Path; from fallow.wire.address import parse_address;"
+            "from fallow.coordinator.main import CoordinatorOptions, run_coordinator;"
+            f"sys.exit(run_coordinator(CoordinatorOptions(parse_address({str(address)!r}),"
+            f"'sqlite:///{folder}/store.sqlite', Path('{folder}/blobs'), 'test',"
+            "ready=lambda: print('ready', flush=True))))"
+        )
+        self._command = [sys.executable, "-c", code]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+class Inbox:
+    """Messages of one subject, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self._arrived = asyncio.Event()
+
+    def __call__(self, message: Any, reply: str) -> None:
+        self.messages.append(message)
+        self._arrived.set()
+
+    async def take(self, kind: type[M], where: Callable[[M], bool] = lambda _: True) -> M:
+        """The first message of that kind (it is removed); waits for it."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                for at, message in enumerate(self.messages):
+                    if isinstance(message, kind) and where(message):
+                        del self.messages[at]
+                        return message
+                self._arrived.clear()
+                await self._arrived.wait()
+
+
+class HandAgent:
+    """An agent that does what the test says."""
+
+    def __init__(self, connection: Connection, name: str, slots: int = 1) -> None:
+        self.connection = connection
+        self.node_id = NodeId(os.urandom(8).hex())
+        self.session = os.urandom(4).hex()
+        self.slots = slots
+        self.inbox = Inbox()
+        self.spec = NodeSpec(
+            self.node_id, name, slots, 8, 1 << 34, 1 << 40, "linux", (f"3.{sys.version_info[1]}",), "0.1"
+        )
+        self.seq = 0
+        self.held: list[Any] = []
+        self.jobs: dict[int, JobId | None] = {}
+
+    async def start(self) -> None:
+        await self.connection.subscribe(subjects.node(self.node_id), self.inbox)
+        self.beat(self.spec)
+
+    def beat(self, spec: NodeSpec | None = None) -> None:
+        self.seq += 1
+        slots = tuple(SlotState(slot, self.jobs.get(slot)) for slot in range(self.slots))
+        beat = Beat(self.node_id, self.session, self.seq, slots, tuple(self.held), spec=spec)
+        self.connection.send(subjects.BEAT, beat)
+
+    def send(self, message: Any) -> None:
+        self.connection.send(subjects.job(message.job_id), message)
+
+    async def lease(self, job_id: JobId, slot: int = 0, idle: bool = True) -> Lease:
+        self.seq += 1
+        self.send(Pull(job_id, self.node_id, slot, self.seq, idle))
+        return await self.inbox.take(Lease)
+
+
+def page(start: int, stop: int, data: bytes = b"page") -> InputPage:
+    return InputPage(start, stop, Blob(Digest("ab" * 32), len(data), data))
+
+
+def spec(client: ClientId, kind: JobKind = JobKind.MAP, **options: Any) -> JobSpec:
+    return JobSpec(
+        job_id=JobId(new_id("job", os.urandom)),
+        name="square",
+        kind=kind,
+        client_id=client,
+        function=Blob(Digest("cd" * 32), 3, b"fun"),
+        **options,
+    )
+
+
+async def connected(address: PoolAddress, name: str) -> Connection:
+    return await connect(address, name)
