@@ -18,7 +18,6 @@ import hashlib
 import hmac
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +27,7 @@ from urllib.parse import urlencode
 
 import blake3
 
-from fallow.model.errors import PoolRefused, SettingError
+from fallow.model.errors import PoolRefused
 from fallow.wire.blob_files import INCOMING, NO_ROOM, BlobFiles, is_digest, no_room, to_the_end, write_all
 from fallow.wire.blob_http import UPLOAD_ID, UPLOAD_OFFSET
 
@@ -44,51 +43,33 @@ ROOM_TO_LEAVE_BYTES = 64 << 20
 _UPLOAD = re.compile(r"[0-9a-f]{8,32}")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _WRITE_BYTES = 1 << 20
-_NONCE_FILE = re.compile(r"\.fallow-([0-9a-f]{8,64})")
 
 
 class BlobServer:
-    """`prepare()` before anything else; it makes the folder and `nonce`, by which clients on the same machine see
-    that they can use the folder themselves. `start()` only once somebody needs a URL: importing aiohttp takes time.
-    """
+    """`start()` it behind the first answers of a coordinator: importing aiohttp takes time."""
 
     def __init__(self, folder: Path, secret: str, durable: bool = True, clock: Callable[[], float] = time.time) -> None:
         self.files = BlobFiles(folder, durable)
-        self.nonce = ""
         self.base_url = ""
         self._key = hmac.digest(secret.encode(), b"fallow blob urls 1", "sha256")
         self._clock = clock
         self._runner: web.AppRunner | None = None
         self._uploads: dict[str, asyncio.Task[Any]] = {}
 
-    def prepare(self) -> None:
-        """Make the folder and the nonce in it. Blocks briefly."""
-        self.files.prepare()
-        folder = self.files.folder
-        for name in sorted(os.listdir(folder)):
-            if match := _NONCE_FILE.fullmatch(name):
-                self.nonce = match[1]
-                return
-        self.nonce = secrets.token_hex(16)
-        descriptor = os.open(folder / f".fallow-{self.nonce}", os.O_WRONLY | os.O_CREAT, 0o600)
-        os.close(descriptor)
-
     async def start(self, host: str, port: int) -> str:
-        """Listen (port 0: any free one) and return the base URL. Raises SettingError where the port is taken."""
+        """Listen (port 0: any free one) and return the base URL. Raises OSError where the address is taken."""
         from aiohttp import web
 
+        await to_the_end(self.files.prepare)
         app = web.Application(client_max_size=0)
         app.router.add_route("*", "/blobs/{digest}", self._handle)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
-        except OSError as error:
+        except OSError:
             await runner.cleanup()
-            raise SettingError(
-                f"the blob server cannot listen on {host}:{port}: {error.strerror or error}. "
-                "Choose another port, or 0 for any free one."
-            ) from error
+            raise
         self._runner = runner
         bound = runner.addresses[0]
         name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]

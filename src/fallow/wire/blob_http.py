@@ -12,7 +12,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import blake3
 
@@ -24,6 +24,8 @@ from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from fallow.wire.connection import Connection
 
 UPLOAD_ID = "Upload-Id"
 UPLOAD_OFFSET = "Upload-Offset"
@@ -42,11 +44,7 @@ Signer = Callable[[str, Digest, int], Awaitable[str]]
 """(method, digest, size) -> URL, good for some minutes. Raises TimeoutError, PoolRefused."""
 
 
-class Requester(Protocol):
-    async def request(self, subject: str, message: Any, timeout_s: float) -> Any: ...
-
-
-def pool_signer(connection: Requester) -> Signer:
+def pool_signer(connection: Connection) -> Signer:
     """URLs signed by any coordinator of the pool. One that listens on every address of its machine cannot know by
     which of them it is reached: then it is the host that NATS was reached by."""
 
@@ -58,7 +56,7 @@ def pool_signer(connection: Requester) -> Signer:
             raise PoolRefused(answer.message, answer.kind)
         if not isinstance(answer, SignedBlobs) or len(answer.urls) != 1:
             raise TimeoutError("the pool answered something else than a URL")
-        return reachable(answer.urls[0], str(getattr(connection, "server_host", "")))
+        return reachable(answer.urls[0], connection.server_host)
 
     return sign
 

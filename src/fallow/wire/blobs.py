@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from fallow.model.errors import PoolRefused
 from fallow.model.ids import Digest
@@ -25,6 +25,7 @@ from fallow.wire.messages import PoolInfo
 
 if TYPE_CHECKING:
     from fallow.wire.blob_http import HttpBlobs
+    from fallow.wire.connection import Connection
 
 __all__ = [
     "BlobClient",
@@ -36,17 +37,10 @@ __all__ = [
     "local_blob_client",
     "map_file",
     "open_blob_client",
-    "trim_cache",
 ]
 
 _NONCE = re.compile(r"[0-9a-f]{8,64}")
 _MISSING_AGAIN_S = 0.05
-
-
-class Requester(Protocol):
-    """What a BlobClient needs of wire.connection.Connection."""
-
-    async def request(self, subject: str, message: Any, timeout_s: float) -> Any: ...
 
 
 def inline_blob(segments: Sequence[Buffer]) -> Blob:
@@ -185,7 +179,7 @@ def local_blob_client(files: BlobFiles) -> BlobClient:
     return BlobClient(files, None)
 
 
-async def open_blob_client(connection: Requester, pool_info: PoolInfo) -> BlobClient:
+async def open_blob_client(connection: Connection, pool_info: PoolInfo) -> BlobClient:
     """A client for the pool's blob store. It is local where this process can read the file that the coordinator
     left in it."""
     files = local_store(pool_info)
@@ -209,26 +203,6 @@ def local_store(pool_info: PoolInfo) -> BlobFiles | None:
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return None
     return BlobFiles(folder, durable=not pool_info.embedded)
-
-
-def trim_cache(cache_dir: Path, limit_bytes: int) -> int:
-    """Delete the blobs of a cache that were not used for longest, until at most `limit_bytes` are left. Files that
-    are open or mapped live on until they are closed. Returns the bytes that are left."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(cache_dir):
-            if is_digest(entry.name):
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat()
-                    found.append((status.st_mtime, status.st_size, entry.path))
-    left = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if left <= limit_bytes:
-            break
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-            left -= size
-    return left
 
 
 def _is_cached(path: Path, size: int) -> bool:

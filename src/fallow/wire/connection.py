@@ -45,6 +45,12 @@ class Connection:
     def is_connected(self) -> bool:
         return bool(self._client.is_connected)
 
+    @property
+    def server_host(self) -> str:
+        """The host that the pool is reached by at present; '' while not connected."""
+        url = self._client.connected_url
+        return (url.hostname or "") if url is not None else ""
+
     async def publish(self, subject: str, message: Msg, reply: str = "") -> None:
         """Send. What cannot be sent now waits in a bounded buffer; when that is full the message is dropped, as
         if lost on the way (senders repeat until they hear)."""
