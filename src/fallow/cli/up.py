@@ -119,6 +119,12 @@ def choose_port(host: str, wanted: int, remembered: int) -> int:
     return free_port(host)
 
 
+def http_port(host: str, wanted: int) -> int:
+    """Where large blobs are served: the port after the one that was asked for, so that a firewall can be told both
+    (if that is taken, or none was asked for: any)."""
+    return wanted + 1 if 0 < wanted < 65535 and port_is_free(host, wanted + 1) else 0
+
+
 # ---------------------------------------------------------------- what a home keeps
 
 
@@ -178,7 +184,7 @@ class HomeLock:
 
 
 def _coordinator_body(
-    address: PoolAddress, store: str, blobs: Path, name: str, embedded: bool, http_host: str
+    address: PoolAddress, store: str, blobs: Path, name: str, embedded: bool, http: tuple[str, int] = (LOOPBACK, 0)
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.coordinator.main import CoordinatorOptions, run_coordinator
@@ -189,7 +195,8 @@ def _coordinator_body(
             blob_dir=blobs,
             name=name,
             embedded=embedded,
-            http_host=http_host,
+            http_host=http[0],
+            http_port=http[1],
             ready=ready,
         )
         return _in_words(lambda: run_coordinator(options))
@@ -282,8 +289,8 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
         if external is None:
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
-        http_host = host if external is None else (host if options.listen else LOOPBACK)
-        coordinator = _coordinator_body(address, store, blobs, name, False, http_host)
+        http = (advertised_host(host), http_port(host, wanted))
+        coordinator = _coordinator_body(address, store, blobs, name, False, http)
         supervisor.add(Service(COORDINATOR, logged(COORDINATOR, "coordinator.log", coordinator), grace_s=8.0))
         if options.agent:
             agent = _agent_body(address, name, options.slots, home / "agent", False)
@@ -423,7 +430,7 @@ def _start_embedded(supervisor: Supervisor, folder: Path, options: EmbeddedOptio
     blobs = folder / "blobs"
     blobs.mkdir(mode=0o700)
     close = supervisor.child_fds
-    coordinator = _coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True, host)
+    coordinator = _coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True)
     agent = _agent_body(address, socket.gethostname(), options.slots, options.home / "agent", True)
 
     server = Service(NATS, lambda: start_server(folder, host, port, token, close=close()), grace_s=0.0)
