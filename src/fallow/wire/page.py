@@ -37,6 +37,9 @@ _VERSION = 1
 _ALIGN = 64
 _PLAIN_TYPES = frozenset({int, float, str, bool, bytes, type(None)})
 
+_JOIN_BYTES = 64 * 1024
+"""Bodies below this are joined with their header; larger ones are not copied."""
+
 IN_BAND_BYTES = 2048
 """Buffers below this are cheaper inside the pickle."""
 WRITABLE_COPY_BYTES = 512 * 1024
@@ -170,14 +173,14 @@ def _encode(items: Sequence[object], failures: bytes) -> list[Buffer]:
         except (OverflowError, UnicodeEncodeError, msgspec.MsgspecError):
             pass  # integers over 64 bits, lone surrogates
         else:
-            return [_HEADER.pack(_MAGIC, _VERSION, PLAIN, len(failures), len(body), 0) + body + failures]
+            return _join(_HEADER.pack(_MAGIC, _VERSION, PLAIN, len(failures), len(body), 0), body, failures)
     try:
         body, buffers = _pickle(items if type(items) is list else list(items))
     except Exception as error:
         raise _NotSerialisable(error) from None
     header = _HEADER.pack(_MAGIC, _VERSION, PICKLE, len(failures), len(body), len(buffers))
     if not buffers:
-        return [header + body + failures]
+        return _join(header, body, failures)
     at = len(header) + len(body) + len(failures) + len(buffers) * _ENTRY.size
     table = bytearray()
     rest: list[Buffer] = []
@@ -187,7 +190,11 @@ def _encode(items: Sequence[object], failures: bytes) -> list[Buffer]:
         table += _ENTRY.pack(at + gap, len(buffer))
         rest.append(buffer)
         at += gap + len(buffer)
-    return [header + body + failures + bytes(table), *rest]
+    return [*_join(header, body, failures + bytes(table)), *rest]
+
+
+def _join(header: bytes, body: bytes, tail: bytes) -> list[Buffer]:
+    return [header + body + tail] if len(body) < _JOIN_BYTES else [header, body, tail]
 
 
 def _pickle(items: list[object]) -> tuple[bytes, list[memoryview]]:

@@ -1,0 +1,32 @@
+"""How a worker ended, in words."""
+
+from __future__ import annotations
+
+import signal
+
+from fallow.wire.messages import Death
+from fallow.worker.orders import LOADING
+
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+
+
+def exit_cause(status: int) -> str:
+    """From os.waitstatus_to_exitcode."""
+    if status < 0:
+        try:
+            return f"killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"killed by signal {-status}"
+    return f"exited with code {status} (os._exit)"
+
+
+def death_of(status: int, oom: bool, phase: int, index: int, detail: str) -> Death:
+    """What a worker's own end means. `phase` and `index` as the shared map had them."""
+    cause = exit_cause(status)
+    if oom:
+        return Death(
+            index, "memory", f"{cause}: the machine ran out of memory, and the kernel chose this worker", detail
+        )
+    if phase == LOADING and (status >= 0 or -status in _CRASHES):
+        return Death(-1, "setup", f"the worker {cause} while it loaded the function", detail)
+    return Death(index, "worker_lost", f"the worker {cause}", detail)

@@ -1,0 +1,361 @@
+"""One worker as the agent sees it: orders in, reports and output out, a watch on time and memory, its end in words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING
+
+from fallow.agent.exit_words import death_of
+from fallow.agent.memory import private_bytes
+from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
+from fallow.agent.worker_output import OutputPipe
+from fallow.model.ids import Digest, JobId, Token
+from fallow.model.job import Blob, JobSpec
+from fallow.wire.messages import Death, ResultPage, RetryLater
+from fallow.worker import orders
+from fallow.worker.frames import FrameReader, frame
+
+if TYPE_CHECKING:
+    from fallow.agent.zygote import Zygote
+
+POLL_S = 0.05
+"""How often the shared maps are looked at while tasks run: the precision of time limits."""
+STOP_GRACE_S = 10.0
+"""A worker that was told to stop, and runs nothing, is killed after this (its exit methods may take a while)."""
+_READS_AT_ONCE = 8
+
+
+class WorkerMap:
+    """The shared map (see worker.orders); `descriptor` is passed on and then closed by whoever made this."""
+
+    def __init__(self) -> None:
+        if sys.platform == "linux":
+            self.descriptor = os.memfd_create("fallow-worker", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:
+                self.descriptor = os.dup(file.fileno())
+        os.ftruncate(self.descriptor, orders.MAP_BYTES)
+        self._map = mmap.mmap(self.descriptor, orders.MAP_BYTES)
+        self.words = memoryview(self._map).cast("q")
+        self.words[orders.INDEX] = self.words[orders.ENCODING] = -1
+
+
+class Process:
+    """A WorkerProcess (see worker_api)."""
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        serial: int,
+        slot: int,
+        callbacks: WorkerCallbacks,
+        sock: socket.socket,
+        shared: WorkerMap,
+        out: int,
+        error: int,
+        scratch: str,
+    ) -> None:
+        self.slot = slot
+        self._zygote = zygote
+        self._serial = serial
+        self._callbacks = callbacks
+        self._sock = sock
+        self._map = shared
+        self._words = shared.words
+        self._scratch = scratch
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader()
+        self._unsent: deque[memoryview] = deque()
+        self._pipes = (OutputPipe(out, "stdout"), OutputPipe(error, "stderr"))
+        self._pid = 0
+        self._loaded: OrderedDict[str, None] = OrderedDict()
+        self._job_id: JobId | None = None
+        self._token: Token | None = None
+        self._spec: JobSpec | None = None
+        self._order_start = 0
+        self._seen = (-1, 0)
+        self._since = 0.0
+        self._verdict: tuple[str, str] | None = None
+        self._setup: Death | None = None
+        self._stopping = False
+        self._grace: asyncio.TimerHandle | None = None
+        self._gone = False
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        """Done when the process is gone: its status, negative for a signal."""
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._readable)
+        for pipe in self._pipes:
+            self._loop.add_reader(pipe.descriptor, self._printed, pipe)
+
+    # ------------------------------------------------ what the slot uses
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def job_id(self) -> JobId | None:
+        return self._job_id
+
+    @property
+    def running(self) -> bool:
+        """It has an order."""
+        return self._token is not None
+
+    @property
+    def gone(self) -> bool:
+        return self._gone
+
+    def has_loaded(self, job_id: JobId) -> bool:
+        """`run` needs no payload for this job (a worker keeps a few functions loaded)."""
+        return job_id in self._loaded
+
+    def run(self, spec: JobSpec, function: bytes | None, order: RunOrder) -> None:
+        """Begin an order. Raises ValueError when the payload is needed and missing, RuntimeError while one runs."""
+        if self._token is not None:
+            raise RuntimeError(f"worker {self._pid} still runs order {self._token}")
+        payload = self._account(spec.job_id, function)
+        words = self._words
+        words[orders.INDEX] = words[orders.ENCODING] = -1
+        words[orders.LIMIT] = order.stop
+        self._token, self._spec, self._job_id, self._order_start = order.token, spec, spec.job_id, order.start
+        self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
+        pages = tuple(
+            orders.OrderPage(page.start, page.stop, page.page.data, order.paths.get(page.start, ""))
+            for page in order.pages
+        )
+        self._send(
+            orders.Run(
+                spec.job_id,
+                order.token,
+                order.start,
+                order.stop,
+                order.budget_s,
+                pages,
+                payload,
+                order.attempt,
+                spec.retry,
+                spec.reduce,
+            )
+        )
+        self._zygote.watch()
+
+    def _account(self, job_id: JobId, function: bytes | None) -> bytes | None:
+        """Keep the worker's account of loaded functions; returns the payload if it must be sent."""
+        if job_id in self._loaded:
+            self._loaded.move_to_end(job_id)
+            return None
+        if function is None:
+            raise ValueError(f"worker {self._pid} has not loaded job {job_id}: its payload is needed")
+        if len(self._loaded) >= orders.LOADED_FUNCTIONS:
+            self._loaded.popitem(last=False)
+        self._loaded[job_id] = None
+        return function
+
+    def limit(self, token: Token, stop: int) -> None:
+        """See worker_api."""
+        if token == self._token:
+            self._words[orders.LIMIT] = min(stop, self._words[orders.LIMIT])
+
+    def progress(self) -> tuple[Token | None, int, float]:
+        """See worker_api. The time is known to POLL_S."""
+        if self._token is None:
+            return None, -1, 0.0
+        now = time.monotonic()
+        index = self._observe(now)
+        return self._token, index, now - self._since if index >= 0 else 0.0
+
+    def tell(self, body: bytes) -> None:
+        """See worker_api."""
+        self._send(orders.Tell(body))
+
+    def kill(self, kind: str, message: str) -> None:
+        """See worker_api. The first verdict counts."""
+        if self._verdict is None and not self._gone:
+            self._verdict = (kind, message)
+            self._zygote.kill_worker(self._serial)
+
+    def stop(self) -> None:
+        """See worker_api. Killed when it does not end within STOP_GRACE_S after its order."""
+        if not self._stopping and not self._gone:
+            self._stopping = True
+            self._send(orders.Stop())
+            self._begin_grace()
+
+    def _begin_grace(self) -> None:
+        if self._stopping and self._token is None and self._grace is None and not self._gone:
+            self._grace = self._loop.call_later(STOP_GRACE_S, self.kill, "worker_lost", "the worker did not stop")
+
+    # ------------------------------------------------ the watch
+
+    def check(self) -> None:
+        """Called by the zygote's timer while an order runs."""
+        spec = self._spec
+        if spec is None or self._token is None or self._verdict is not None:
+            return
+        now = time.monotonic()
+        index = self._observe(now)
+        if index >= 0 and spec.timeout_s > 0 and now - self._since > spec.timeout_s:
+            self.kill("timeout", f"task {index} ran longer than its time limit of {spec.timeout_s:g} s")
+            return
+        limit = spec.resources.memory_bytes
+        if limit and (used := private_bytes(self._pid)) > limit:
+            self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
+
+    def _observe(self, now: float) -> int:
+        words = self._words
+        seen = (words[orders.INDEX], words[orders.BEGUN])
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        return seen[0]
+
+    def _suspect(self) -> int:
+        encoding = self._words[orders.ENCODING]
+        return encoding if encoding >= 0 else self._words[orders.INDEX]
+
+    # ------------------------------------------------ the socket
+
+    def _send(self, message: orders.ToWorker) -> None:
+        if self._gone:
+            return
+        self._unsent.append(memoryview(frame(orders.encode(message))))
+        if len(self._unsent) == 1:
+            self._write()
+
+    def _write(self) -> None:
+        waiting = bool(self._unsent)
+        try:
+            while self._unsent:
+                data = self._unsent[0]
+                sent = self._sock.send(data)
+                if sent < len(data):
+                    self._unsent[0] = data[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._sock.fileno(), self._write)
+            return
+        except OSError:  # it is gone: the zygote tells
+            self._unsent.clear()
+        if waiting:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_READS_AT_ONCE):
+                for body in self._reader.receive(self._sock):
+                    self._heard(orders.decode_from_worker(body))
+                if self._gone:
+                    return
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._loop.remove_reader(self._sock.fileno())
+
+    def _heard(self, message: orders.FromWorker) -> None:
+        if isinstance(message, orders.Report):
+            self._reported(message)
+        elif isinstance(message, orders.Ask):
+            serial = message.serial
+            self._callbacks.asked(message.kind, message.body, lambda body: self._send(orders.Answer(serial, body)))
+        else:
+            self._setup = Death(-1, "setup", message.message, message.detail)
+
+    def _reported(self, report: orders.Report) -> None:
+        for pipe in self._pipes:
+            self._hand_on(pipe.drain(self._index()) if report.ended else pipe.read(self._index()))
+        limit = self._words[orders.LIMIT]
+        give_back = tuple((start, min(stop, limit)) for start, stop in report.give_back if start < limit)
+        if report.ended and report.token == self._token:
+            self._token = None
+            self._begin_grace()
+        self._callbacks.reported(
+            Report(
+                token=report.token,
+                results=tuple(_result_page(page) for page in report.results),
+                files={page.digest: page.path for page in report.results if page.path},
+                give_back=give_back,
+                retry_later=tuple(RetryLater(*later) for later in report.retry_later),
+                ended=report.ended,
+                run_s=report.run_s,
+                cpu_s=report.cpu_s,
+                reduced=report.reduced,
+            )
+        )
+
+    # ------------------------------------------------ output
+
+    def _index(self) -> int:
+        return self._words[orders.INDEX] if self._token is not None else -1
+
+    def _printed(self, pipe: OutputPipe) -> None:
+        self._hand_on(pipe.read(self._index()))
+
+    def _hand_on(self, lines: list[OutputLine]) -> None:
+        if lines:
+            self._callbacks.printed(lines)
+
+    # ------------------------------------------------ start and end
+
+    def started(self, pid: int) -> None:
+        """The zygote has forked it."""
+        self._pid = pid
+
+    def ended(self, status: int, oom: bool, words: str) -> None:
+        """The process is gone (`words`: because of what, where it is known). Hands on what it sent before that."""
+        if self._gone:
+            return
+        self._drain()
+        self._gone = True
+        last_words = list(self._pipes[1].last_words)
+        for pipe in self._pipes:
+            self._hand_on(pipe.drain(self._index()))
+        last_words = list(self._pipes[1].last_words) or last_words
+        self._close()
+        if not self.exited.done():
+            self.exited.set_result(status)
+        if self._stopping and self._token is None:
+            return
+        token, self._token = self._token, None
+        self._callbacks.died(token, self._death(status, oom, words, "\n".join(last_words), token))
+
+    def _death(self, status: int, oom: bool, words: str, detail: str, token: Token | None) -> Death:
+        if self._setup is not None:
+            return self._setup
+        index = self._suspect() if token is not None else -1
+        if self._verdict is not None:
+            kind, message = self._verdict
+            return Death(index, kind, message, detail)
+        death = death_of(status, oom, self._words[orders.PHASE], index, detail)
+        return Death(death.index, death.kind, words, detail) if words else death
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError, EOFError, OSError):
+            while True:
+                for body in self._reader.receive(self._sock):
+                    self._heard(orders.decode_from_worker(body))
+
+    def _close(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        for pipe in self._pipes:
+            self._loop.remove_reader(pipe.descriptor)
+            pipe.close()
+        shutil.rmtree(os.path.join(self._scratch, f"worker-{self._serial}"), ignore_errors=True)
+
+
+def _result_page(page: orders.WrittenPage) -> ResultPage:
+    blob = Blob(Digest(page.digest), page.size, page.data)
+    return ResultPage(page.start, page.stop, page.start, blob, page.failed_count, page.failed)

@@ -1,0 +1,285 @@
+"""The agent's side of a zygote: starts it in an environment's interpreter, asks it for workers, hears how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fallow.agent.worker_api import WorkerCallbacks
+from fallow.agent.worker_process import POLL_S, Process, WorkerMap
+from fallow.model.errors import EnvironmentFailed
+from fallow.worker import orders
+from fallow.worker.frames import FrameReader, frame
+from fallow.worker.zygote import THREAD_VARIABLES
+
+START_WITHIN_S = 60.0
+END_WITHIN_S = 10.0
+
+_CODE = (
+    "import sys; sys.path[:0] = {path!r}; "
+    "from fallow.worker.zygote import main; main({descriptor}, {parent}, {scratch!r})"
+)
+
+
+class Zygote:
+    """Forks workers. Starts again by itself when it was lost. Use from one event loop."""
+
+    def __init__(self, python: Path, sys_path: Sequence[str], scratch: Path, cpu: int) -> None:
+        self._python = python
+        self._sys_path = tuple(sys_path)
+        self._scratch = scratch
+        self._cpu = cpu
+        self._loop = asyncio.get_running_loop()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._reader = FrameReader()
+        self._ready: asyncio.Future[None] | None = None
+        self._spawning: dict[int, asyncio.Future[int]] = {}
+        self._workers: dict[int, Process] = {}
+        self._serial = 0
+        self._log: Path | None = None
+        self._starting = asyncio.Lock()
+        self._poll_handle: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int:
+        """0 while none runs."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    @property
+    def workers(self) -> list[Process]:
+        return list(self._workers.values())
+
+    # ------------------------------------------------ start and end
+
+    async def start(self) -> None:
+        """Raises EnvironmentFailed with the interpreter's own words."""
+        async with self._starting:
+            if self.alive:
+                return
+            self._launch()
+            assert self._ready is not None
+            try:
+                await asyncio.wait_for(asyncio.shield(self._ready), START_WITHIN_S)
+            except TimeoutError:
+                self._lost()
+                raise EnvironmentFailed(
+                    f"{self._python} did not start a worker within {START_WITHIN_S:g} s. {self._last_words()}"
+                ) from None
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._log = self._scratch.with_name(f"{self._scratch.name}.log")
+        code = _CODE.format(
+            path=list(self._sys_path), descriptor=theirs.fileno(), parent=os.getpid(), scratch=str(self._scratch)
+        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FALLOW_"))}
+        environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
+        environment["PYTHONUNBUFFERED"] = "1"
+        try:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [str(self._python), "-P", "-c", code],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    cwd=self._scratch,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            ours.close()
+            raise EnvironmentFailed(f"{self._python} cannot be run: {error}") from None
+        finally:
+            theirs.close()
+        self._control = ours
+        self._reader = FrameReader()
+        self._ready = self._loop.create_future()
+        self._loop.add_reader(ours.fileno(), self._readable)
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return ""
+        with contextlib.suppress(OSError):
+            return self._log.read_text(errors="replace")[-2000:].strip()
+        return ""
+
+    async def stop(self) -> None:
+        """End the zygote and all its workers, and wait for that."""
+        self._closed = True
+        process = self._process
+        self._lost()
+        if process is None:
+            return
+        for _ in range(int(END_WITHIN_S / 0.005)):
+            if process.poll() is not None:
+                break
+            await asyncio.sleep(0.005)
+        self._clean()
+
+    def kill(self) -> None:
+        """End everything at once, without waiting for more than the kernel."""
+        self._closed = True
+        process = self._process
+        self._lost()
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_WITHIN_S)
+            self._clean()
+
+    def _clean(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._log is not None:
+            self._log.unlink(missing_ok=True)
+
+    def _lost(self) -> None:
+        """The control socket is closed, by either side: the zygote ends, and every worker with it."""
+        control, self._control = self._control, None
+        if control is None:
+            return
+        self._loop.remove_reader(control.fileno())
+        control.close()
+        if self._poll_handle is not None:
+            self._poll_handle.cancel()
+            self._poll_handle = None
+        process = self._process
+        status = process.poll() if process is not None else None
+        words = "the zygote of the workers has ended" + (f" (status {status})" if status is not None else "")
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(
+                EnvironmentFailed(f"{self._python} could not start a worker. {self._last_words() or words}")
+            )
+        for future in self._spawning.values():
+            if not future.done():
+                future.set_exception(EnvironmentFailed(f"{words} while it started a worker. {self._last_words()}"))
+        self._spawning.clear()
+        workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            # Linux kills the worker itself when its parent ends, but not what its task has started.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if worker.pid:
+                    os.killpg(worker.pid, signal.SIGKILL)
+            worker.ended(-signal.SIGKILL, False, words)
+
+    # ------------------------------------------------ workers
+
+    async def start_worker(
+        self, slot: int, callbacks: WorkerCallbacks, cpu: int = 0, sys_path: Sequence[str] = (), cwd: str = ""
+    ) -> Process:
+        """Fork a worker (a few ms). `cpu`: BLAS and OpenMP threads (0: the zygote's). `sys_path`: folders that come
+        first when its tasks import. Raises EnvironmentFailed."""
+        await self.start()
+        assert self._control is not None
+        self._serial += 1
+        serial = self._serial
+        ours, theirs = socket.socketpair()
+        shared = WorkerMap()
+        out_read, out_write = os.pipe()
+        error_read, error_write = os.pipe()
+        for descriptor in (out_read, error_read):
+            os.set_blocking(descriptor, False)
+        spawned: asyncio.Future[int] = self._loop.create_future()
+        self._spawning[serial] = spawned
+        worker = Process(self, serial, slot, callbacks, ours, shared, out_read, error_read, str(self._scratch))
+        self._workers[serial] = worker
+        cwd = cwd or str(self._scratch / f"worker-{serial}")
+        order = orders.Spawn(serial, cpu or self._cpu, str(self._scratch), tuple(sys_path), cwd)
+        try:
+            socket.send_fds(
+                self._control,
+                [frame(orders.encode(order))],
+                [theirs.fileno(), shared.descriptor, out_write, error_write],
+            )
+        except OSError:
+            self._lost()
+        finally:
+            theirs.close()
+            for descriptor in (out_write, error_write, shared.descriptor):
+                os.close(descriptor)
+        worker.started(await spawned)
+        return worker
+
+    def kill_worker(self, serial: int) -> None:
+        """SIGKILL to the worker and its group, by the zygote: it knows that the number is still the worker's."""
+        self._send(orders.Kill(serial))
+
+    def _send(self, message: orders.ToZygote) -> None:
+        if self._control is not None:
+            try:
+                self._control.sendall(frame(orders.encode(message)))
+            except OSError:
+                self._lost()
+
+    def _readable(self) -> None:
+        control = self._control
+        if control is None:
+            return
+        try:
+            frames = self._reader.receive(control)
+        except (EOFError, OSError):
+            self._lost()
+            return
+        for body in frames:
+            self._heard(orders.decode_from_zygote(body))
+
+    def _heard(self, message: orders.FromZygote) -> None:
+        if isinstance(message, orders.Ready):
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(None)
+        elif isinstance(message, orders.Spawned):
+            future = self._spawning.pop(message.serial, None)
+            if future is not None and not future.done():
+                future.set_result(message.pid)
+            worker = self._workers.get(message.serial)
+            if worker is not None:
+                worker.started(message.pid)
+        else:
+            worker = self._workers.pop(message.serial, None)
+            if worker is not None:
+                worker.ended(message.status, message.oom, "")
+
+    # ------------------------------------------------ the watch
+
+    def watch(self) -> None:
+        """Look at the shared maps from now on, every POLL_S, until no worker runs an order."""
+        if self._poll_handle is None and self.alive:
+            self._poll_handle = self._loop.call_later(POLL_S, self._poll)
+
+    def _poll(self) -> None:
+        self._poll_handle = None
+        running = [worker for worker in self._workers.values() if worker.running]
+        for worker in running:
+            worker.check()
+        if running:
+            self.watch()
+
+
+async def start_zygote(
+    python: Path | str = "", sys_path: Sequence[str] = (), scratch: Path | str = "", cpu: int = 1
+) -> Zygote:
+    """Start a zygote with the interpreter `python` (empty: this one). `scratch`: a folder of its own, made here and
+    removed at its end; workers keep large results there. Raises EnvironmentFailed."""
+    folder = Path(scratch) if scratch else Path(tempfile.mkdtemp(prefix="fallow-scratch-")) / "zygote"
+    zygote = Zygote(Path(python or sys.executable), sys_path, folder, cpu)
+    await zygote.start()
+    return zygote

@@ -1,0 +1,73 @@
+"""Failures as they travel: the exception itself where it can, and always its traceback as text."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from types import TracebackType
+
+import fallow
+from fallow.wire.by_value import dumps
+from fallow.wire.page import Failure
+
+TEXT_LIMIT = 16 * 1024
+"""Characters of a traceback that travel."""
+EXCEPTION_LIMIT_BYTES = 64 * 1024
+
+_OWN = os.path.dirname(os.path.abspath(fallow.__file__)) + os.sep
+_WORKER = tuple(os.path.join(_OWN, part) + os.sep for part in ("worker", "wire"))
+
+
+def make_failure(error: BaseException) -> Failure:
+    """Describe an exception that a task raised. The exception loses its traceback, so that frames are freed."""
+    text = traceback_text(error)
+    error.__traceback__ = None
+    return Failure("raised", type_name(error), message_of(error), text, _portable(error))
+
+
+def type_name(error: BaseException) -> str:
+    kind = type(error)
+    return (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """str() of the exception, bounded; its own failure is not ours."""
+    try:
+        return _cut(str(error))
+    except Exception as second:
+        return f"<str() of the exception raised {type(second).__name__}>"
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback without our own frames at its top, with causes and notes, bounded."""
+    try:
+        return _cut("".join(traceback.format_exception(type(error), error, _skip_own(error.__traceback__))))
+    except Exception as second:
+        return f"{type(error).__name__} (its traceback could not be shown: {type(second).__name__})\n"
+
+
+def _skip_own(tb: TracebackType | None) -> TracebackType | None:
+    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_WORKER):
+        tb = tb.tb_next
+    return tb
+
+
+def _cut(text: str) -> str:
+    if len(text) <= TEXT_LIMIT:
+        return text
+    half = TEXT_LIMIT // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def _portable(error: BaseException) -> bytes | None:
+    """The exception's pickle, if it is small and comes back: many have an __init__ that pickle cannot call."""
+    try:
+        data = dumps(error)
+        if len(data) > EXCEPTION_LIMIT_BYTES or type(pickle.loads(data)) is not type(error):
+            return None
+    except Exception:
+        return None
+    return data

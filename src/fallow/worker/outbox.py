@@ -1,0 +1,219 @@
+"""Results of one order, from the task loop to the agent. The loop appends to plain lists without a lock; the main
+thread, or the helper thread while a long task runs, takes what is there and hands it in.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fallow.model.errors import UnserialisableResult
+from fallow.wire.page import Failure
+from fallow.worker import orders
+from fallow.worker.pages import PageWriter, rough_bytes
+
+FIRST_HAND_IN_S = 0.1
+LONGEST_INTERVAL_S = 1.0
+HELD_BYTES = 8 * 1024 * 1024
+"""Results that are thought to be larger than this together are handed in at once."""
+
+REPORT_BYTES = 2 * 1024 * 1024
+"""Inline bytes of one report; more pages make more reports."""
+
+
+class Piece:
+    """Results of consecutive tasks from `start` on."""
+
+    __slots__ = ("failures", "start", "values")
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.values: list[Any] = []
+        self.failures: dict[int, Failure] = {}
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.values)
+
+
+class Outbox:
+    """`early`: results may be handed in before the order ends."""
+
+    def __init__(
+        self,
+        order: orders.Run,
+        send: Callable[[orders.FromWorker], None],
+        writer: PageWriter,
+        early: bool,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._order = order
+        self._send = send
+        self.writer = writer
+        self._early = early
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._closed: list[Piece] = []
+        self._open: Piece | None = None
+        self._interval = FIRST_HAND_IN_S
+        self._next = clock() + FIRST_HAND_IN_S
+        self._ended = False
+        self._ran_s = 0.0
+        self._running_since: float | None = None
+        self._cpu_at = time.process_time()
+
+    # ------------------------------------------------ the task loop
+
+    def open(self, index: int) -> list[Any]:
+        """The list to append the results of `index` and what follows to."""
+        piece = self._open
+        if piece is None or piece.stop != index:
+            with self._lock:
+                if piece is not None and piece.values:
+                    self._closed.append(piece)
+                piece = self._open = Piece(index)
+        return piece.values
+
+    def fail(self, index: int, failure: Failure) -> None:
+        """Task `index` (the next of the open piece) failed for good."""
+        self.open(index)
+        piece = self._open
+        assert piece is not None
+        with self._lock:
+            piece.failures[index] = failure
+            piece.values.append(None)
+
+    def chunk_begins(self) -> float:
+        """The loop is about to run tasks. Returns the time."""
+        with self._lock:
+            self._running_since = now = self._clock()
+        return now
+
+    def chunk_ends(self) -> float:
+        """Returns the time. Hands in what became too large to hold."""
+        with self._lock:
+            now = self._clock()
+            began, self._running_since = self._running_since, None
+            self._ran_s += now - began if began is not None else 0.0
+        piece = self._open
+        if self._early and piece is not None and piece.values:
+            count = len(piece.values)
+            if count * rough_bytes(piece.values[-1]) > HELD_BYTES:
+                self.hand_in()
+        return now
+
+    def due(self, now: float) -> bool:
+        """Say whether it is time to hand in early."""
+        return self._early and now >= self._next
+
+    def first_held(self) -> int:
+        """Index of the first result that is not handed in; -1 if there is none."""
+        with self._lock:
+            held = [piece.start for piece in (*self._closed, self._open) if piece is not None and piece.values]
+        return min(held, default=-1)
+
+    def drain(self) -> list[Piece]:
+        """Take all pieces away (reduced jobs fold them)."""
+        with self._lock:
+            return self._take()
+
+    # ------------------------------------------------ handing in
+
+    def hand_in(self) -> None:
+        """Send what is done (main thread)."""
+        with self._lock:
+            self._hand_in(strict=False)
+
+    def help(self) -> None:
+        """Helper thread: send what is done if the main thread has been in one task for long. Tasks may be changing
+        what earlier ones returned: what cannot be encoded now is left for the main thread."""
+        if not self.due(self._clock()) or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not self._ended:
+                self._hand_in(strict=True)
+        finally:
+            self._lock.release()
+
+    def end(
+        self,
+        give_back: tuple[tuple[int, int], ...],
+        retry_later: tuple[tuple[int, int, float], ...],
+        reduced: list[orders.WrittenPage] | None = None,
+    ) -> None:
+        """Send the last report of the order."""
+        with self._lock:
+            self._ended = True
+            pages = reduced if reduced is not None else self._write(self._take(), strict=False)
+            self._report(pages, give_back, retry_later, ended=True)
+
+    def _hand_in(self, strict: bool) -> None:
+        self._interval = min(LONGEST_INTERVAL_S, self._interval * 2)
+        self._next = self._clock() + self._interval
+        pieces = self._take()
+        if not pieces:
+            return
+        try:
+            pages = self._write(pieces, strict)
+        except (UnserialisableResult, RuntimeError):
+            self._put_back(pieces)
+            return
+        self._report(pages, (), (), ended=False)
+
+    def _take(self) -> list[Piece]:
+        pieces, self._closed = self._closed, []
+        piece = self._open
+        if piece is not None and piece.values:
+            taken = Piece(piece.start)
+            count = len(piece.values)
+            taken.values = piece.values[:count]
+            del piece.values[:count]  # the loop holds the list and only appends
+            piece.start += count
+            taken.failures, piece.failures = piece.failures, {}
+            pieces.append(taken)
+        return pieces
+
+    def _put_back(self, pieces: list[Piece]) -> None:
+        self._closed = pieces + self._closed
+
+    def _write(self, pieces: list[Piece], strict: bool) -> list[orders.WrittenPage]:
+        pages: list[orders.WrittenPage] = []
+        for piece in pieces:
+            pages += self.writer.write(piece.start, piece.values, piece.failures, strict)
+        return pages
+
+    def _report(
+        self,
+        pages: list[orders.WrittenPage],
+        give_back: tuple[tuple[int, int], ...],
+        retry_later: tuple[tuple[int, int, float], ...],
+        ended: bool,
+    ) -> None:
+        ran, self._ran_s = self._ran_s, 0.0
+        if self._running_since is not None:
+            now = self._clock()
+            ran += now - self._running_since
+            self._running_since = now
+        cpu = time.process_time()
+        used, self._cpu_at = cpu - self._cpu_at, cpu
+        *early, last = _batches(pages)
+        token, reduced = self._order.token, self._order.reduce
+        for batch in early:
+            self._send(orders.Report(token, batch, reduced=reduced))
+        self._send(orders.Report(token, last, give_back, retry_later, ended, ran, max(0.0, used), reduced))
+
+
+def _batches(pages: list[orders.WrittenPage]) -> list[tuple[orders.WrittenPage, ...]]:
+    """Pages in groups of at most REPORT_BYTES inline bytes; at least one group, which may be empty."""
+    batches: list[list[orders.WrittenPage]] = [[]]
+    left = REPORT_BYTES
+    for page in pages:
+        size = len(page.data) if page.data is not None else 0
+        if batches[-1] and size > left:
+            batches.append([])
+            left = REPORT_BYTES
+        batches[-1].append(page)
+        left -= size
+    return [tuple(batch) for batch in batches]

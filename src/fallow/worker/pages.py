@@ -1,0 +1,131 @@
+"""Results on their way out: cut into pages, hashed, and written to a file where they are large."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import blake3
+
+from fallow.model.job import INLINE_LIMIT_BYTES
+from fallow.wire.page import Buffer, Failure, encode_results, page_size, split_unserialisable
+from fallow.worker.orders import WrittenPage
+
+TARGET_BYTES = INLINE_LIMIT_BYTES * 15 // 16
+FAILED_LIST_LIMIT = 256
+"""As wire.messages has it: indices of failed tasks that a page names."""
+_FIRST_GUESS_BYTES = 16
+_LARGE_BYTES = 64 * 1024
+
+
+class PageWriter:
+    """`prefix` begins the name of every file in `folder`."""
+
+    def __init__(self, folder: str, prefix: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self._serial = 0
+        self._item_bytes: float = _FIRST_GUESS_BYTES
+
+    def write(
+        self, start: int, values: list[Any], failures: Mapping[int, Failure], strict: bool = False
+    ) -> list[WrittenPage]:
+        """Pages of the results from task `start` on; `failures` by task number. A value that cannot be encoded
+        becomes a Failure, or raises UnserialisableResult where `strict`."""
+        pages: list[WrittenPage] = []
+        at = 0
+        while at < len(values):
+            count = self._count(values[at])
+            while True:
+                part = values[at : at + count] if at or count < len(values) else values
+                first = start + at
+                found = _within(failures, first, len(part))
+                segments, found = _encode(part, found, strict)
+                size = page_size(segments)
+                self._item_bytes = max(1.0, size / len(part))
+                if size <= INLINE_LIMIT_BYTES or len(part) == 1:
+                    break
+                count = max(1, min(len(part) // 2, int(TARGET_BYTES / self._item_bytes)))
+            failed = sorted(first + offset for offset in found)
+            pages.append(self._kept_or_failed(first, first + len(part), segments, failed))
+            at += len(part)
+        return pages
+
+    def write_reduced(self, start: int, stop: int, value: Any) -> WrittenPage:
+        """The combined result of tasks [start, stop): a page of one item."""
+        segments, found = _encode([value], {}, False)
+        return self._kept_or_failed(start, stop, segments, list(range(start, stop)) if found else [])
+
+    def _kept_or_failed(self, start: int, stop: int, segments: Sequence[Buffer], failed: list[int]) -> WrittenPage:
+        try:
+            return self._page(start, stop, segments, failed)
+        except OSError as error:  # a full disk: the task is told, instead of the worker being lost over and over
+            words = f"the node could not keep a result of {page_size(segments):,} bytes: {error}"
+            failure = Failure("raised", type(error).__name__, words)
+            segments, _ = _encode([None] * (stop - start), dict.fromkeys(range(stop - start), failure), False)
+            return self._page(start, stop, segments, list(range(start, stop)))
+
+    def _count(self, value: Any) -> int:
+        size = self._item_bytes
+        if (rough := rough_bytes(value)) > _LARGE_BYTES:
+            size = max(size, rough)
+        return max(1, int(TARGET_BYTES / size))
+
+    def _page(self, start: int, stop: int, segments: Sequence[Buffer], failed: list[int]) -> WrittenPage:
+        digest = blake3.blake3()
+        for segment in segments:
+            digest.update(segment)
+        size = page_size(segments)
+        data, path = None, ""
+        if size <= INLINE_LIMIT_BYTES:
+            data = bytes(segments[0]) if len(segments) == 1 else b"".join(segments)
+        else:
+            path = self._write_file(segments)
+        return WrittenPage(
+            start, stop, digest.hexdigest(), size, data, path, len(failed), tuple(failed[:FAILED_LIST_LIMIT])
+        )
+
+    def _write_file(self, segments: Sequence[Buffer]) -> str:
+        self._serial += 1
+        path = os.path.join(self._folder, f"{self._prefix}-{self._serial}.page")
+        with open(path, "wb", buffering=0) as file:
+            for segment in segments:
+                view = memoryview(segment)
+                while len(view):
+                    view = view[file.write(view) :]
+        return path
+
+
+def rough_bytes(value: Any) -> int:
+    """A cheap lower guess of how large a value is."""
+    kind = type(value)
+    if kind in (bytes, str, bytearray):
+        return len(value)
+    if kind in (list, tuple) and value:
+        return len(value) * (8 + rough_bytes(value[0])) if len(value) < 1 << 40 else 0
+    if kind is dict and value:
+        return len(value) * (16 + rough_bytes(next(iter(value.values()))))
+    size = getattr(value, "nbytes", 0)
+    return size if isinstance(size, int) else 0
+
+
+def _within(failures: Mapping[int, Failure], first: int, count: int) -> dict[int, Failure]:
+    if not failures:
+        return {}
+    return {index - first: failure for index, failure in failures.items() if first <= index < first + count}
+
+
+def _encode(part: list[Any], found: dict[int, Failure], strict: bool) -> tuple[list[Buffer], dict[int, Failure]]:
+    try:
+        return encode_results(part, found), found
+    except Exception:
+        if strict:
+            raise
+    values = [None if offset in found else value for offset, value in enumerate(part)]
+    bad = split_unserialisable(values)
+    found = {
+        **found,
+        **{offset: Failure("unserialisable", type(error).__name__, str(error)) for offset, error in bad.items()},
+    }
+    return encode_results(values, found), found

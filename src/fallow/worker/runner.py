@@ -1,0 +1,228 @@
+"""Runs the tasks of one order.
+
+The loop costs two accesses of the shared map a task; time is looked at between chunks of about 7 ms only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from fallow.wire.code import Loaded
+from fallow.wire.page import decode_page
+from fallow.worker import orders
+from fallow.worker.failures import make_failure
+from fallow.worker.fold import Fold
+from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT
+from fallow.worker.outbox import Outbox
+
+CHUNK_S = 0.0075
+CHUNK_GROWTH = 8
+MOST_CHUNK = 1 << 20
+WAIT_HERE_S = 1.0
+"""Back-offs up to this are waited for in the worker; longer ones go back to the coordinator."""
+RETRY_LATER_LIMIT = 256
+"""Tasks of one order that go back with a delay; more of them wait here."""
+_NEARLY_DONE_S = 0.15
+
+
+class Runner:
+    """Runs one order. `chunk`: tasks of the first chunk; afterwards what the next order of the job may begin with."""
+
+    def __init__(
+        self,
+        order: orders.Run,
+        loaded: Loaded,
+        words: memoryview,
+        outbox: Outbox,
+        chunk: int = 1,
+    ) -> None:
+        self._order = order
+        self._loaded = loaded
+        self._words = words
+        self._outbox = outbox
+        self._fold = Fold(loaded.reduce) if order.reduce and loaded.reduce is not None else None
+        self._attempts: dict[int, int] = {}
+        self._again: list[int] = []
+        self._inputs: dict[int, Any] = {}
+        self._deadline = 0.0
+        self._given_back: tuple[tuple[int, int], ...] = ()
+        self._limited = False
+        self.chunk = chunk
+
+    def run(self) -> None:
+        """Run the range, until it ends, or the budget, or at the limit."""
+        began = time.perf_counter()
+        self._deadline = began + self._order.budget_s
+        for page in self._order.pages:
+            first = max(self._order.start, page.start)
+            last = min(self._order.stop, page.stop)
+            if first < last and not self._run_page(page, first, last):
+                break
+
+    # ------------------------------------------------ the range
+
+    def _run_page(self, page: orders.OrderPage, first: int, last: int) -> bool:
+        """False: stop here."""
+        words = self._words
+        if first >= words[LIMIT]:
+            self._limited = True
+            return False
+        words[INDEX] = first
+        try:
+            items = _open_page(page)[first - page.start : last - page.start]
+            if len(items) != last - first:
+                raise ValueError(f"the inputs end at task {first + len(items)}, before {last}")
+        except BaseException as error:
+            failure = make_failure(error)
+            for index in range(first, last):
+                self._outbox.fail(index, failure)
+            return True
+        return self._run_items(items, first, last)
+
+    def _run_items(self, items: Sequence[Any], first: int, last: int) -> bool:
+        outbox = self._outbox
+        rest = iter(items)
+        index = first
+        while index < last:
+            count = min(self.chunk, last - index)
+            before = outbox.chunk_begins()
+            if before >= self._deadline and index > self._order.start:
+                outbox.chunk_ends()
+                self._give_back(index)
+                return False
+            reached = self._run_chunk(islice(rest, count), items, first, index)
+            now = outbox.chunk_ends()
+            if self._limited:
+                return False
+            index = reached
+            self._adapt(now - before)
+            if self._fold is not None:
+                self._fold.add(outbox.drain())
+            elif outbox.due(now):
+                left = (self._order.stop - index) * (now - before) / count
+                if left > _NEARLY_DONE_S:
+                    outbox.hand_in()
+        return True
+
+    def _run_chunk(self, chunk: Iterator[Any], items: Sequence[Any], first: int, index: int) -> int:
+        """Run a chunk that begins at task `index`; returns the index after it. Sets _limited at the limit."""
+        words = self._words
+        call = self._loaded.call
+        outbox = self._outbox
+        while True:
+            append = outbox.open(index).append
+            try:
+                for item in chunk:
+                    words[INDEX] = index
+                    if index >= words[LIMIT]:
+                        words[INDEX] = index - 1 if index > self._order.start else -1
+                        self._limited = True
+                        return index
+                    append(call(item))
+                    index += 1
+                return index
+            except BaseException as error:
+                if self._may_retry(index, error):
+                    self._again.append(index)
+                    self._inputs[index] = items[index - first]
+                    error.__traceback__ = None
+                else:
+                    outbox.fail(index, make_failure(error))
+                index += 1
+
+    def _adapt(self, took: float) -> None:
+        wanted = self.chunk * CHUNK_S / max(took, 1e-7)
+        self.chunk = max(1, min(int(wanted), self.chunk * CHUNK_GROWTH, MOST_CHUNK))
+
+    def _give_back(self, index: int) -> None:
+        limit = min(self._order.stop, self._words[LIMIT])
+        self._words[LIMIT] = index
+        if index < limit:
+            self._given_back = ((index, limit),)
+
+    # ------------------------------------------------ retries
+
+    def _may_retry(self, index: int, error: BaseException) -> bool:
+        attempts = self._attempts.get(index, self._order.attempt)
+        if attempts >= self._order.retry.retries or not isinstance(error, self._loaded.retry_on):
+            return False
+        self._attempts[index] = attempts + 1
+        return True
+
+    def retry(self) -> list[tuple[int, int, float]]:
+        """Run again what raised, round by round. Returns what is to be retried later: (index, attempt, delay)."""
+        later: list[tuple[int, int, float]] = []
+        failed_at = time.perf_counter()
+        if self._again and self._fold is None and len(self._again) < self._order.stop - self._order.start:
+            self._outbox.hand_in()
+        while self._again:
+            round_, self._again = self._again, []
+            for index in round_:
+                attempt = self._attempts[index]
+                delay = self._order.retry.delay_s(attempt) - (time.perf_counter() - failed_at)
+                late = time.perf_counter() + max(0.0, delay) >= self._deadline
+                if (delay > WAIT_HERE_S or (late and delay > 0)) and len(later) < RETRY_LATER_LIMIT:
+                    later.append((index, attempt, max(0.0, delay)))
+                    continue
+                if delay > 0:
+                    time.sleep(delay)
+                self._retry_one(index)
+            failed_at = time.perf_counter()
+        return later
+
+    def _retry_one(self, index: int) -> None:
+        words, outbox = self._words, self._outbox
+        if index >= words[LIMIT]:
+            return  # cut off, and given back by the agent
+        words[INDEX] = index
+        words[BEGUN] += 1
+        values = outbox.open(index)
+        outbox.chunk_begins()
+        try:
+            values.append(self._loaded.call(self._inputs[index]))
+        except BaseException as error:
+            if self._may_retry(index, error):
+                self._again.append(index)
+                error.__traceback__ = None
+            else:
+                outbox.fail(index, make_failure(error))
+        outbox.chunk_ends()
+        if self._fold is not None:
+            self._fold.add(outbox.drain())
+
+    # ------------------------------------------------ the end
+
+    def end(self, later: list[tuple[int, int, float]]) -> None:
+        """Hand in the rest."""
+        words = self._words
+        try:
+            if self._fold is None:
+                words[ENCODING] = self._outbox.first_held()
+                self._outbox.end(self._given_back, tuple(later))
+                return
+            self._fold.add(self._outbox.drain())
+            pages = []
+            for run in self._fold.finish():
+                words[ENCODING] = run.start
+                pages.append(self._outbox.writer.write_reduced(run.start, run.stop, run.value))
+            for index, failure in sorted(self._fold.failures.items()):
+                pages += self._outbox.writer.write(index, [None], {index: failure})
+            self._outbox.end(self._given_back, tuple(later), pages)
+        finally:
+            words[ENCODING] = -1
+
+
+def _open_page(page: orders.OrderPage) -> Sequence[Any]:
+    if page.data is not None:
+        return decode_page(page.data)
+    descriptor = os.open(page.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Copy on write: tasks may change arrays that they got, and nobody else sees it.
+        return decode_page(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+    finally:
+        os.close(descriptor)
