@@ -1,0 +1,240 @@
+"""A job's progress under any order of events, repeats and losses: every task in one place, recorded once, and done."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fallow.core.effects import AskBack, Drop, Effect, Grant, Record, RecordFault
+from fallow.core.intervals import IntervalSet
+from fallow.core.job import JobProgress
+from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, SlotKey, Token
+from fallow.model.job import Blob, JobKind, JobSpec, RetryPolicy
+from fallow.model.parts import Death, HeldLease, ResultPage, RetryLater
+from fallow.model.states import JobState
+
+PAGE = Blob(Digest("00"), 1, b"x")
+
+
+@dataclass
+class Held:
+    """A lease as the agent of this test holds it."""
+
+    token: Token
+    slot: SlotKey
+    start: int
+    stop: int
+    at: int
+    """The next task that it has not begun."""
+
+
+@dataclass
+class World:
+    """Agents, the network and the store around one job. Lost messages never arrive; old ones may come again."""
+
+    seed: int
+    total: int
+    reduce: bool = False
+    now: float = 100.0
+    recorded: IntervalSet = field(default_factory=IntervalSet)
+    held: dict[Token, Held] = field(default_factory=dict)
+    sent: list[dict[str, object]] = field(default_factory=list)
+    pull_seq: int = 0
+    faulty: bool = True
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.slots: list[SlotKey] = [(NodeId(f"node{n}"), s) for n in range(3) for s in range(2)]
+        self.progress = self._fresh(1)
+
+    def _fresh(self, epoch: int) -> JobProgress:
+        spec = JobSpec(
+            JobId("job-aaaaaa"),
+            "test",
+            JobKind.MAP,
+            ClientId("client-a"),
+            PAGE,
+            retry=RetryPolicy(retries=2, backoff_s=0.5),
+            reduce=self.reduce,
+        )
+        return JobProgress(spec, epoch, hold_until=0.0)
+
+    # ---------------------------------------------------------------- what the shell does
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Grant():
+                    if not self.faulty or self.random.random() > 0.1:
+                        self.held[effect.token] = Held(
+                            effect.token, effect.slot, effect.start, effect.stop, effect.start
+                        )
+                case AskBack():
+                    self.give_back(effect.token, effect.share)
+                case Drop():
+                    for token in effect.tokens or list(self.held):
+                        if token in self.held and self.held[token].slot[0] == effect.node:
+                            del self.held[token]
+                case Record():
+                    fresh = self.recorded.add(effect.page.start, effect.page.stop)
+                    assert fresh == [(effect.page.start, effect.page.stop)], "recorded twice"
+                case RecordFault():
+                    index = effect.fault.index
+                    assert self.recorded.add(index, index + 1) == [(index, index + 1)], "recorded twice"
+                case _:
+                    pass
+        if not self.progress.is_final:
+            self.progress.check()
+            assert self.progress.done == self.recorded
+
+    def hand_in(self, **message: object) -> None:
+        self.sent.append(message)
+        if not self.faulty or self.random.random() > 0.1:
+            self.perform(self.progress.hand_in(now=self.now, **message))  # type: ignore[arg-type]
+
+    # ---------------------------------------------------------------- what happens
+
+    def pull(self) -> None:
+        self.pull_seq += 1
+        slot = self.random.choice(self.slots)
+        idle = not any(held.slot == slot for held in self.held.values())
+        self.progress.pull(slot, self.pull_seq, idle, (), self.now)
+        self.perform(self.progress.dispatch(self.now))
+
+    def work(self) -> None:
+        if not self.held:
+            return
+        held = self.random.choice(list(self.held.values()))
+        stop = self.random.randint(held.at, held.stop)
+        page = self._page(held.at, stop)
+        ended = stop == held.stop
+        held.at = stop
+        if ended:
+            del self.held[held.token]
+        results = (page,) if page.stop > page.start else ()
+        self._report(held, results=results, ended=ended, reduced=self.reduce)
+
+    def _page(self, start: int, stop: int) -> ResultPage:
+        return ResultPage(start, stop, start, PAGE)
+
+    def _report(self, held: Held, **fields: object) -> None:
+        fields.setdefault("results", ())
+        self.hand_in(slot=held.slot, token=held.token, bounds=(held.start, held.stop), run_s=0.1, **fields)
+
+    def give_back(self, token: Token, share: float) -> None:
+        held = self.held.get(token)
+        if held is None:
+            return
+        cut = held.at + int((held.stop - held.at) * (1 - share))
+        pieces: tuple[Interval, ...] = ((cut, held.stop),) if cut < held.stop else ()
+        held.stop = cut
+        ended = held.at >= held.stop
+        if ended:
+            del self.held[token]
+        self._report(held, give_back=pieces, ended=ended)
+
+    def fail_task(self) -> None:
+        if not self.held:
+            return
+        held = self.random.choice(list(self.held.values()))
+        if held.at >= held.stop:
+            return
+        index = held.at
+        kind = self.random.choice(["worker_lost", "timeout", "memory", "later"])
+        del self.held[held.token]
+        if kind == "later":
+            later = (RetryLater(index, 1, 0.2),)
+            rest: tuple[Interval, ...] = ((index + 1, held.stop),) if index + 1 < held.stop else ()
+            self._report(held, retry_later=later, give_back=rest, ended=True)
+        else:
+            self._report(held, deaths=(Death(index, kind, "died"),), ended=True)
+
+    def repeat(self) -> None:
+        if self.sent:
+            message = self.random.choice(self.sent[-20:])
+            self.perform(self.progress.hand_in(now=self.now, **message))  # type: ignore[arg-type]
+
+    def lose_node(self) -> None:
+        node = self.random.choice(self.slots)[0]
+        self.perform(self.progress.node_lost(node, "silent"))
+
+    def kill_node(self) -> None:
+        node = self.random.choice(self.slots)[0]
+        self.held = {token: held for token, held in self.held.items() if held.slot[0] != node}
+        self.perform(self.progress.node_lost(node, "gone"))
+
+    def beat(self) -> None:
+        self.now += 1.0
+        for node in sorted({slot[0] for slot in self.slots}):
+            names = tuple(
+                HeldLease(
+                    self.progress.spec.job_id, h.token, h.slot[1], h.at, h.stop, h.at if h.at < h.stop else -1, 0.5
+                )
+                for h in self.held.values()
+                if h.slot[0] == node
+            )
+            self.perform(self.progress.beat(node, names, self.now))
+        self.perform(self.progress.dispatch(self.now))
+
+    def inputs(self) -> None:
+        if self.progress.cursor < self.total:
+            stop = min(self.total, self.progress.cursor + self.random.randint(1, 40))
+            self.progress.add_inputs(self.progress.cursor, stop)
+            self.progress.add_inputs(0, stop)
+        elif self.progress.state is JobState.OPEN:
+            self.perform(self.progress.end_inputs(self.total))
+
+    def take_over(self) -> None:
+        """The owner dies; another loads what was recorded."""
+        old = self.progress
+        fresh = self._fresh(old.epoch + 1)
+        fresh.restore(
+            done=self.recorded.intervals(), cursor=old.cursor, total=old.total, state=old.state, failed=old.failed_count
+        )
+        self.progress = fresh
+        if old.is_final:
+            return
+        self.perform(fresh.finish_if_done())
+
+    def heal(self) -> None:
+        """No more faults: the job must end."""
+        self.faulty = False
+        for _ in range(4000):
+            if self.progress.is_final:
+                return
+            self.inputs()
+            self.beat()
+            self.pull()
+            self.work()
+        raise AssertionError(f"the job does not end: {self.progress.story()}")
+
+
+EVENTS = (
+    ["inputs"] * 4
+    + ["pull"] * 8
+    + ["work"] * 8
+    + ["beat"] * 3
+    + ["fail_task"] * 2
+    + ["repeat"] * 3
+    + ["lose_node", "kill_node", "take_over"]
+)
+
+
+def run(seed: int, total: int, steps: int, reduce: bool) -> None:
+    world = World(seed, total, reduce)
+    for _ in range(steps):
+        getattr(world, world.random.choice(EVENTS))()
+    world.heal()
+    assert world.recorded.covers(0, total)
+    assert world.progress.state is JobState.SUCCEEDED
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), total=st.integers(0, 300), steps=st.integers(0, 120), reduce=st.booleans())
+def test_every_task_is_recorded_once_whatever_happens(seed: int, total: int, steps: int, reduce: bool) -> None:
+    run(seed, total, steps, reduce)
