@@ -1,0 +1,130 @@
+"""The node's way to the blob store, opened when it is first needed, and its cache of what came from afar."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fallow.model.ids import Digest
+from fallow.model.job import Blob
+from fallow.wire import subjects
+from fallow.wire.messages import GetPool, PoolInfo
+
+if TYPE_CHECKING:
+    from fallow.wire.blobs import BlobClient
+    from fallow.wire.connection import Connection
+
+log = logging.getLogger("fallow.agent")
+
+IN_USE_S = 300.0
+"""A cached blob that was asked for so recently is not removed."""
+ASK_TIMEOUT_S = 5.0
+CACHE_BYTES = 20 * 1024**3
+PRUNE_EVERY_BYTES = 1024**3
+
+
+class BlobAccess:
+    """Blobs by digest, as local files. `connection` gives the agent's connection once there is one."""
+
+    def __init__(self, connection: Callable[[], Connection | None], cache: Path) -> None:
+        self._connection = connection
+        self._cache = cache
+        self._client: asyncio.Task[BlobClient] | None = None
+        self._fetches: dict[str, asyncio.Task[Path]] = {}
+        self._fetched_bytes = 0
+        self.pool: PoolInfo | None = None
+
+    async def pool_info(self) -> PoolInfo:
+        """What the pool says of itself; asks until a coordinator answers."""
+        while self.pool is None:
+            connection = self._connection()
+            if connection is not None:
+                with contextlib.suppress(TimeoutError):
+                    answer = await connection.request(subjects.POOL, GetPool(), ASK_TIMEOUT_S)
+                    if isinstance(answer, PoolInfo):
+                        self.pool = answer
+                        return answer
+            await asyncio.sleep(0.1)
+        return self.pool
+
+    async def client(self) -> BlobClient:
+        """The client of the store; asks the pool for it as long as it takes."""
+        if self._client is None or (
+            self._client.done() and (self._client.cancelled() or self._client.exception() is not None)
+        ):
+            self._client = asyncio.ensure_future(self._open())
+        return await asyncio.shield(self._client)
+
+    async def _open(self) -> BlobClient:
+        from fallow.wire.blobs import open_blob_client
+
+        pool = await self.pool_info()
+        connection = self._connection()
+        assert connection is not None
+        return await open_blob_client(connection, pool)
+
+    async def path(self, digest: str, size: int) -> Path:
+        """A local file with the blob's bytes, fetched now if need be; however many ask, it is fetched once."""
+        fetch = self._fetches.get(digest)
+        if fetch is None:
+            fetch = asyncio.ensure_future(self._fetch(digest, size))
+            self._fetches[digest] = fetch
+            fetch.add_done_callback(lambda _task: self._fetches.pop(digest, None))
+        return await asyncio.shield(fetch)
+
+    async def _fetch(self, digest: str, size: int) -> Path:
+        client = await self.client()
+        path = Path(await client.fetch_file(Digest(digest), size, self._cache))
+        if self._cache in path.parents:
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            self._fetched_bytes += size
+            if self._fetched_bytes >= PRUNE_EVERY_BYTES:
+                self._fetched_bytes = 0
+                await asyncio.to_thread(prune, self._cache, CACHE_BYTES, time.time())
+        return path
+
+    async def bytes_of(self, blob: Blob) -> bytes:
+        """The blob's bytes: inline, or read from a local file."""
+        if blob.data is not None:
+            return bytes(blob.data)
+        path = await self.path(blob.digest, blob.size)
+        return await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
+
+    async def store(self, path: str, digest: str, size: int) -> None:
+        """Move a file into the store. Raises when that fails: then the file is still there."""
+        client = await self.client()
+        await client.put_file(Path(path), digest=Digest(digest), size=size, move=True)
+
+    async def close(self) -> None:
+        for task in (self._client, *self._fetches.values()):
+            if task is not None and not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+        if self._client is not None and not self._client.cancelled() and self._client.exception() is None:
+            await self._client.result().close()
+
+
+def prune(folder: Path, limit_bytes: int, now_unix_s: float) -> None:
+    """Remove the files used longest ago until the folder holds at most limit_bytes."""
+    found: list[tuple[float, int, str]] = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            with contextlib.suppress(OSError):
+                about = os.stat(path)
+                found.append((about.st_mtime, about.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for used_s, size, path in sorted(found):
+        if total <= limit_bytes or now_unix_s - used_s < IN_USE_S:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+            total -= size

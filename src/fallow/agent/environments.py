@@ -1,0 +1,237 @@
+"""Environments of jobs, built on the node with uv: content-addressed, each built once, never half.
+
+An environment is a virtual environment with the job's requirements, what a worker itself needs, and a link to the
+agent's own `fallow` package. The empty one is the agent's own interpreter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+import fallow
+from fallow.agent.probe import own_python, uv_program
+from fallow.model.errors import EnvironmentFailed, PythonMismatch
+from fallow.model.job import EnvSpec
+
+log = logging.getLogger("fallow.agent")
+
+WORKER_REQUIREMENTS = ("msgspec>=0.19", "cloudpickle>=3.1", "blake3>=1.0")
+"""What worker/ imports beyond the standard library."""
+BUILD_TIMEOUT_S = 1800.0
+KEPT_LIMIT = 16
+"""Environments kept for later; the ones used longest ago go when there are more."""
+WORDS_LIMIT = 8_000
+FORMAT = "1"
+"""Part of every digest: changes when environments are built differently."""
+PASSING_WORDS = ("error sending request", "dns error", "connection reset", "timed out", "connection refused")
+"""uv's words for trouble with the network, which may be gone on the next try."""
+
+
+def needs_build(env: EnvSpec) -> bool:
+    """Say whether the agent's own interpreter will not do."""
+    return bool(env.requirements) or (env.python != "" and env.python != own_python())
+
+
+def environment_digest(env: EnvSpec) -> str:
+    """Name of an environment: what it is made of, and nothing else."""
+    parts = [FORMAT, env.python or own_python(), env.allow_sdist, sorted(env.requirements), WORKER_REQUIREMENTS]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
+class Environments:
+    """Builds under `root`. `pythons` tells the interpreters of other minor versions, when they are known."""
+
+    def __init__(self, root: Path, pythons: Callable[[], Mapping[str, str]]) -> None:
+        self._root = root
+        self._pythons = pythons
+        self._builds: dict[str, asyncio.Task[str]] = {}
+
+    def ready(self, env: EnvSpec) -> str | None:
+        """The interpreter, if it is there without any building."""
+        if not needs_build(env):
+            return sys.executable
+        python = self._root / environment_digest(env) / _BIN / _PYTHON
+        if not python.exists():
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(self._root / environment_digest(env))
+        self._link_package(self._root / environment_digest(env))
+        return str(python)
+
+    async def ensure(self, env: EnvSpec) -> str:
+        """The interpreter of the environment, built now if need be; however many ask, it is built once.
+
+        Raises EnvironmentFailed with uv's own words, or PythonMismatch."""
+        found = self.ready(env)
+        if found is not None:
+            return found
+        digest = environment_digest(env)
+        build = self._builds.get(digest)
+        if build is None:
+            build = asyncio.ensure_future(self._build(env, digest))
+            self._builds[digest] = build
+            build.add_done_callback(lambda _task: self._builds.pop(digest, None))
+        # One who no longer waits must not end the build of the others.
+        return await asyncio.shield(build)
+
+    async def close(self) -> None:
+        """End builds that are under way."""
+        for build in list(self._builds.values()):
+            build.cancel()
+            with contextlib.suppress(asyncio.CancelledError, EnvironmentFailed, PythonMismatch):
+                await build
+
+    # ------------------------------------------------------------ building
+
+    async def _build(self, env: EnvSpec, digest: str) -> str:
+        interpreter = self._interpreter(env)
+        uv = uv_program()
+        if uv is None:
+            raise EnvironmentFailed(
+                "this node has no `uv` to build environments with. Install it there with `pip install uv`."
+            )
+        final = self._root / digest
+        building = self._root / f".building-{digest}-{os.getpid()}"
+        try:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sweep()
+            shutil.rmtree(building, ignore_errors=True)
+            await _run([uv, "venv", "--no-project", "--relocatable", "--python", interpreter, str(building)])
+            await self._install(uv, env, building)
+            self._link_package(building)
+            try:
+                os.rename(building, final)
+            except OSError:
+                if not (final / _BIN / _PYTHON).exists():
+                    raise
+        except OSError as error:
+            raise EnvironmentFailed(
+                f"the environment cannot be written to {self._root} on this node: {error.strerror or error}"
+            ) from None
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return str(final / _BIN / _PYTHON)
+
+    async def _install(self, uv: str, env: EnvSpec, folder: Path) -> None:
+        wanted = folder / "requirements.txt"
+        wanted.write_text("".join(f"{line}\n" for line in (*env.requirements, *WORKER_REQUIREMENTS)))
+        command = [uv, "pip", "install", "--python", str(folder / _BIN / _PYTHON), "--requirement", str(wanted)]
+        if not env.allow_sdist:
+            command += ["--only-binary", ":all:"]
+        try:
+            await _run(command)
+        except EnvironmentFailed as error:
+            if not any(words in str(error).lower() for words in PASSING_WORDS):
+                raise
+            log.warning("building an environment failed for the network's sake; once more: %s", error)
+            await asyncio.sleep(1.0)
+            await _run(command)
+
+    def _interpreter(self, env: EnvSpec) -> str:
+        if not env.python or env.python == own_python():
+            return sys.executable
+        found = self._pythons().get(env.python)
+        if found is None:
+            raise PythonMismatch(f"this node has no Python {env.python}.")
+        return found
+
+    def _link_package(self, folder: Path) -> None:
+        """Put the agent's own `fallow`, and nothing else of its packages, on the environment's path."""
+        package = Path(fallow.__file__).resolve().parent
+        link = folder / "fallow-package" / "fallow"
+        if link.is_symlink() and Path(os.readlink(link)) == package:
+            return
+        link.parent.mkdir(exist_ok=True)
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
+            try:
+                os.symlink(package, link, target_is_directory=True)
+            except OSError:
+                # Windows, without the right to make links.
+                shutil.copytree(package, link, ignore=shutil.ignore_patterns("__pycache__"))
+        for site in _site_folders(folder):
+            # Relative to the .pth file's own folder, so that it holds after the environment is moved into place.
+            (site / "fallow.pth").write_text(f"{os.path.relpath(link.parent, site)}\n")
+
+    def _sweep(self) -> None:
+        """Remove what crashed builds left, and the environments used longest ago."""
+        kept: list[tuple[float, Path]] = []
+        for entry in self._root.iterdir():
+            if entry.name.startswith(".building-"):
+                owner = entry.name.rpartition("-")[2]
+                if not (owner.isdigit() and _is_alive(int(owner))):
+                    shutil.rmtree(entry, ignore_errors=True)
+            elif entry.is_dir() and len(entry.name) == 32:
+                kept.append((entry.stat().st_mtime, entry))
+        for _, entry in sorted(kept)[: max(0, len(kept) - KEPT_LIMIT + 1)]:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+_BIN = "Scripts" if sys.platform == "win32" else "bin"
+_PYTHON = "python.exe" if sys.platform == "win32" else "python"
+
+
+def _site_folders(folder: Path) -> list[Path]:
+    if sys.platform == "win32":
+        return [folder / "Lib" / "site-packages"]
+    return list((folder / "lib").glob("python*/site-packages"))
+
+
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
+
+
+def _uv_environment() -> dict[str, str]:
+    """The agent's own, without what would point uv at the agent's environment."""
+    dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT", "UV_PYTHON")
+    return {
+        **{name: value for name, value in os.environ.items() if name not in dropped},
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_NO_PROGRESS": "1",
+        "NO_COLOR": "1",
+    }
+
+
+async def _run(command: list[str]) -> None:
+    """Run uv to its end. Raises EnvironmentFailed with what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=_uv_environment(),
+        cwd=os.path.abspath(os.sep),
+    )
+    try:
+        _, stderr = await asyncio.wait_for(process.communicate(), BUILD_TIMEOUT_S)
+    except TimeoutError:
+        raise EnvironmentFailed(
+            f"building the environment took longer than {BUILD_TIMEOUT_S / 60:.0f} minutes and was ended."
+        ) from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise EnvironmentFailed(_words(stderr.decode(errors="replace")))
+
+
+def _words(text: str) -> str:
+    """What uv said, without its remarks about itself."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    spoken = "\n".join(line for line in lines if line and not line.startswith(("Using ", "Creating ", "Activate ")))
+    return (spoken or "uv failed without a word")[-WORDS_LIMIT:]

@@ -1,0 +1,131 @@
+"""What the node has ready of each job: environment, own modules, function; and the highest epoch of its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from fallow.agent.blob_access import BlobAccess
+from fallow.agent.environments import Environments
+from fallow.agent.modules import unpack_modules
+from fallow.agent.workers import WorkerKind
+from fallow.model.errors import EnvironmentFailed, PythonMismatch
+from fallow.model.ids import JobId
+from fallow.model.job import JobSpec
+
+log = logging.getLogger("fallow.agent")
+
+EPOCHS_LIMIT = 10_000
+
+
+class Ready(Struct, frozen=True):
+    """A job that can run here."""
+
+    spec: JobSpec
+    kind: WorkerKind
+    function: bytes
+
+
+class NotReady(Struct, frozen=True):
+    """A job that cannot. `kind` and `fatal` as in AssignRefused."""
+
+    kind: str
+    message: str
+    fatal: bool
+
+
+class Jobs:
+    """Jobs that slots are assigned to. A job is prepared once, however many slots ask."""
+
+    def __init__(self, environments: Environments, blobs: BlobAccess, modules: Path, node_name: str) -> None:
+        self._environments = environments
+        self._blobs = blobs
+        self._modules = modules
+        self._node_name = node_name
+        self._ready: dict[JobId, Ready] = {}
+        self._preparing: dict[JobId, asyncio.Task[Ready | NotReady]] = {}
+        self._epochs: OrderedDict[JobId, int] = OrderedDict()
+
+    def get(self, job_id: JobId) -> Ready | None:
+        return self._ready.get(job_id)
+
+    def accept_epoch(self, job_id: JobId, epoch: int) -> bool:
+        """Note the epoch of an owner's message; False where a newer owner has spoken already."""
+        known = self._epochs.get(job_id, -1)
+        if epoch < known:
+            return False
+        self._epochs[job_id] = epoch
+        self._epochs.move_to_end(job_id)
+        while len(self._epochs) > EPOCHS_LIMIT:
+            self._epochs.popitem(last=False)
+        return True
+
+    def prepare(self, spec: JobSpec, done: Callable[[Ready | NotReady], None]) -> None:
+        """Make the job ready and say so; at once where nothing has to be built or fetched."""
+        ready = self._ready.get(spec.job_id) or self._at_once(spec)
+        if ready is not None:
+            self._ready[spec.job_id] = ready
+            done(ready)
+            return
+        task = self._preparing.get(spec.job_id)
+        if task is None:
+            task = asyncio.ensure_future(self._prepare(spec))
+            self._preparing[spec.job_id] = task
+            task.add_done_callback(lambda _task: self._preparing.pop(spec.job_id, None))
+
+        def finish(task: asyncio.Task[Ready | NotReady]) -> None:
+            if not task.cancelled():
+                done(task.result())
+
+        task.add_done_callback(finish)
+
+    def forget(self, job_id: JobId) -> None:
+        """The job has ended. Its epoch is remembered."""
+        self._ready.pop(job_id, None)
+        task = self._preparing.pop(job_id, None)
+        if task is not None:
+            task.cancel()
+
+    async def close(self) -> None:
+        for job_id in list(self._preparing):
+            self.forget(job_id)
+
+    # ------------------------------------------------------------ inside
+
+    def _at_once(self, spec: JobSpec) -> Ready | None:
+        python = self._environments.ready(spec.env)
+        if python is None or spec.function.data is None or spec.env.modules is not None:
+            return None
+        return Ready(spec, WorkerKind(python, "", max(1, spec.resources.cpu)), bytes(spec.function.data))
+
+    async def _prepare(self, spec: JobSpec) -> Ready | NotReady:
+        try:
+            python = await self._environments.ensure(spec.env)
+            modules = ""
+            if spec.env.modules is not None:
+                modules = str(await self._unpack(spec))
+            function = await self._blobs.bytes_of(spec.function)
+        except PythonMismatch as error:
+            return NotReady("python", f"{self._node_name}: {error}", fatal=False)
+        except EnvironmentFailed as error:
+            return NotReady("environment", str(error), fatal=True)
+        except Exception as error:
+            log.exception("job %s cannot be prepared", spec.job_id)
+            return NotReady("environment", f"{self._node_name} cannot prepare the job: {error}", fatal=False)
+        ready = Ready(spec, WorkerKind(python, modules, max(1, spec.resources.cpu)), function)
+        self._ready[spec.job_id] = ready
+        return ready
+
+    async def _unpack(self, spec: JobSpec) -> Path:
+        blob = spec.env.modules
+        assert blob is not None
+        archive: bytes | Path = (
+            bytes(blob.data) if blob.data is not None else await self._blobs.path(blob.digest, blob.size)
+        )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, unpack_modules, blob.digest, archive, self._modules)

@@ -1,0 +1,245 @@
+"""A lane of a slot: one warm worker, the lease that it runs, and what to do when either ends unexpectedly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from fallow.agent.relay import WorkerRelay
+from fallow.agent.slot_effects import Held
+from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerProcess
+from fallow.agent.workers import WorkerKind
+from fallow.model.ids import JobId, Token
+from fallow.model.parts import Death
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fallow.agent.slot import Slot
+
+log = logging.getLogger("fallow.agent")
+
+KILL_AFTER_S = 0.3
+"""A revoked task that has not ended so long after it was limited is killed."""
+RESTART_MAX_S = 5.0
+
+
+class Seat:
+    """One worker's place in its lane: what it says counts only as long as it sits there."""
+
+    def __init__(self, lane: Lane, kind: WorkerKind) -> None:
+        self.lane = lane
+        self.kind = kind
+        self.process: WorkerProcess | None = None
+        node = lane.slot.node
+        self.relay = WorkerRelay(lambda: node.connection, lambda: self.process)
+
+    def reported(self, report: Report) -> None:
+        if self.lane.seat is self:
+            self.lane.reported(report)
+
+    def printed(self, lines: list[OutputLine]) -> None:
+        job_id = self.process.job_id if self.process is not None else None
+        if job_id is not None:
+            self.lane.slot.node.logs.add(job_id, lines)
+
+    def died(self, token: Token | None, death: Death) -> None:
+        self.close()
+        if self.lane.seat is self:
+            self.lane.died(token, death)
+
+    def asked(self, kind: str, body: bytes, answer: Callable[[bytes], None]) -> None:
+        self.lane.slot.node.desk.asked(self, kind, body, answer)
+
+    def close(self) -> None:
+        """The worker is gone or on its way."""
+        if self.process is not None:
+            self.process = None
+            self.lane.slot.node.workers.ended(self.kind)
+        self.relay.close()
+
+
+class Lane:
+    """Lane `index` of its slot. See slot_state for the decisions."""
+
+    def __init__(self, slot: Slot, index: int) -> None:
+        self.slot = slot
+        self.index = index
+        self.seat: Seat | None = None
+        self.waiting: Held | None = None
+        """A lease that is to begin as soon as its pages and a worker are there."""
+        self.running: Held | None = None
+        """The lease that the worker has."""
+        self._starting: asyncio.Task[None] | None = None
+        self._starting_kind: WorkerKind | None = None
+        self._failures = 0
+        self._closed = False
+
+    @property
+    def process(self) -> WorkerProcess | None:
+        return self.seat.process if self.seat is not None else None
+
+    # ------------------------------------------------------------ workers
+
+    def want_worker(self, kind: WorkerKind) -> None:
+        """Have a warm worker of this kind; another one goes."""
+        if self._closed or (self._starting is not None and self._starting_kind == kind):
+            return
+        if self.seat is not None:
+            if self.seat.kind == kind:
+                return
+            if self.running is not None:
+                return
+            self._release()
+        if self._starting is not None:
+            self._starting.cancel()
+        self._starting_kind = kind
+        self._starting = asyncio.ensure_future(self._start(kind))
+
+    async def _start(self, kind: WorkerKind) -> None:
+        try:
+            if self._failures:
+                await asyncio.sleep(min(RESTART_MAX_S, 0.05 * 2**self._failures))
+            seat = Seat(self, kind)
+            try:
+                process = await self.slot.node.workers.start(kind, self.slot.number, seat)
+            except Exception as error:
+                log.warning("slot %d: a worker could not be started: %s", self.slot.number, error)
+                self._starting = None
+                self._failed(f"a worker could not be started: {error}")
+                return
+            self._starting = None
+            if self._closed:
+                process.stop()
+                self.slot.node.workers.ended(kind)
+                return
+            seat.process = process
+            self.seat = seat
+            self.advance()
+        except asyncio.CancelledError:
+            raise
+
+    def _failed(self, words: str) -> None:
+        """The worker died outside of any task, or never came up."""
+        self._failures += 1
+        job_id = self.waiting.job_id if self.waiting is not None else self.slot.machine.job_id
+        if self._failures >= 3 and job_id is not None:
+            self._failures = 0
+            self.slot.refuse(job_id, "setup", words)
+        kind = self.slot.wanted_kind()
+        if kind is not None:
+            self.want_worker(kind)
+
+    def _release(self) -> None:
+        """Let the worker go; it ends by itself."""
+        seat, self.seat = self.seat, None
+        if seat is not None:
+            process = seat.process
+            seat.close()
+            if process is not None:
+                process.stop()
+
+    # ------------------------------------------------------------ running
+
+    def begin(self, held: Held) -> None:
+        """Run the lease, now or as soon as all that it needs is here."""
+        self.waiting = held
+        self.advance()
+
+    def advance(self) -> None:
+        """Hand the waiting lease to the worker if nothing is missing any more."""
+        held = self.waiting
+        if held is None or self.running is not None:
+            return
+        job = self.slot.node.jobs.get(held.job_id)
+        if job is None:
+            self.waiting = None
+            self.slot.lack_pages(held)
+            return
+        paths = self.slot.paths_of(held)
+        if self.seat is None or self.seat.kind != job.kind:
+            self.want_worker(job.kind)
+        process = self.process
+        if paths is None or process is None or self.seat is None or self.seat.kind != job.kind:
+            return
+        order = RunOrder(
+            token=held.token,
+            start=held.start,
+            stop=held.stop,
+            budget_s=held.budget_s,
+            pages=held.pages,
+            paths=paths,
+            alone=held.alone,
+            attempt=held.attempt,
+        )
+        self.waiting = None
+        self.running = held
+        held.pages = ()
+        self.slot.forget_paths(held)
+        process.run(job.spec, job.function, order)
+
+    def reported(self, report: Report) -> None:
+        if report.results:
+            self._failures = 0
+        if report.ended and self.running is not None and self.running.token == tuple(report.token):
+            self.running = None
+        self.slot.perform(self.slot.machine.reported(self.index, report, time.monotonic()))
+
+    def died(self, token: Token | None, death: Death) -> None:
+        """The worker is gone: tell it, and have a new one at once."""
+        held, self.running, self.seat = self.running, None, None
+        if held is not None:
+            # Whatever the worker thought it was doing, the lease that it had is lost.
+            token = held.token
+        if death.kind == "setup" and held is not None and not held.revoked:
+            self.slot.refuse(held.job_id, "setup", death.detail or death.message)
+        if token is None:
+            self._failed(death.message)
+        else:
+            self.slot.perform(self.slot.machine.died(self.index, token, death, time.monotonic()))
+        kind = self.slot.wanted_kind()
+        if kind is not None and self.seat is None:
+            self.want_worker(kind)
+
+    def progress(self, held: Held) -> tuple[int, float]:
+        """(task in progress or -1, seconds that it has run) of a lease that this lane runs."""
+        process = self.process
+        if process is None or self.running is not held:
+            return -1, 0.0
+        token, index, elapsed_s = process.progress()
+        if token is None or (token[0], token[1]) != held.token:
+            return -1, 0.0
+        return index, elapsed_s
+
+    def abort(self, held: Held, reason: str) -> None:
+        """End the lease quickly: nothing of it is wanted."""
+        if self.waiting is held:
+            self.waiting = None
+            self._freed(held)
+            return
+        process = self.process
+        if self.running is not held or process is None:
+            return
+        process.limit(held.token, held.start)
+
+        def kill() -> None:
+            if self.running is held and self.process is process:
+                process.kill("cancelled", reason or "the task is not wanted any more")
+
+        asyncio.get_running_loop().call_later(KILL_AFTER_S, kill)
+
+    def _freed(self, held: Held) -> None:
+        self.slot.perform(self.slot.machine.reported(self.index, Report(held.token, ended=True), time.monotonic()))
+
+    def close(self) -> None:
+        """The lane goes, with its worker."""
+        self._closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
+        self._release()
+
+    def job_id(self) -> JobId | None:
+        return self.process.job_id if self.process is not None else None

@@ -1,0 +1,110 @@
+"""The agent as a program: what it is started with, and its life from first to last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from fallow.agent.identity import Identity, claim_identity
+from fallow.agent.link import Link, connect_patiently
+from fallow.agent.node import Node
+from fallow.wire.address import PoolAddress
+
+log = logging.getLogger("fallow.agent")
+
+ENDED_AT_ONCE = 130
+
+
+class AgentOptions(Struct, frozen=True):
+    """What an agent is started with."""
+
+    address: PoolAddress
+    name: str
+    """A label; several nodes may have the same."""
+    slots: int
+    """Workers; 0: one for each CPU."""
+    home: Path
+    """Identity, caches and scratch."""
+    embedded: bool = False
+    ready: Callable[[], None] | None = None
+    """Called when the node has said hello to the pool."""
+
+
+def run_agent(options: AgentOptions) -> int:
+    """Run an agent until SIGTERM or SIGINT; returns the exit code.
+
+    The first signal lets it hand in what is done and say goodbye, a second ends it at once. Raises PoolRefused where
+    the pool does not take the token, and SettingError where the home cannot be used."""
+    identity = claim_identity(options.home)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_run(options, identity))
+    finally:
+        identity.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if os.name != "posix":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _run(options: AgentOptions, identity: Identity) -> int:
+    ended, hurry = asyncio.Event(), asyncio.Event()
+    _listen_to_signals(ended, hurry)
+    scratch = _scratch(identity.folder)
+    node = Node(identity, options.name, options.slots, identity.folder, scratch, options.embedded)
+    try:
+        node.start_workers()
+        # The zygote starts before this process is busy importing what the connection needs.
+        await asyncio.sleep(0)
+        connecting = asyncio.ensure_future(connect_patiently(options.address, f"agent {node.name} {node.node_id}"))
+        waiting = asyncio.ensure_future(ended.wait())
+        await asyncio.wait({connecting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not connecting.done():
+            connecting.cancel()
+            return 0
+        link = Link(await connecting, node.on_message)
+        await node.serve(link, ended, options.ready)
+        await node.drain(hurry)
+        return ENDED_AT_ONCE if hurry.is_set() else 0
+    finally:
+        await node.close()
+
+
+def _listen_to_signals(ended: asyncio.Event, hurry: asyncio.Event) -> None:
+    def signalled() -> None:
+        if ended.is_set():
+            hurry.set()
+        ended.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, signalled)
+        except (NotImplementedError, RuntimeError):
+            # Windows' loop has no such thing.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(signalled))
+
+
+def _scratch(folder: Path) -> Path:
+    """A fresh folder for this run. What earlier runs left is removed: the folder is this agent's alone."""
+    root = folder / "scratch"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Path(tempfile.mkdtemp(prefix="run-", dir=root))

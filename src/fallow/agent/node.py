@@ -1,0 +1,283 @@
+"""The agent's shell: slots and what they share, the messages of coordinators, heartbeats, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import fallow
+from fallow.agent.blob_access import BlobAccess
+from fallow.agent.desk import Desk
+from fallow.agent.environments import Environments
+from fallow.agent.identity import Identity
+from fallow.agent.jobs import Jobs
+from fallow.agent.link import Link
+from fallow.agent.logs import LogSender
+from fallow.agent.outbox import Outbox
+from fallow.agent.pages import PageCache
+from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
+from fallow.agent.slot import Slot
+from fallow.agent.workers import WorkerKind, Workers
+from fallow.model.ids import new_id
+from fallow.wire import subjects
+from fallow.wire.messages import (
+    BEAT_INTERVAL_S,
+    Assign,
+    Beat,
+    BeatAck,
+    Bye,
+    HandIn,
+    HandInAck,
+    Lease,
+    Msg,
+    Revoke,
+    TakeBack,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fallow.wire.connection import Connection
+
+log = logging.getLogger("fallow.agent")
+
+AWAY_AFTER_S = 2.5 * BEAT_INTERVAL_S
+"""Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
+REPORT_WAIT_S = 2.0
+ACKNOWLEDGE_WAIT_S = 1.5
+PYTHONS_AFTER_S = 3.0
+SWEEP_EVERY_BEATS = 30
+
+
+class Node:
+    """One agent. `start_workers` before `serve`: workers warm up while the connection is made."""
+
+    def __init__(self, identity: Identity, name: str, slots: int, home: Path, scratch: Path, embedded: bool) -> None:
+        self.identity = identity
+        self.node_id = identity.node_id
+        self.name = name
+        self.session = new_id("run", _random)
+        self.embedded = embedded
+        self.spec = probe_node(self.node_id, name, slots, home, fallow.__version__)
+        self.scratch = scratch
+        self.link: Link | None = None
+        self.default_kind = WorkerKind(sys.executable)
+        self.workers = Workers(scratch)
+        self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
+        self.pythons: dict[str, str] = {own_python(): sys.executable}
+        self.environments = Environments(home / "environments", lambda: self.pythons)
+        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name)
+        self.pages = PageCache()
+        self.logs = LogSender(name, self.send)
+        self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
+        self.outbox = Outbox(self._send_hand_in, self.blobs.store, scratch / "outbox", time.monotonic)
+        self.slots = [Slot(self, number) for number in range(self.spec.slots)]
+        self._home = home
+        self._beat_seq = 0
+        self._tell_spec = True
+        self._acknowledged_s = time.monotonic()
+        self._coordinator_epoch = 0
+        self._drained_by_operator = False
+        self._ending = False
+
+    # ------------------------------------------------------------ sending
+
+    @property
+    def connection(self) -> Connection | None:
+        return self.link.connection if self.link is not None else None
+
+    def send(self, subject: str, message: Msg) -> None:
+        """Publish, if there is a connection yet; whatever matters is sent again anyway."""
+        if self.link is not None:
+            self.link.send(subject, message)
+
+    def _send_hand_in(self, hand_in: HandIn) -> None:
+        self.send(subjects.job(hand_in.job_id), hand_in)
+
+    # ------------------------------------------------------------ life
+
+    def start_workers(self) -> None:
+        """Warm up: a zygote, and a worker for each slot, in the background."""
+        for slot in self.slots:
+            slot.lanes[0].want_worker(self.default_kind)
+
+    async def serve(self, link: Link, ended: asyncio.Event, ready: Callable[[], None] | None) -> None:
+        """Take part in the pool until `ended` is set."""
+        self.link = link
+        link.connection.on_reconnect.append(self._reconnected)
+        await link.listen(self.node_id)
+        self.beat()
+        await link.connection.flush()
+        if ready is not None:
+            ready()
+        pythons = asyncio.ensure_future(self._find_pythons())
+        try:
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), BEAT_INTERVAL_S)
+                if not ended.is_set():
+                    await self._second()
+        finally:
+            pythons.cancel()
+
+    async def _second(self) -> None:
+        try:
+            self.beat()
+            self.outbox.resend_due()
+            for slot in self.slots:
+                slot.tick()
+            if self._beat_seq % SWEEP_EVERY_BEATS == 0:
+                await self.workers.sweep(self.default_kind)
+        except Exception:
+            # A beat that fails must not be the last one: without beats the node is taken for lost.
+            log.exception("the agent's timer met an error")
+
+    def beat(self) -> None:
+        """Say what this node holds."""
+        self._beat_seq += 1
+        spec = self.spec if self._tell_spec else None
+        self._tell_spec = False
+        beat = Beat(
+            node_id=self.node_id,
+            session=self.session,
+            seq=self._beat_seq,
+            slots=tuple(slot.state() for slot in self.slots),
+            leases=tuple(lease for slot in self.slots for lease in slot.leases()),
+            load=load_average(),
+            memory_used_bytes=memory_used_bytes(),
+            draining=self._drained_by_operator or self._ending,
+            spec=spec,
+        )
+        self.send(subjects.BEAT, beat)
+
+    async def _find_pythons(self) -> None:
+        if self.embedded:
+            return
+        await asyncio.sleep(PYTHONS_AFTER_S)
+        found = await asyncio.get_running_loop().run_in_executor(None, find_pythons)
+        if found:
+            self.pythons.update(found)
+            self.spec = msgspec.structs.replace(
+                self.spec,
+                pythons=(own_python(), *sorted(found)),
+                disk_free_bytes=disk_free_bytes(self._home),
+            )
+            self._tell_spec = True
+
+    # ------------------------------------------------------------ messages
+
+    def on_message(self, message: Any) -> None:
+        """A message to this node."""
+        match message:
+            case Lease():
+                if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
+                    slot.leased(message)
+            case HandInAck():
+                if self._accepts(message):
+                    self.outbox.acknowledge(message.job_id, message.acks)
+            case Assign():
+                if (slot := self._slot(message.slot)) is not None and not self._ending:
+                    slot.assigned(message)
+            case TakeBack():
+                if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
+                    slot.taken_back(message)
+            case Revoke():
+                if self._accepts(message):
+                    self._revoke(message)
+            case BeatAck():
+                self._beat_acknowledged(message)
+            case _:
+                log.debug("a message that is not for agents: %s", type(message).__name__)
+
+    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke) -> bool:
+        return self.jobs.accept_epoch(message.job_id, message.epoch)
+
+    def _slot(self, number: int) -> Slot | None:
+        return self.slots[number] if 0 <= number < len(self.slots) else None
+
+    def _revoke(self, message: Revoke) -> None:
+        for slot in self.slots:
+            slot.revoked(message)
+        for token in message.tokens:
+            self.outbox.forget_lease(message.job_id, token)
+        if not message.tokens:
+            self.jobs.forget(message.job_id)
+            self.pages.forget_job(message.job_id)
+            self.outbox.forget_job(message.job_id)
+            self.logs.forget_job(message.job_id)
+
+    def _beat_acknowledged(self, message: BeatAck) -> None:
+        now = time.monotonic()
+        was_away = now - self._acknowledged_s > AWAY_AFTER_S
+        is_new = message.epoch > self._coordinator_epoch > 0
+        self._acknowledged_s = now
+        self._coordinator_epoch = max(self._coordinator_epoch, message.epoch)
+        if message.drain != self._drained_by_operator:
+            self._drained_by_operator = message.drain
+            log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
+            for slot in self.slots:
+                slot.drain(message.drain or self._ending)
+        if message.want_spec and not self._tell_spec:
+            self._tell_spec = True
+            self.beat()
+        if was_away or is_new:
+            self._send_all_again()
+
+    def _reconnected(self) -> None:
+        log.info("connected again")
+        self._tell_spec = True
+        self.beat()
+        self._send_all_again()
+
+    def _send_all_again(self) -> None:
+        self.outbox.resend_all()
+        for slot in self.slots:
+            slot.pull_again()
+
+    # ------------------------------------------------------------ the end
+
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Hand in what is done and give back the rest; `hurry` cuts all waiting short."""
+        self._ending = True
+        for slot in self.slots:
+            slot.drain(True)
+            slot.hand_in_all()
+        await _until(lambda: not any(slot.is_busy for slot in self.slots), REPORT_WAIT_S, hurry)
+        self.logs.flush()
+        if self.link is not None and self.link.is_connected:
+            await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+        self.send(subjects.BEAT, Bye(self.node_id, self.session))
+
+    async def close(self) -> None:
+        """End workers and zygotes, disconnect, and leave nothing behind."""
+        for slot in self.slots:
+            slot.close()
+        await self.jobs.close()
+        await self.environments.close()
+        await self.outbox.close()
+        if self.link is not None:
+            await self.link.close()
+        await self.blobs.close()
+        await self.workers.close()
+        await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self.scratch, ignore_errors=True))
+
+
+async def _until(holds: Callable[[], bool], timeout_s: float, hurry: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while not holds() and loop.time() < deadline and not hurry.is_set():
+        await asyncio.sleep(0.01)
+
+
+def _random(count: int) -> bytes:
+    import os
+
+    return os.urandom(count)

@@ -1,0 +1,232 @@
+"""Hand-ins, kept until the owner says that they are durable.
+
+Within a lease they are sent in order, since the last one says that whatever was not handed in is lost. Results that
+lie in files go to the blob store first. While the coordinator is away the outbox may grow: what exceeds its memory
+is spilled to files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from fallow.model.ids import JobId, Token
+from fallow.wire.messages import HandIn, decode, encode
+
+log = logging.getLogger("fallow.agent")
+
+FIRST_REPEAT_S = 2.0
+REPEAT_S = 5.0
+MEMORY_BYTES = 64 * 1024 * 1024
+STORE_RETRY_S = 0.5
+STORE_RETRY_MAX_S = 10.0
+
+StoreFile = Callable[[str, str, int], Awaitable[None]]
+"""(path, digest, size): moves the file into the blob store. Raises when that fails."""
+
+LeaseKey = tuple[JobId, Token]
+
+
+class Entry:
+    """One hand-in that is not acknowledged."""
+
+    __slots__ = ("due_s", "hand_in", "is_sent", "is_stored", "seq", "size", "spilled")
+
+    def __init__(self, hand_in: HandIn, is_stored: bool) -> None:
+        self.hand_in: HandIn | None = hand_in
+        self.seq = hand_in.seq
+        self.size = 256 + sum(len(page.page.data or b"") for page in hand_in.results)
+        self.spilled: Path | None = None
+        self.is_stored = is_stored
+        """Its files are in the blob store (or it has none)."""
+        self.is_sent = False
+        self.due_s = 0.0
+
+
+class Outbox:
+    """`send` publishes a hand-in; `now` reads a monotonic clock in seconds."""
+
+    def __init__(
+        self,
+        send: Callable[[HandIn], None],
+        store_file: StoreFile,
+        folder: Path,
+        now: Callable[[], float],
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self._send = send
+        self._store_file = store_file
+        self._folder = folder
+        self._now = now
+        self._memory_limit = memory_bytes
+        self._leases: dict[LeaseKey, dict[int, Entry]] = {}
+        self._memory = 0
+        self._spill_count = 0
+        self._storing: dict[tuple[LeaseKey, int], asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(entries) for entries in self._leases.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of results that are kept in memory."""
+        return self._memory
+
+    def is_blocked(self, job_id: JobId, token: Token) -> bool:
+        """Say whether a hand-in of this lease would have to wait for an earlier one to be stored."""
+        return any(not entry.is_stored for entry in self._leases.get((job_id, token), {}).values())
+
+    def add(self, hand_in: HandIn, files: dict[str, str]) -> None:
+        """Take over a hand-in, and the files (by digest) that hold those of its results that have no data."""
+        key = (hand_in.job_id, hand_in.token)
+        entry = Entry(hand_in, not files)
+        self._leases.setdefault(key, {})[hand_in.seq] = entry
+        self._memory += entry.size
+        if files:
+            sizes = {str(page.page.digest): page.page.size for page in hand_in.results}
+            task = asyncio.ensure_future(self._store(key, entry, files, sizes))
+            self._storing[key, entry.seq] = task
+            task.add_done_callback(lambda _task: self._storing.pop((key, entry.seq), None))
+        self._advance(key)
+        self._spill_excess()
+
+    def acknowledge(self, job_id: JobId, acks: Iterable[tuple[Token, int]]) -> None:
+        """These are durable: forget them."""
+        for token, seq in acks:
+            key = (job_id, (token[0], token[1]))
+            entries = self._leases.get(key)
+            entry = entries.pop(seq, None) if entries else None
+            if entry is not None:
+                self._drop(entry)
+            if entries is not None and not entries:
+                self._leases.pop(key, None)
+
+    def forget_job(self, job_id: JobId) -> None:
+        """The job has ended: nobody wants its results."""
+        for key in [key for key in self._leases if key[0] == job_id]:
+            self._forget(key)
+
+    def forget_lease(self, job_id: JobId, token: Token) -> None:
+        self._forget((job_id, (token[0], token[1])))
+
+    def _forget(self, key: LeaseKey) -> None:
+        for entry in self._leases.pop(key, {}).values():
+            task = self._storing.pop((key, entry.seq), None)
+            if task is not None:
+                task.cancel()
+            self._drop(entry)
+
+    def resend_due(self) -> None:
+        """Send again what has waited long enough for an acknowledgement."""
+        now = self._now()
+        for entries in list(self._leases.values()):
+            for entry in entries.values():
+                if entry.is_sent and entry.due_s <= now:
+                    self._publish(entry, REPEAT_S, again=True)
+
+    def resend_all(self) -> None:
+        """Send everything again: the connection or the owner is a new one."""
+        for entries in list(self._leases.values()):
+            for entry in entries.values():
+                if entry.is_sent:
+                    self._publish(entry, REPEAT_S, again=True)
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until all is acknowledged; False when the time is over before."""
+        deadline = self._now() + timeout_s
+        while self._leases and self._now() < deadline:
+            await asyncio.sleep(0.01)
+        return not self._leases
+
+    async def close(self) -> None:
+        for task in list(self._storing.values()):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        for key in list(self._leases):
+            self._forget(key)
+
+    # ------------------------------------------------------------ inside
+
+    def _advance(self, key: LeaseKey) -> None:
+        for entry in self._leases.get(key, {}).values():
+            if not entry.is_stored:
+                return
+            if not entry.is_sent:
+                self._publish(entry, FIRST_REPEAT_S, again=False)
+
+    def _publish(self, entry: Entry, repeat_s: float, again: bool) -> None:
+        hand_in = entry.hand_in
+        if hand_in is None:
+            assert entry.spilled is not None
+            try:
+                hand_in = decode(entry.spilled.read_bytes())
+            except (OSError, msgspec.DecodeError) as error:
+                # Lost for good: the owner leases the range again when the lease is no longer named in beats.
+                log.error("a kept result cannot be read back: %s", error)
+                entry.due_s = float("inf")
+                return
+        if again and hand_in.pull is not None:
+            # By now the slot may have asked anew.
+            hand_in = msgspec.structs.replace(hand_in, pull=None)
+        entry.is_sent = True
+        entry.due_s = self._now() + repeat_s
+        self._send(hand_in)
+
+    async def _store(self, key: LeaseKey, entry: Entry, files: dict[str, str], sizes: dict[str, int]) -> None:
+        delay_s = STORE_RETRY_S
+        for digest, path in files.items():
+            while True:
+                try:
+                    await self._store_file(path, digest, sizes[digest])
+                    break
+                except Exception as error:
+                    log.warning(
+                        "a result of %s cannot be stored yet (%s); it is kept, trying again in %.0f s",
+                        key[0],
+                        error,
+                        delay_s,
+                    )
+                await asyncio.sleep(delay_s)
+                delay_s = min(STORE_RETRY_MAX_S, delay_s * 2)
+        entry.is_stored = True
+        self._advance(key)
+
+    def _spill_excess(self) -> None:
+        if self._memory <= self._memory_limit:
+            return
+        for entries in self._leases.values():
+            for entry in entries.values():
+                if self._memory <= self._memory_limit:
+                    return
+                if entry.hand_in is not None and entry.is_stored and entry.size > 4096:
+                    self._spill(entry)
+
+    def _spill(self, entry: Entry) -> None:
+        assert entry.hand_in is not None
+        self._spill_count += 1
+        path = self._folder / f"handin-{self._spill_count}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.write_bytes(encode(entry.hand_in))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            log.warning("results stay in memory, since they cannot be written to %s: %s", self._folder, error)
+            return
+        entry.spilled = path
+        entry.hand_in = None
+        self._memory -= entry.size
+
+    def _drop(self, entry: Entry) -> None:
+        if entry.hand_in is not None:
+            self._memory -= entry.size
+        if entry.spilled is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.spilled)

@@ -1,0 +1,141 @@
+"""Requests of tasks that use the SDK themselves: relayed over the agent's connection, never a second pool.
+
+A task may speak to coordinators only (subjects fw.pool and fw.job.*); what is pushed to its client is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from fallow.model.ids import ClientId, JobId, is_id, new_id
+from fallow.wire import subjects
+from fallow.wire.messages import SubmitJob, decode, encode
+
+if TYPE_CHECKING:
+    from fallow.wire.connection import Connection
+
+log = logging.getLogger("fallow.agent")
+
+REQUESTS_LIMIT = 256
+"""Requests of one worker that may be under way at once; further ones are answered as if nobody did."""
+REQUEST_TIMEOUT_MAX_S = 60.0
+CLIENTS_LIMIT = 64
+"""Clients of one worker whose messages are passed on; the oldest goes when there are more."""
+
+Answer = Callable[[bytes], None]
+
+NOBODY = b""
+"""The answer to a request that nobody answered in time."""
+
+
+class Told(Protocol):
+    """A worker, as far as the relay knows it."""
+
+    def tell(self, body: bytes) -> None: ...
+
+
+_request = msgspec.msgpack.Decoder(tuple[str, bytes, float])
+_publish = msgspec.msgpack.Decoder(tuple[str, bytes])
+
+
+def may_relay(subject: str) -> bool:
+    """Say whether a task may send there."""
+    if subject == subjects.POOL:
+        return True
+    prefix = subjects.job(JobId(""))
+    return subject.startswith(prefix) and is_id(subject.removeprefix(prefix))
+
+
+class WorkerRelay:
+    """The relay of one worker. Close it with the worker."""
+
+    def __init__(self, connection: Callable[[], Connection | None], worker: Callable[[], Told | None]) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: dict[ClientId, Any] = {}
+
+    def request(self, body: bytes, answer: Answer) -> None:
+        """Relay msgpack [subject, bytes, timeout_s]; the answer is the reply, or NOBODY."""
+        subject, data, timeout_s = _request.decode(body)
+        if not may_relay(subject) or len(self._tasks) >= REQUESTS_LIMIT:
+            log.warning("a task's request to %s was not relayed", subject)
+            answer(NOBODY)
+            return
+        self._start(self._request(subject, data, min(timeout_s, REQUEST_TIMEOUT_MAX_S), answer))
+
+    def publish(self, body: bytes) -> None:
+        """Relay msgpack [subject, bytes]."""
+        subject, data = _publish.decode(body)
+        connection = self._connection()
+        if connection is None or not may_relay(subject):
+            log.warning("a task's message to %s was not relayed", subject)
+            return
+        connection.send(subject, decode(data))
+
+    async def new_client(self) -> ClientId:
+        """An identifier for a nested client; what is pushed to it is passed on from now on."""
+        client_id = ClientId(new_id("client", os.urandom))
+        await self.follow(client_id)
+        return client_id
+
+    async def follow(self, client_id: ClientId) -> None:
+        """Pass on what is pushed to this client from now on."""
+        connection = self._connection()
+        if connection is None or client_id in self._clients or not is_id(client_id):
+            return
+        while len(self._clients) >= CLIENTS_LIMIT:
+            await self._unfollow(next(iter(self._clients)))
+        self._clients[client_id] = None
+        subscription = await connection.subscribe(subjects.client(client_id), self._pushed)
+        if client_id in self._clients:
+            self._clients[client_id] = subscription
+        else:
+            await connection.unsubscribe(subscription)
+
+    async def _unfollow(self, client_id: ClientId) -> None:
+        subscription = self._clients.pop(client_id, None)
+        connection = self._connection()
+        if connection is not None and subscription is not None:
+            await connection.unsubscribe(subscription)
+
+    def _pushed(self, message: Any, _reply: str) -> None:
+        worker = self._worker()
+        if worker is not None:
+            worker.tell(encode(message))
+
+    async def _request(self, subject: str, data: bytes, timeout_s: float, answer: Answer) -> None:
+        reply = NOBODY
+        connection = self._connection()
+        if connection is not None:
+            message = decode(data)
+            if isinstance(message, SubmitJob):
+                # Answers of its calls will be pushed to the client that submits.
+                await self.follow(message.spec.client_id)
+            try:
+                reply = await connection.request_bytes(subject, data, timeout_s)
+            except TimeoutError:
+                reply = NOBODY
+        answer(reply)
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("a task's request could not be relayed: %s", task.exception())
+
+    def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        for client_id in list(self._clients):
+            self._start(self._unfollow(client_id))

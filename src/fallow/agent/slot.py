@@ -1,0 +1,296 @@
+"""Performs what slot_state decides: sends, begins, cuts and kills."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fallow.agent.jobs import NotReady, Ready
+from fallow.agent.lane import Lane
+from fallow.agent.pages import cover
+from fallow.agent.slot_effects import (
+    Abort,
+    Begin,
+    Cut,
+    Deliver,
+    Discard,
+    Effect,
+    Held,
+    Later,
+    Prepare,
+    Refuse,
+    Retire,
+    SendPull,
+    SendUnpull,
+    StandingPull,
+)
+from fallow.agent.slot_state import SlotMachine
+from fallow.model.ids import JobId
+from fallow.model.job import JobKind, JobSpec
+from fallow.model.parts import HeldLease, InputPage
+from fallow.wire import subjects
+from fallow.wire.messages import Assign, AssignRefused, HandIn, Lease, Pull, Revoke, SlotState, TakeBack, Unpull
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fallow.agent.node import Node
+    from fallow.agent.workers import WorkerKind
+
+log = logging.getLogger("fallow.agent")
+
+CUT_SETTLES_S = 0.003
+"""A worker that was limited has seen the limit after so long, or is inside a task."""
+
+Paths = dict[int, str]
+
+
+class Slot:
+    """Slot `number` of the node."""
+
+    def __init__(self, node: Node, number: int) -> None:
+        self.node = node
+        self.number = number
+        self.machine = SlotMachine(node.node_id, number)
+        self.lanes: dict[int, Lane] = {0: Lane(self, 0)}
+        self._paths: dict[Held, Paths | None] = {}
+        """Files of large pages of leases that have not begun; None: still being fetched."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------ events
+
+    def assigned(self, message: Assign) -> None:
+        self.perform(self.machine.assign(message.epoch, message.seq, message.spec, time.monotonic()))
+
+    def leased(self, message: Lease) -> None:
+        self.perform(self.machine.lease(message, time.monotonic()))
+        for held in self.machine.queue:
+            self.paths_of(held)
+
+    def taken_back(self, message: TakeBack) -> None:
+        self.perform(self.machine.take_back(message.job_id, message.token, message.share, time.monotonic()))
+
+    def revoked(self, message: Revoke) -> None:
+        self.perform(self.machine.revoke(message.job_id, message.tokens, message.reason, time.monotonic()))
+
+    def tick(self) -> None:
+        """Called every second or so."""
+        self.perform(self.machine.tick(time.monotonic()))
+        if len(self.machine.lanes) > 1 and not any(lane.waiting for lane in self.machine.lanes):
+            self.perform(self.machine.retire_idle())
+        if len(self._paths) > 16:
+            held = set(self.machine.held())
+            self._paths = {key: paths for key, paths in self._paths.items() if key in held}
+
+    def pull_again(self) -> None:
+        """The connection or the owner is a new one."""
+        self.perform(self.machine.pull_again(time.monotonic()))
+
+    def drain(self, on: bool) -> None:
+        self.perform(self.machine.drain(on, time.monotonic()))
+
+    def refuse(self, job_id: JobId, kind: str, message: str, fatal: bool = True) -> None:
+        self.perform(self.machine.refused(job_id, kind, message, fatal))
+
+    def lend(self, lane: Lane, waiting: bool) -> bool:
+        lent, effects = self.machine.lend(lane.index, waiting, time.monotonic())
+        self.perform(effects)
+        return lent
+
+    def lack_pages(self, held: Held) -> None:
+        self.forget_paths(held)
+        for lane in self.lanes.values():
+            if lane.waiting is held:
+                lane.waiting = None
+        self.perform(self.machine.lack_pages(held.job_id, held.token, time.monotonic()))
+
+    def hand_in_all(self) -> None:
+        """The agent ends: begin nothing more, so that running orders hand in what is done."""
+        for lane in self.machine.lanes:
+            if lane.held is not None:
+                self._cut(self.lanes[lane.index], lane.held, 1.0)
+
+    # ------------------------------------------------------------ what is known
+
+    def state(self) -> SlotState:
+        return SlotState(self.number, self.machine.job_id)
+
+    def leases(self) -> list[HeldLease]:
+        """Every lease of the slot, as a beat names it."""
+        named: list[HeldLease] = []
+        for lane in self.machine.lanes:
+            held = lane.held
+            if held is not None and not held.revoked:
+                index, elapsed_s = self.lanes[lane.index].progress(held)
+                named.append(HeldLease(held.job_id, held.token, self.number, held.start, held.stop, index, elapsed_s))
+        for held in self.machine.queue:
+            named.append(HeldLease(held.job_id, held.token, self.number, held.start, held.stop))
+        return named
+
+    @property
+    def is_busy(self) -> bool:
+        return any(lane.held is not None for lane in self.machine.lanes)
+
+    def wanted_kind(self) -> WorkerKind | None:
+        """The kind of worker that the slot should keep warm."""
+        job_id = self.machine.job_id
+        job = self.node.jobs.get(job_id) if job_id is not None else None
+        return job.kind if job is not None else self.node.default_kind
+
+    # ------------------------------------------------------------ performing
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Begin(lane=index, held=held):
+                    if index not in self.lanes:
+                        self.lanes[index] = Lane(self, index)
+                    self.lanes[index].begin(held)
+                case Deliver():
+                    self._deliver(effect)
+                case SendPull(pull=pull):
+                    self.node.send(subjects.job(pull.job_id), self._pull(pull))
+                case SendUnpull(job_id=job_id, seq=seq):
+                    self.node.send(subjects.job(job_id), Unpull(job_id, self.node.node_id, self.number, seq))
+                case Prepare(spec=spec):
+                    self._prepare(spec)
+                case Cut(lane=index, held=held, share=share):
+                    self._cut(self.lanes[index], held, share)
+                case Abort(lane=index, held=held, reason=reason):
+                    self.forget_paths(held)
+                    self.lanes[index].abort(held, reason)
+                case Retire(lane=index):
+                    lane = self.lanes.pop(index, None)
+                    if lane is not None:
+                        lane.close()
+                case Refuse(job_id=job_id, kind=kind, message=message, fatal=fatal):
+                    refusal = AssignRefused(job_id, self.node.node_id, message, fatal, kind)
+                    self.node.send(subjects.job(job_id), refusal)
+                case Discard(files=files):
+                    self.discard(files)
+                case Later(delay_s=delay_s):
+                    asyncio.get_running_loop().call_later(delay_s, self._later)
+                case _:
+                    raise AssertionError(f"an effect that no slot knows: {effect}")
+
+    def _later(self) -> None:
+        self.perform(self.machine.tick(time.monotonic()))
+
+    def _deliver(self, effect: Deliver) -> None:
+        hand_in = effect.hand_in
+        if effect.pull is not None:
+            pull = self._pull(effect.pull)
+            if effect.files or self.node.outbox.is_blocked(hand_in.job_id, hand_in.token):
+                # The hand-in waits until its files are stored; the pull need not.
+                self.node.send(subjects.job(pull.job_id), pull)
+            else:
+                hand_in = _with_pull(hand_in, pull)
+        self.node.outbox.add(hand_in, effect.files)
+
+    def _pull(self, pull: StandingPull) -> Pull:
+        pages = self.node.pages.named(pull.job_id)
+        return Pull(pull.job_id, self.node.node_id, self.number, pull.seq, pull.idle, pages)
+
+    def _prepare(self, spec: JobSpec) -> None:
+        def done(outcome: Ready | NotReady) -> None:
+            if isinstance(outcome, NotReady):
+                self.refuse(spec.job_id, outcome.kind, outcome.message, outcome.fatal)
+                return
+            if self.machine.job_id == spec.job_id:
+                self.lanes[0].want_worker(outcome.kind)
+            self.perform(self.machine.prepared(spec.job_id, time.monotonic()))
+
+        self.node.jobs.prepare(spec, done)
+
+    def _cut(self, lane: Lane, held: Held, share: float) -> None:
+        if lane.waiting is held:
+            self.lack_pages(held)
+            return
+        process = lane.process
+        if process is None or lane.running is not held:
+            return
+        index, _ = lane.progress(held)
+        process.limit(held.token, self.machine.plan_cut(held, share, index))
+
+        def settled() -> None:
+            if lane.running is not held or lane.process is not process:
+                return
+            token, index, _ = process.progress()
+            if token is not None and (token[0], token[1]) == held.token:
+                self.perform(self.machine.cut(held, index))
+
+        asyncio.get_running_loop().call_later(CUT_SETTLES_S, settled)
+
+    @staticmethod
+    def discard(files: dict[str, str]) -> None:
+        for path in files.values():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    # ------------------------------------------------------------ pages
+
+    def paths_of(self, held: Held) -> Paths | None:
+        """Files of the large pages of a lease, by their first task; None while they are on their way. Resolves
+        `held.pages` to all pages that the worker needs."""
+        if held in self._paths:
+            return self._paths[held]
+        pages = self._pages_of(held)
+        if pages is None:
+            # Named in a pull, but dropped from the cache meanwhile.
+            asyncio.get_running_loop().call_soon(self.lack_pages, held)
+            self._paths[held] = None
+            return None
+        held.pages = pages
+        large = [page for page in pages if page.page.data is None]
+        if not large:
+            return {}
+        self._paths[held] = None
+        task = asyncio.ensure_future(self._fetch(held, large))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return None
+
+    def forget_paths(self, held: Held) -> None:
+        """The lease has begun, or never will."""
+        self._paths.pop(held, None)
+
+    def _pages_of(self, held: Held) -> tuple[InputPage, ...] | None:
+        job = self.node.jobs.get(held.job_id)
+        if job is not None and job.spec.kind is JobKind.CALLS:
+            return held.pages if cover(held.pages, held.start, held.stop) else None
+        self.node.pages.add(held.job_id, held.pages)
+        return self.node.pages.find(held.job_id, held.start, held.stop)
+
+    async def _fetch(self, held: Held, large: list[InputPage]) -> None:
+        paths: Paths = {}
+        try:
+            for page in large:
+                paths[page.start] = str(await self.node.blobs.path(page.page.digest, page.page.size))
+        except Exception as error:
+            log.warning("inputs of %r cannot be had: %s", held, error)
+            self.lack_pages(held)
+            return
+        if held not in self._paths:
+            return
+        self._paths[held] = paths
+        for lane in self.lanes.values():
+            if lane.waiting is held:
+                lane.advance()
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for lane in self.lanes.values():
+            lane.close()
+
+
+def _with_pull(hand_in: HandIn, pull: Pull) -> HandIn:
+    return msgspec.structs.replace(hand_in, pull=pull)

@@ -1,0 +1,496 @@
+"""The decisions of one slot: which lease runs, which waits, when to pull, what to hand in. No IO, no clock.
+
+Theory of operation. A slot is assigned to at most one job. It has a *lane* (a place for a worker and the lease that
+it runs), a short queue of leases that came ahead, and at most one *standing pull*. A task that waits for nested work
+lends its slot: then its lane counts as not there, and another lane may be opened, up to LEND_LIMIT of them.
+
+    nothing to run, nothing queued     -> an idle pull stands
+    running, nothing queued            -> a pull that asks ahead stands
+    something queued                   -> no pull is made
+
+Every event returns effects in the order in which they are to be done: the next lease begins before the last one is
+handed in, so that the worker does not wait for messages.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from math import ceil
+
+import msgspec
+
+from fallow.agent.slot_effects import (
+    Abort,
+    Begin,
+    Cut,
+    Deliver,
+    Discard,
+    Effect,
+    Held,
+    Later,
+    Prepare,
+    Refuse,
+    Retire,
+    SendPull,
+    SendUnpull,
+    StandingPull,
+)
+from fallow.agent.worker_api import Report
+from fallow.model.ids import Interval, JobId, NodeId, Token
+from fallow.model.job import JobSpec
+from fallow.model.parts import Death, ResultPage
+from fallow.wire.messages import HandIn, Lease
+
+PULL_AGAIN_S = 5.0
+LEND_LIMIT = 4
+"""Extra workers that one slot may have while its tasks wait for nested work."""
+LEND_GRACE_S = 0.05
+"""So long a lent slot waits for an assignment to the nested job before it goes on with its own."""
+QUEUE_LIMIT = 4
+HAND_IN_BYTES = 2 * 1024 * 1024
+"""Results beyond this go into a further hand-in."""
+RECENT_LIMIT = 128
+
+
+class Lane:
+    """A place for a worker, and what it runs."""
+
+    __slots__ = ("held", "index", "waiting")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.held: Held | None = None
+        self.waiting = 0
+        """How many threads of its task wait for nested work."""
+
+
+class SlotMachine:
+    """See the module. `now` is the caller's monotonic clock, in seconds."""
+
+    def __init__(self, node_id: NodeId, slot: int) -> None:
+        self.node_id = node_id
+        self.slot = slot
+        self.spec: JobSpec | None = None
+        self.is_prepared = False
+        self.draining = False
+        self.pull: StandingPull | None = None
+        self.queue: deque[Held] = deque()
+        self.lanes = [Lane(0)]
+        self._assign_key = (-1, -1)
+        self._pull_seq = 0
+        self._recent: dict[tuple[JobId, Token], None] = {}
+        self._lent_until = 0.0
+
+    # ------------------------------------------------------------ what is known
+
+    @property
+    def job_id(self) -> JobId | None:
+        return self.spec.job_id if self.spec else None
+
+    @property
+    def active(self) -> Lane | None:
+        """A lane that keeps the slot busy."""
+        return next((lane for lane in self.lanes if lane.held is not None and not lane.waiting), None)
+
+    def held(self) -> list[Held]:
+        """Every lease of the slot, the running ones first."""
+        return [lane.held for lane in self.lanes if lane.held is not None and not lane.held.revoked] + list(self.queue)
+
+    def lane_of(self, job_id: JobId, token: Token) -> Lane | None:
+        for lane in self.lanes:
+            if lane.held is not None and lane.held.token == token and lane.held.job_id == job_id:
+                return lane
+        return None
+
+    def check(self) -> None:
+        """Assert what always holds. For tests."""
+        assert len(self.lanes) <= LEND_LIMIT + 1
+        assert sum(1 for lane in self.lanes if lane.waiting) <= LEND_LIMIT
+        assert len(self.queue) <= QUEUE_LIMIT
+        if self.queue and self.is_prepared and not self.draining:
+            assert self.active is not None or any(lane.waiting for lane in self.lanes), "a queued lease and nobody busy"
+        if self.pull is not None:
+            assert self.is_prepared
+            assert not self.draining
+            assert self.pull.job_id == self.job_id
+        keys = [(held.job_id, held.token) for held in self.held()]
+        assert len(keys) == len(set(keys))
+
+    # ------------------------------------------------------------ assignments
+
+    def assign(self, epoch: int, seq: int, spec: JobSpec | None, now: float) -> list[Effect]:
+        """The slot is to work for this job (None: for none)."""
+        if (epoch, seq) < self._assign_key:
+            return []
+        repeated = (epoch, seq) == self._assign_key
+        self._assign_key = (epoch, seq)
+        if spec is not None and self.spec is not None and spec.job_id == self.spec.job_id:
+            # The same job, perhaps under a new owner, which does not know of the pull that stands.
+            return [] if repeated else self.pull_again(now)
+        if spec is None and self.spec is None:
+            return []
+        effects = self._leave_job()
+        self.spec = spec
+        if spec is not None and not self.draining:
+            effects.append(Prepare(spec))
+        return effects
+
+    def prepared(self, job_id: JobId, now: float) -> list[Effect]:
+        """Environment and function are ready."""
+        if job_id != self.job_id or self.is_prepared:
+            return []
+        self.is_prepared = True
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        return self._with_pull(effects, now)
+
+    def refused(self, job_id: JobId, kind: str, message: str, fatal: bool) -> list[Effect]:
+        """The job cannot run here. It is left alone until it is assigned anew."""
+        effects: list[Effect] = [Refuse(job_id, kind, message, fatal)]
+        if job_id == self.job_id:
+            effects += self._leave_job()
+        return effects
+
+    def _leave_job(self) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.pull is not None:
+            effects.append(SendUnpull(self.pull.job_id, self.pull.seq))
+            self.pull = None
+        effects += [self._give_back_whole(held) for held in self.queue]
+        self.queue.clear()
+        self.spec = None
+        self.is_prepared = False
+        return effects
+
+    def drain(self, on: bool, now: float) -> list[Effect]:
+        """Take no more work (or take it again): what runs goes on, what waits goes back."""
+        if on == self.draining:
+            return []
+        spec = self.spec
+        if on:
+            effects = self._leave_job()
+            self.draining = True
+            self.spec = spec
+            return effects
+        self.draining = False
+        self.is_prepared = False
+        return [Prepare(spec)] if spec is not None else []
+
+    # ------------------------------------------------------------ leases
+
+    def lease(self, lease: Lease, now: float) -> list[Effect]:
+        """A range for this slot. One that is held or was, is not new."""
+        held = Held(lease)
+        key = (held.job_id, held.token)
+        if key in self._recent or any((h.job_id, h.token) == key for h in self.held()):
+            return []
+        if self.pull is not None and self.pull.job_id == held.job_id and lease.pull_seq >= self.pull.seq:
+            self.pull = None
+        if held.job_id != self.job_id or self.draining or len(self.queue) >= QUEUE_LIMIT:
+            return self._with_pull([self._give_back_whole(held)], now)
+        self.queue.append(held)
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        return self._with_pull(effects, now)
+
+    def lack_pages(self, job_id: JobId, token: Token, now: float) -> list[Effect]:
+        """Pages of a lease cannot be had here (any more): it goes back, not begun."""
+        for held in self.queue:
+            if held.job_id == job_id and held.token == token:
+                self.queue.remove(held)
+                return self._with_pull([self._give_back_whole(held)], now)
+        lane = self.lane_of(job_id, token)
+        if lane is None or lane.held is None:
+            return []
+        held, lane.held = lane.held, None
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        if not held.revoked:
+            effects.append(self._give_back_whole(held))
+        return self._with_pull(effects, now)
+
+    def _begin_next(self, effects: list[Effect], now: float) -> None:
+        if not self.queue or not self.is_prepared or self.active is not None:
+            return
+        if any(lane.waiting for lane in self.lanes) and now < self._lent_until:
+            effects.append(Later(self._lent_until - now + 0.001))
+            return
+        lane = next((lane for lane in self.lanes if lane.held is None), None)
+        if lane is None:
+            lane = Lane(max(lane.index for lane in self.lanes) + 1)
+            self.lanes.append(lane)
+        lane.held = self.queue.popleft()
+        effects.append(Begin(lane.index, lane.held))
+
+    def reported(self, index: int, report: Report, now: float) -> list[Effect]:
+        """The worker of lane `index` hands in (part of) its order."""
+        lane = self._lane(index)
+        held = lane.held if lane else None
+        token = (report.token[0], report.token[1])
+        if lane is None or held is None or held.token != token:
+            return [Discard(report.files)] if report.files else []
+        effects: list[Effect] = []
+        if held.revoked:
+            if report.files:
+                effects.append(Discard(report.files))
+            if report.ended:
+                self._end(lane)
+                self._begin_next(effects, now)
+                return self._with_pull(effects, now)
+            return effects
+        give_back = tuple((start, min(stop, held.cut)) for start, stop in report.give_back if start < held.cut)
+        for page in report.results:
+            held.covered.add(page.start, page.stop)
+        for start, stop in give_back:
+            held.covered.add(start, stop)
+        for later in report.retry_later:
+            held.covered.add(later.index, later.index + 1)
+        if report.ended:
+            if held.asked is not None:
+                # What the limit cut off was never begun; the worker does not speak of it.
+                give_back += held.missing(max(held.asked, held.start), held.cut)
+            self._end(lane)
+            self._begin_next(effects, now)
+        pull = self._next_pull(now) if report.ended else None
+        effects += self._deliver(held, report, give_back, pull)
+        return effects
+
+    def died(self, index: int, token: Token | None, death: Death, now: float) -> list[Effect]:
+        """The worker of lane `index` is gone, while it ran `token`. What it did not report is lost."""
+        lane = self._lane(index)
+        held = lane.held if lane else None
+        if lane is None or held is None or token is None or held.token != (token[0], token[1]):
+            return []
+        self._end(lane)
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        pull = self._next_pull(now)
+        if held.revoked:
+            if pull is not None:
+                effects.append(SendPull(pull))
+        else:
+            effects += self._deliver(held, Report(held.token, ended=True), (), pull, deaths=(death,))
+        return effects
+
+    def _end(self, lane: Lane) -> None:
+        assert lane.held is not None
+        self._remember(lane.held)
+        lane.held = None
+        lane.waiting = 0
+
+    def retire_idle(self) -> list[Effect]:
+        """Close the extra lanes that run nothing."""
+        gone = [lane for lane in self.lanes[1:] if lane.held is None]
+        self.lanes = [lane for lane in self.lanes if lane not in gone]
+        return [Retire(lane.index) for lane in gone]
+
+    # ------------------------------------------------------------ taking back
+
+    def take_back(self, job_id: JobId, token: Token, share: float, now: float) -> list[Effect]:
+        """The owner wants back what is not begun."""
+        token = (token[0], token[1])
+        for held in self.queue:
+            if held.job_id == job_id and held.token == token:
+                self.queue.remove(held)
+                return self._with_pull([self._give_back_whole(held)], now)
+        lane = self.lane_of(job_id, token)
+        if lane is None or lane.held is None or lane.held.revoked or lane.held.asked is not None:
+            return []
+        return [Cut(lane.index, lane.held, share)]
+
+    def plan_cut(self, held: Held, share: float, index: int) -> int:
+        """Where to limit the worker, which is at task `index` (-1: before its first)."""
+        begun = max(held.start, index + 1)
+        stop = held.cut - ceil(max(0, held.cut - begun) * min(1.0, max(0.0, share)))
+        held.asked = stop
+        return stop
+
+    def cut(self, held: Held, index: int) -> list[Effect]:
+        """The limit holds and the worker is at task `index`: what lies behind both goes back."""
+        if held.asked is None or held.revoked or self.lane_of(held.job_id, held.token) is None:
+            return []
+        stop = max(held.asked, held.start, index + 1)
+        give_back = held.missing(stop, held.cut)
+        held.cut = min(held.cut, stop)
+        held.asked = None
+        for start, end in give_back:
+            held.covered.add(start, end)
+        return self._deliver(held, Report(held.token), give_back, None)
+
+    # ------------------------------------------------------------ revoking
+
+    def revoke(self, job_id: JobId, tokens: Iterable[Token], reason: str, now: float) -> list[Effect]:
+        """Forget these leases at once; no tokens: all of the job, and the job."""
+        wanted = {(token[0], token[1]) for token in tokens}
+        effects: list[Effect] = []
+        for held in [held for held in self.queue if held.job_id == job_id]:
+            if not wanted or held.token in wanted:
+                self.queue.remove(held)
+                self._remember(held)
+        for lane in self.lanes:
+            held_now = lane.held
+            if held_now is None or held_now.job_id != job_id or held_now.revoked:
+                continue
+            if not wanted or held_now.token in wanted:
+                held_now.revoked = True
+                lane.waiting = 0
+                effects.append(Abort(lane.index, held_now, reason))
+        if not wanted and job_id == self.job_id:
+            self.pull = None
+            self.spec = None
+            self.is_prepared = False
+        self._begin_next(effects, now)
+        return self._with_pull(effects, now)
+
+    # ------------------------------------------------------------ lending
+
+    def lend(self, index: int, waiting: bool, now: float) -> tuple[bool, list[Effect]]:
+        """A task waits for nested work (or does so no longer). Says whether its slot is lent meanwhile."""
+        lane = self._lane(index)
+        if lane is None or lane.held is None:
+            return False, []
+        if not waiting:
+            lane.waiting = max(0, lane.waiting - 1)
+            if lane.waiting or self.pull is None or not self.pull.idle:
+                return False, []
+            return False, self.pull_again(now)
+        if lane.held.revoked or (not lane.waiting and sum(1 for x in self.lanes if x.waiting) >= LEND_LIMIT):
+            return False, []
+        lane.waiting += 1
+        if lane.waiting > 1:
+            return True, []
+        self._lent_until = now + LEND_GRACE_S
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        return True, self._with_pull(effects, now)
+
+    # ------------------------------------------------------------ pulls
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed: begin what was put off, pull again if nobody answered."""
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        if self.pull is not None and now - self.pull.sent_s >= PULL_AGAIN_S:
+            return effects + self.pull_again(now)
+        return self._with_pull(effects, now)
+
+    def pull_again(self, now: float) -> list[Effect]:
+        """Ask anew: the pull that stands, or its answer, may be lost. A new number, since the owner gives no second
+        answer to one that it has answered."""
+        self.pull = None
+        return self._with_pull([], now)
+
+    def _wanted(self) -> tuple[JobId, bool] | None:
+        """(job, idle) of the pull that should stand."""
+        if self.spec is None or not self.is_prepared or self.draining or self.queue:
+            return None
+        active = self.active
+        if active is None or active.held is None:
+            return self.spec.job_id, True
+        held = active.held
+        if held.job_id == self.spec.job_id and not held.alone and not held.revoked:
+            return self.spec.job_id, False
+        return None
+
+    def _next_pull(self, now: float) -> StandingPull | None:
+        """The new pull that is to be sent now, if any. One that stands and asks for more than is wanted stays: it
+        may be answered already, and a second would be answered too."""
+        wanted = self._wanted()
+        if wanted is None:
+            return None
+        if self.pull is not None and (self.pull.idle or not wanted[1]):
+            return None
+        self._pull_seq += 1
+        self.pull = StandingPull(wanted[0], self._pull_seq, wanted[1], now)
+        return self.pull
+
+    def _with_pull(self, effects: list[Effect], now: float) -> list[Effect]:
+        pull = self._next_pull(now)
+        if pull is not None:
+            effects.append(SendPull(pull))
+        return effects
+
+    # ------------------------------------------------------------ hand-ins
+
+    def _lane(self, index: int) -> Lane | None:
+        return next((lane for lane in self.lanes if lane.index == index), None)
+
+    def _remember(self, held: Held) -> None:
+        self._recent[held.job_id, held.token] = None
+        while len(self._recent) > RECENT_LIMIT:
+            del self._recent[next(iter(self._recent))]
+
+    def _give_back_whole(self, held: Held) -> Deliver:
+        self._remember(held)
+        held.seq += 1
+        give_back = held.missing(held.start, held.cut)
+        return Deliver(self._hand_in(held, give_back=give_back, ended=True))
+
+    def _hand_in(self, held: Held, *, give_back: tuple[Interval, ...] = (), ended: bool = False) -> HandIn:
+        return HandIn(
+            job_id=held.job_id,
+            node_id=self.node_id,
+            slot=self.slot,
+            token=held.token,
+            seq=held.seq,
+            start=held.start,
+            stop=held.stop,
+            give_back=give_back,
+            ended=ended,
+        )
+
+    def _deliver(
+        self,
+        held: Held,
+        report: Report,
+        give_back: tuple[Interval, ...],
+        pull: StandingPull | None,
+        deaths: tuple[Death, ...] = (),
+    ) -> list[Effect]:
+        """As few hand-ins as fit into messages; the last one carries the end."""
+        parts = split_results(report.results)
+        tasks = sum(page.stop - page.start for page in report.results)
+        effects: list[Effect] = []
+        for at, results in enumerate(parts):
+            held.seq += 1
+            share = sum(page.stop - page.start for page in results) / tasks if tasks else 1.0
+            hand_in = msgspec.structs.replace(
+                self._hand_in(held),
+                results=results,
+                run_s=report.run_s * share,
+                cpu_s=report.cpu_s * share,
+                reduced=report.reduced,
+            )
+            is_last = at == len(parts) - 1
+            if is_last:
+                hand_in = msgspec.structs.replace(
+                    hand_in,
+                    give_back=give_back,
+                    deaths=deaths,
+                    retry_later=report.retry_later,
+                    ended=report.ended,
+                )
+            digests = {page.page.digest for page in results} if report.files else set()
+            files = {digest: path for digest, path in report.files.items() if digest in digests}
+            own_pull = pull if is_last and pull is not None and pull.job_id == held.job_id else None
+            effects.append(Deliver(hand_in, files, own_pull))
+        if pull is not None and pull.job_id != held.job_id:
+            effects.append(SendPull(pull))
+        return effects
+
+
+def split_results(results: tuple[ResultPage, ...]) -> list[tuple[ResultPage, ...]]:
+    """Cut into runs of at most HAND_IN_BYTES each (one page may be more); at least one run, perhaps empty."""
+    if sum(len(page.page.data or b"") for page in results) <= HAND_IN_BYTES:
+        return [results]
+    runs: list[list[ResultPage]] = [[]]
+    size = 0
+    for page in results:
+        length = len(page.page.data or b"")
+        if runs[-1] and size + length > HAND_IN_BYTES:
+            runs.append([])
+            size = 0
+        runs[-1].append(page)
+        size += length
+    return [tuple(run) for run in runs]

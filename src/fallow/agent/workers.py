@@ -1,0 +1,106 @@
+"""Where workers come from: one zygote for each environment, which forks warm workers within milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from fallow.agent.worker_api import WorkerCallbacks, WorkerProcess
+
+if TYPE_CHECKING:
+    from fallow.agent.zygote import Zygote
+
+log = logging.getLogger("fallow.agent")
+
+ZYGOTES_LIMIT = 4
+"""Zygotes without workers that are kept for later."""
+IDLE_S = 120.0
+
+
+class WorkerKind(Struct, frozen=True):
+    """What tells workers apart: a job can run on any worker of its kind."""
+
+    python: str
+    """Path of the interpreter."""
+    modules: str = ""
+    """Folder of the customer's own modules, first on sys.path; '': none."""
+    cpu: int = 1
+    """Threads that BLAS and OpenMP get."""
+
+
+class Workers:
+    """Starts workers, and the zygotes that they need. `scratch`: a folder for this run of the agent."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._zygotes: dict[str, asyncio.Task[Zygote]] = {}
+        self._used_s: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._serial = 0
+
+    def _zygote(self, python: str) -> asyncio.Task[Zygote]:
+        task = self._zygotes.get(python)
+        if task is not None and task.done() and (task.cancelled() or task.exception() is not None):
+            task = None
+        if task is None:
+            task = asyncio.ensure_future(self._start_zygote(python))
+            # A failure is told to whoever wants a worker; nobody may want one.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._zygotes[python] = task
+        self._used_s[python] = time.monotonic()
+        return task
+
+    async def _start_zygote(self, python: str) -> Zygote:
+        from fallow.agent.zygote import start_zygote
+
+        self._serial += 1
+        return await start_zygote(python, (), self._scratch / f"zygote-{self._serial}", 1)
+
+    async def start(self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks) -> WorkerProcess:
+        """A warm worker. Raises EnvironmentFailed or OSError when it cannot be had. Whoever gets one says `ended`."""
+        zygote = await asyncio.shield(self._zygote(kind.python))
+        self._counts[kind.python] = self._counts.get(kind.python, 0) + 1
+        try:
+            sys_path = (kind.modules,) if kind.modules else ()
+            return await zygote.start_worker(slot, callbacks, kind.cpu, sys_path)
+        except BaseException:
+            self.ended(kind)
+            raise
+
+    def ended(self, kind: WorkerKind) -> None:
+        """A worker of this kind is gone, or on its way."""
+        self._counts[kind.python] = max(0, self._counts.get(kind.python, 0) - 1)
+        self._used_s[kind.python] = time.monotonic()
+
+    async def sweep(self, keep: WorkerKind) -> None:
+        """End zygotes that nobody has needed for a while; never the one of `keep`."""
+        idle = [
+            python
+            for python, task in self._zygotes.items()
+            if task.done() and not self._counts.get(python) and python != keep.python
+        ]
+        idle.sort(key=lambda python: self._used_s[python])
+        now = time.monotonic()
+        for at, python in enumerate(idle):
+            if at < len(idle) - ZYGOTES_LIMIT or now - self._used_s[python] > IDLE_S:
+                await self._end(python)
+
+    async def close(self) -> None:
+        for python in list(self._zygotes):
+            await self._end(python)
+
+    async def _end(self, python: str) -> None:
+        task = self._zygotes.pop(python)
+        self._used_s.pop(python, None)
+        self._counts.pop(python, None)
+        if not task.done():
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            zygote = await task
+            await zygote.stop()
