@@ -1,1 +1,1 @@
-
+"""What customers import, through `fallow` itself."""

@@ -1,0 +1,507 @@
+"""Single calls: one standing job per function, to which calls are appended; answers are pushed.
+
+A caller's thread appends to a queue and wakes the loop once; the loop sends what fits the window as one page. A call
+is 'running' from the moment its page is sent, and can be cancelled before. The client keeps pages until every call in
+them is answered, and sends again what the owner does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fallow.core.intervals import IntervalSet
+from fallow.model.errors import JobCancelled, JobError, TaskCancelled, UnserialisableInput
+from fallow.model.ids import JobId
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
+from fallow.sdk.failures import ending, fault_exception, task_exception
+from fallow.wire import subjects
+from fallow.wire.blobs import hash_segments
+from fallow.wire.messages import (
+    AppendCalls,
+    CallResults,
+    CallsUnknown,
+    CancelCalls,
+    FaultPage,
+    GetJob,
+    InputPage,
+    ResultPage,
+    SubmitJob,
+    SyncCalls,
+)
+from fallow.wire.page import Failure, decode_page, encode_inputs
+
+if TYPE_CHECKING:
+    from fallow.sdk.client import Client
+    from fallow.sdk.output import OutputPrinter
+
+PAGE_CALLS_LIMIT = 8192
+PAGE_BYTES_AIM = 128 * 1024
+MESSAGE_BYTES = 2 << 20
+WINDOW_S = 0.05
+"""Calls sent ahead of their answers: so much work, and at least two for each slot."""
+WINDOW_LIMIT = 65_536
+RECEIVED_INTERVALS_LIMIT = 1000
+
+
+class Sink(Protocol):
+    """Where an answer goes: a concurrent.futures.Future, or a Reply."""
+
+    def set_running_or_notify_cancel(self) -> bool: ...
+
+    def set_result(self, result: Any) -> None: ...
+
+    def set_exception(self, exception: BaseException | None) -> None: ...
+
+
+class Reply:
+    """What a thread that waits for one call waits on: a lock is all it takes."""
+
+    __slots__ = ("_error", "_lock", "_page", "index")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._page: tuple[Any, int] | None = None
+        self._error: BaseException | None = None
+        self.index = -1
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return True
+
+    def set_page(self, buffer: Any, offset: int) -> None:
+        """The answer, still encoded: it is decoded by the thread that waits."""
+        self._page = (buffer, offset)
+        self._lock.release()
+
+    def set_result(self, result: Any) -> None:
+        raise NotImplementedError("answers for a Reply come as pages")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._error = exception
+        self._lock.release()
+
+    def wait(self, name: str) -> Any:
+        """The result; raises what the task raised."""
+        self._lock.acquire()
+        if self._page is None:
+            assert self._error is not None
+            raise self._error
+        buffer, offset = self._page
+        item = decode_page(buffer)[offset]
+        if type(item) is Failure:
+            raise task_exception(item, -1, name)
+        return item
+
+
+class _Sent:
+    """A page that is out, and how many of its calls are not answered."""
+
+    __slots__ = ("left", "page")
+
+    def __init__(self, page: InputPage) -> None:
+        self.page = page
+        self.left = page.stop - page.start
+
+
+class RateWindow:
+    """How many calls may be out at once: two for each slot, or WINDOW_S of work at the measured rate."""
+
+    def __init__(self, slots: int) -> None:
+        self._least = 2 * max(1, slots)
+        self.size = self._least
+        self._since = 0.0
+        self._count = 0
+
+    def answered(self, count: int, now: float, idle: bool) -> None:
+        """`count` calls were answered at `now` (seconds); `idle`: none is out any more."""
+        self._count += count
+        took = now - self._since
+        if took < 0.005:
+            return
+        if took < 1.0:
+            wanted = int(self._count / took * WINDOW_S)
+            # Grows fast and shrinks slowly: a pause of the caller says nothing about the pool.
+            self.size = max(self._least, min(WINDOW_LIMIT, max(wanted, self.size - self.size // 8)))
+            self.size = min(self.size, max(self._least, 8 * self._count + self._least))
+        self._since, self._count = now, 0
+        if idle:
+            self._since = now
+
+
+class Calls:
+    """The standing job of one function. Made by `open_calls`."""
+
+    def __init__(self, client: Client, spec: JobSpec, printer: OutputPrinter | None) -> None:
+        self.client = client
+        self.spec = spec
+        self.job_id = spec.job_id
+        self.name = spec.name
+        self.ended: BaseException | None = None
+        self.epoch = 0
+        self._printer = printer
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[Sink, Any, list[Any] | None]] = deque()
+        self._woken = False
+        # Below: on the loop only.
+        self._state = "new"
+        self._next = 0
+        self._waiting: dict[int, tuple[Sink, _Sent]] = {}
+        self._sent: dict[int, _Sent] = {}
+        self._received = IntervalSet()
+        self._window = RateWindow(2)
+        self._item_bytes = 256
+        self._heard = 0.0
+
+    def describe(self) -> str:
+        return self.name
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._waiting) + len(self._queue)
+
+    # ------------------------------------------------------------ any thread
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call and wait for it."""
+        reply = Reply()
+        # Encoded here: errors are the caller's, and the loop stays free.
+        self._enqueue(reply, None, _encode_call((args, kwargs)))
+        try:
+            return reply.wait(self.name)
+        except (KeyboardInterrupt, SystemExit):
+            self.client.later(self._drop, reply)
+            raise
+
+    def submit(self, sink: Future[Any], item: Any) -> None:
+        """Queue one call; its answer goes to the future."""
+        self._enqueue(sink, item, None)
+
+    def _enqueue(self, sink: Sink, item: Any, segments: list[Any] | None) -> None:
+        if self.ended is not None:
+            raise self.ended
+        with self._lock:
+            self._queue.append((sink, item, segments))
+            if self._woken:
+                return
+            self._woken = True
+        self.client.thread.loop.call_soon_threadsafe(self._flush)
+
+    def cancel_queued(self) -> None:
+        """Cancel what is not sent."""
+        with self._lock:
+            queue, self._queue = self._queue, deque()
+        for sink, _, _ in queue:
+            if isinstance(sink, Future):
+                sink.cancel()
+                sink.set_running_or_notify_cancel()
+            else:
+                sink.set_exception(TaskCancelled("the call was cancelled."))
+
+    def close(self) -> None:
+        """No call will follow and none is out: the standing job ends."""
+        self.client.later(self._close)
+
+    # ------------------------------------------------------------ sending
+
+    def _flush(self) -> None:
+        self._woken = False
+        if self._state == "open":
+            self._send_queued()
+        elif self._state == "new":
+            self._state = "opening"
+            self.client.attached[self.job_id] = self
+            self.client.spawn(self._open())
+
+    async def _open(self) -> None:
+        try:
+            await asyncio.wrap_future(self.client._opened)
+            if self._printer is not None:
+                await self._printer.follow(self.client)
+            reply = await self.client.ask(subjects.POOL, SubmitJob(self.spec))
+        except BaseException as error:
+            self._fail_all(error)
+            return
+        self.epoch = max(self.epoch, reply.epoch)
+        self._window = RateWindow(self.client.info.slots)
+        self._state = "open"
+        self._send_queued()
+
+    def _send_queued(self) -> None:
+        queue = self._queue
+        pages: list[InputPage] = []
+        size = 0
+        room = self._window.size - len(self._waiting)
+        while queue and room > 0:
+            page = self._next_page(min(room, PAGE_CALLS_LIMIT, max(1, PAGE_BYTES_AIM // self._item_bytes)))
+            if page is None:
+                continue
+            room -= page.stop - page.start
+            pages.append(page)
+            size += page.page.size
+            if size > MESSAGE_BYTES:
+                self._send(pages)
+                pages, size = [], 0
+        if pages:
+            self._send(pages)
+
+    def _next_page(self, most: int) -> InputPage | None:
+        """Take up to `most` queued calls as one page; None where nothing came of it that can be sent now."""
+        sinks: list[Sink] = []
+        items: list[Any] = []
+        segments: list[Any] | None = None
+        while self._queue and len(sinks) < most:
+            with self._lock:
+                if not self._queue or (sinks and self._queue[0][2] is not None):
+                    break
+                sink, item, segments = self._queue.popleft()
+            if not sink.set_running_or_notify_cancel():
+                segments = None
+                continue
+            sinks.append(sink)
+            items.append(item)
+            if segments is not None:
+                break
+        if not sinks:
+            return None
+        if segments is None:
+            segments = self._encode(sinks, items)
+            if segments is None:
+                return None
+        size = sum(map(len, segments))
+        self._item_bytes = max(16, size // len(sinks))
+        start = self._next
+        self._next += len(sinks)
+        if size > INLINE_LIMIT_BYTES:
+            self.client.spawn(self._send_large(start, sinks, segments))
+            return None
+        digest, size = hash_segments(segments)
+        data = segments[0] if len(segments) == 1 else b"".join(segments)
+        return self._sent_page(start, sinks, Blob(digest, size, data))
+
+    def _encode(self, sinks: list[Sink], items: list[Any]) -> list[Any] | None:
+        """Encode, failing those that cannot be (they are taken out of both lists)."""
+        while items:
+            try:
+                return list(encode_inputs(items))
+            except UnserialisableInput as error:
+                at = error.index if 0 <= error.index < len(items) else 0
+                sinks.pop(at).set_exception(_as_single(error))
+                items.pop(at)
+            except BaseException as error:
+                for sink in sinks:
+                    sink.set_exception(error)
+                return None
+        return None
+
+    def _sent_page(self, start: int, sinks: Sequence[Sink], blob: Blob) -> InputPage:
+        page = InputPage(start, start + len(sinks), blob)
+        sent = _Sent(page)
+        self._sent[start] = sent
+        for index, sink in enumerate(sinks, start):
+            self._waiting[index] = (sink, sent)
+            if type(sink) is Reply:
+                sink.index = index
+        return page
+
+    async def _send_large(self, start: int, sinks: Sequence[Sink], segments: list[Any]) -> None:
+        try:
+            blob = await self.client.blobs.put_segments(segments)
+        except Exception as error:
+            for sink in sinks:
+                sink.set_exception(error)
+            return
+        self._send([self._sent_page(start, sinks, blob)])
+
+    def _send(self, pages: Sequence[InputPage]) -> None:
+        message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._received_intervals())
+        self.client.transport.send(subjects.job(self.job_id), message)
+
+    def _received_intervals(self) -> tuple[tuple[int, int], ...]:
+        if self._received.interval_count <= RECEIVED_INTERVALS_LIMIT:
+            return self._received.intervals()
+        return self._received.intervals()[:RECEIVED_INTERVALS_LIMIT]
+
+    # ------------------------------------------------------------ answers
+
+    def message(self, message: Any) -> None:
+        if message.epoch < self.epoch:
+            return
+        self.epoch = message.epoch
+        self._heard = self.client.thread.loop.time()
+        if isinstance(message, CallResults):
+            self._on_results(message)
+        elif isinstance(message, CallsUnknown):
+            self._send_again(message.unknown)
+
+    def _on_results(self, message: CallResults) -> None:
+        before = len(self._waiting)
+        for page in message.pages:
+            if page.page.data is not None:
+                self._answer(page, page.page.data)
+            else:
+                self.client.spawn(self._answer_large(page))
+        for fault in message.faults:
+            self._answer_fault(fault)
+        self._window.answered(before - len(self._waiting), self._heard, not self._waiting)
+        if self._queue and self._state == "open":
+            self._send_queued()
+        if message.ended:
+            self.client.spawn(self._on_ended(message.ended))
+
+    async def _answer_large(self, page: ResultPage) -> None:
+        if not any(index in self._waiting for index in range(page.start, page.stop)):
+            return
+        try:
+            buffer = await self.client.blobs.fetch(page.page)
+        except Exception as error:
+            for index in range(page.start, page.stop):
+                sink = self._take(index)
+                if sink is not None:
+                    sink.set_exception(error)
+            return
+        self._answer(page, buffer)
+        if self._queue and self._state == "open":
+            self._send_queued()
+
+    def _answer(self, page: ResultPage, buffer: Any) -> None:
+        start, stop, shift = page.start, page.stop, page.page_start
+        if stop - start == 1:
+            sink = self._take(start)
+            if sink is None:
+                return
+            if type(sink) is Reply:
+                sink.set_page(buffer, start - shift)
+                self._received.add(start, stop)
+                return
+            sinks: list[Sink | None] = [sink]
+        else:
+            sinks = [self._take(index) for index in range(start, stop)]
+        self._received.add(start, stop)
+        try:
+            items = decode_page(buffer)
+        except Exception as error:
+            for one in sinks:
+                if one is not None:
+                    one.set_exception(error)
+            return
+        for index, one in enumerate(sinks, start):
+            if one is None:
+                continue
+            if type(one) is Reply:
+                one.set_page(buffer, index - shift)
+                continue
+            item = items[index - shift]
+            if type(item) is Failure:
+                one.set_exception(task_exception(item, -1, self.name))
+            else:
+                one.set_result(item)
+
+    def _answer_fault(self, fault: FaultPage) -> None:
+        sink = self._take(fault.index)
+        self._received.add(fault.index, fault.index + 1)
+        if sink is not None:
+            sink.set_exception(fault_exception(fault, self.name, single=True))
+
+    def _take(self, index: int) -> Sink | None:
+        """Whoever waits for the call, once."""
+        entry = self._waiting.pop(index, None)
+        if entry is None:
+            return None
+        sink, sent = entry
+        sent.left -= 1
+        if not sent.left:
+            self._sent.pop(sent.page.start, None)
+        return sink
+
+    def _send_again(self, unknown: Sequence[tuple[int, int]]) -> None:
+        pages: list[InputPage] = []
+        size = 0
+        for start, sent in list(self._sent.items()):
+            if any(low < sent.page.stop and start < high for low, high in unknown):
+                pages.append(sent.page)
+                size += sent.page.page.size
+                if size > MESSAGE_BYTES:
+                    self._send(pages)
+                    pages, size = [], 0
+        if pages:
+            self._send(pages)
+
+    def tick(self, now: float) -> None:
+        """Repair: what is waited for is named, so that lost answers come again."""
+        if not self._waiting or self._state != "open":
+            return
+        waiting = IntervalSet((index, index + 1) for index in sorted(self._waiting))
+        message = SyncCalls(self.job_id, self.client.id, waiting.intervals(), self._received_intervals())
+        self.client.transport.send(subjects.job(self.job_id), message)
+
+    def _drop(self, reply: Reply) -> None:
+        """Nobody waits for this call any more."""
+        if reply.index >= 0 and self._take(reply.index) is not None:
+            index = reply.index
+            self._received.add(index, index + 1)
+            message = CancelCalls(self.job_id, ((index, index + 1),))
+            self.client.transport.send(subjects.job(self.job_id), message)
+
+    # ------------------------------------------------------------ the end
+
+    async def _on_ended(self, reason: str) -> None:
+        error: BaseException = JobError(reason)
+        try:
+            status = await self.client.ask(subjects.job(self.job_id), GetJob(self.job_id), patience_s=3.0)
+            info = status.info
+            error = ending(info.state, info.reason or reason, info.reason_kind, self.name) or JobCancelled(reason)
+        except Exception:
+            pass
+        self._fail_all(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        """The standing job is over; the function's next call opens another one."""
+        if self._state == "ended":
+            return
+        self._state = "ended"
+        self.ended = error
+        self.client.attached.pop(self.job_id, None)
+        if self._printer is not None:
+            self._printer.end(self.client)
+        waiting, self._waiting = self._waiting, {}
+        self._sent.clear()
+        with self._lock:
+            queue, self._queue = self._queue, deque()
+        for sink, _ in waiting.values():
+            sink.set_exception(error)
+        for sink, _, _ in queue:
+            if sink.set_running_or_notify_cancel():
+                sink.set_exception(error)
+
+    def pool_closed(self, error: BaseException) -> None:
+        self._fail_all(error)
+
+    def _close(self) -> None:
+        if self._state == "open" and not self._waiting and not self._queue:
+            self._state = "ended"
+            self.ended = JobCancelled(f"{self.name} takes no more calls.")
+            self.client.attached.pop(self.job_id, None)
+            if self._printer is not None:
+                self._printer.end(self.client)
+            self.client.spawn(self.client.cancel_job(self.job_id, "no more calls"))
+
+
+def _encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
+    try:
+        return list(encode_inputs([item]))
+    except UnserialisableInput as error:
+        raise _as_single(error) from None
+
+
+def _as_single(error: UnserialisableInput) -> UnserialisableInput:
+    """For a single call there are arguments, not numbered inputs."""
+    old, new = f"input {error.index}", "the call's arguments"
+    return UnserialisableInput(str(error).replace(old, new, 1), error.where.replace(old, new, 1), -1)
+
+
+OpenCalls = Callable[[JobId], JobSpec]

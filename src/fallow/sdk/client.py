@@ -1,0 +1,359 @@
+"""The script's one client of its pool: made at first use, closed when the script ends."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fallow.model.errors import PoolUnreachable
+from fallow.model.ids import ClientId, JobId, new_id
+from fallow.sdk.pool import FoundPool, find_pool, pool_ended, remember_for_children
+
+if TYPE_CHECKING:
+    from fallow.model.job import Blob
+    from fallow.sdk.transport import LoopThread, Transport
+    from fallow.wire.messages import Msg, PoolInfo
+
+REQUEST_S = 5.0
+PATIENCE_S = 900.0
+"""How long a request is repeated to a pool that does not answer, once it has answered at all."""
+FIRST_ANSWER_S = 30.0
+PING_S = 10.0
+SYNC_S = 2.0
+NOTICE_AFTER_S = 3.0
+EXIT_CANCEL_S = 1.0
+_RETRIED = frozenset({"not_owner", "overloaded"})
+
+
+class Attached(Protocol):
+    """Something that lives in the pool for this script, and ends with it."""
+
+    job_id: JobId
+
+    def describe(self) -> str: ...
+
+    def tick(self, now: float) -> None:
+        """On the loop, every SYNC_S."""
+
+    def message(self, message: Any) -> None:
+        """On the loop: something pushed to this client about the job."""
+
+    def pool_closed(self, error: BaseException) -> None:
+        """The client is closing; wake whoever waits."""
+
+
+class BlobPort(Protocol):
+    """See wire.blobs.BlobClient; called on the loop."""
+
+    async def put_segments(self, segments: list[Any]) -> Blob: ...
+
+    async def put_file(self, path: Any) -> Blob: ...
+
+    async def fetch(self, blob: Blob) -> Any: ...
+
+
+class Client:
+    """Connected, or on its way to be: `ready()` waits. Methods in the first part are for any thread."""
+
+    def __init__(self, bridge: Any = None) -> None:
+        self.nested = bridge is not None
+        self.id = ClientId(new_id("client", os.urandom))
+        self.pid = os.getpid()
+        self.closed = False
+        self.attached: dict[JobId, Attached] = {}
+        self.info: PoolInfo
+        self.transport: Transport
+        self.blobs: BlobPort
+        self.found: FoundPool | None = None
+        self.last_output = 0.0
+        self._bridge = bridge
+        self._opened: Future[None] = Future()
+        self._trouble_since = 0.0
+        self._said_trouble = False
+        self._ticker: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+        if not self.nested:
+            # The pool's process starts first; everything below is imported while it does.
+            self.found = find_pool()
+        from fallow.sdk.transport import LoopThread
+
+        self.thread: LoopThread = LoopThread("fallow-client")
+        self.thread.submit(self._open())
+
+    def ready(self) -> Client:
+        """Wait until the pool has answered. Raises PoolError."""
+        self._opened.result()
+        return self
+
+    def submit_blocking(self, work: Any) -> Any:
+        return self.thread.run(work)
+
+    def later(self, fn: Callable[..., object], *args: object) -> None:
+        """Call on the loop, soon."""
+        self.thread.call(fn, *args)
+
+    # ------------------------------------------------------------ on the loop
+
+    def spawn(self, work: Any) -> asyncio.Future[Any]:
+        """Start a coroutine; it is kept until it ends."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def ask(self, subject: str, message: Msg, *, timeout_s: float = REQUEST_S, patience_s: float = 0.0) -> Any:
+        """Ask until there is an answer: everything may be sent again. Raises the exception for a refusal, PoolEnded
+        where the script's own pool is gone, PoolUnreachable when patience ends."""
+        from fallow.sdk.failures import refusal
+        from fallow.wire.messages import Refused
+
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        patience = patience_s or PATIENCE_S
+        delay = 0.02
+        while True:
+            try:
+                reply = await self.transport.request(subject, message, timeout_s)
+            except TimeoutError:
+                self._check_alive()
+                if loop.time() - began > patience:
+                    raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
+                self._in_trouble(loop.time())
+                await asyncio.sleep(delay * random.uniform(0.7, 1.3))
+                delay = min(delay * 1.6, 1.0)
+                continue
+            self._trouble_since = 0.0
+            if not isinstance(reply, Refused):
+                return reply
+            if reply.kind not in _RETRIED or loop.time() - began > patience:
+                raise refusal(reply)
+            await asyncio.sleep(max(reply.retry_after_s, delay) * random.uniform(0.7, 1.3))
+            delay = min(delay * 1.6, 1.0)
+
+    def _check_alive(self) -> None:
+        embedded = self.found.embedded if self.found else None
+        if embedded is not None and not embedded.is_alive:
+            raise pool_ended()
+
+    def _in_trouble(self, now: float) -> None:
+        if not self._trouble_since:
+            self._trouble_since = now
+        elif now - self._trouble_since > NOTICE_AFTER_S and not self._said_trouble and not self.nested:
+            self._said_trouble = True
+            say("the pool does not answer; what it has is kept, trying on (Ctrl-C gives up)")
+
+    async def _open(self) -> None:
+        try:
+            if self.nested:
+                await self._open_nested()
+            else:
+                await self._open_nats()
+            self._ticker = asyncio.ensure_future(self._tick())
+        except BaseException as error:
+            self.closed = True
+            _forget(self)
+            if self.found and self.found.embedded:
+                await asyncio.get_running_loop().run_in_executor(None, self.found.embedded.end)
+            self._opened.set_exception(error)
+            return
+        self._opened.set_result(None)
+
+    async def _open_nats(self) -> None:
+        assert self.found is not None
+        from fallow.sdk.transport import NatsTransport
+        from fallow.wire import subjects
+        from fallow.wire.blobs import open_blob_client
+        from fallow.wire.connection import connect
+        from fallow.wire.messages import GetPool
+
+        embedded = self.found.embedded
+        if embedded is not None:
+            self.found.address = await asyncio.get_running_loop().run_in_executor(None, embedded.wait_address)
+            remember_for_children(str(self.found.address))
+        connection = await connect(self.found.address, f"client {self.id}")
+        self.transport = NatsTransport(connection)
+        await connection.subscribe(subjects.client(self.id), self._on_message)
+        self.info = await self.ask(subjects.POOL, GetPool(), timeout_s=2.0, patience_s=FIRST_ANSWER_S)
+        self.blobs = await open_blob_client(connection, self.info)
+        if embedded is not None:
+            slots = f"{self.info.slots} slots" if self.info.slots > 1 else "its own slots"
+            say(f"no pool is running, so this script started one of its own ({slots}); it ends with the script.")
+
+    async def _open_nested(self) -> None:
+        import msgspec
+
+        from fallow.sdk.nested import NestedBlobs
+        from fallow.sdk.transport import BridgeTransport
+        from fallow.wire import subjects
+        from fallow.wire.messages import GetPool
+
+        transport = BridgeTransport(self._bridge, self._on_message)
+        self.transport = transport
+        known = msgspec.msgpack.decode(await transport.ask("pool", b""))
+        self.id = ClientId(known["client_id"])
+        self.info = await self.ask(subjects.POOL, GetPool(), patience_s=FIRST_ANSWER_S)
+        self.blobs = NestedBlobs(transport)
+
+    def _on_message(self, message: Any, _reply: str) -> None:
+        target = self.attached.get(getattr(message, "job_id", JobId("")))
+        if target is not None:
+            target.message(message)
+
+    async def _tick(self) -> None:
+        from fallow.wire import subjects
+        from fallow.wire.messages import Ping
+
+        loop = asyncio.get_running_loop()
+        pinged = loop.time()
+        while True:
+            await asyncio.sleep(SYNC_S)
+            now = loop.time()
+            for attached in list(self.attached.values()):
+                attached.tick(now)
+            if now - pinged >= PING_S:
+                pinged = now
+                for job_id in list(self.attached):
+                    self.transport.send(subjects.job(job_id), Ping(job_id, self.id))
+
+    async def cancel_job(self, job_id: JobId, reason: str, patience_s: float = 10.0) -> None:
+        """Ask for the end of a job, without minding how it goes: a job whose client is gone ends by itself."""
+        from fallow.model.errors import FallowError
+        from fallow.wire import subjects
+        from fallow.wire.messages import CancelJob
+
+        with contextlib.suppress(FallowError):
+            await self.ask(
+                subjects.job(job_id), CancelJob(job_id, reason), timeout_s=min(1.0, patience_s), patience_s=patience_s
+            )
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Cancel what is attached, disconnect, end the embedded pool. From any thread but the loop's."""
+        if self.closed or self.pid != os.getpid():
+            return
+        self.closed = True
+        embedded = self.found.embedded if self.found else None
+        error = pool_ended() if embedded else PoolUnreachable("the script is ending.")
+        with contextlib.suppress(Exception):
+            self.thread.submit(self._close(error, cancel=embedded is None)).result(EXIT_CANCEL_S + 3.0)
+        if embedded is not None:
+            embedded.end()
+        self.thread.stop()
+
+    async def _close(self, error: BaseException, cancel: bool) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+        jobs = list(self.attached.values())
+        if cancel and hasattr(self, "transport"):
+            for start in range(0, len(jobs), 64):
+                part = [
+                    self.cancel_job(job.job_id, "its script ended", EXIT_CANCEL_S) for job in jobs[start : start + 64]
+                ]
+                await asyncio.gather(*part, return_exceptions=True)
+        for job in jobs:
+            job.pool_closed(error)
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+        if hasattr(self, "transport"):
+            await self.transport.close()
+
+
+# ---------------------------------------------------------------- the one of this process
+
+_lock = threading.Lock()
+_client: Client | None = None
+_hooked = False
+
+
+def get_client() -> Client:
+    """This process's client, connected or about to be. In a task: the one that goes through the agent."""
+    global _client
+    client = _client
+    if client is not None and not client.closed:
+        return client
+    with _lock:
+        if _client is None or _client.closed:
+            _hook_exit()
+            _client = Client(current_bridge())
+        return _client
+
+
+def current_bridge() -> Any:
+    """The bridge to the agent where this code runs inside a task, else None."""
+    if "FALLOW_WORKER" not in os.environ:
+        return None
+    try:
+        from fallow.worker import nested
+    except ImportError:
+        return None
+    return nested.current()
+
+
+def say(text: str) -> None:
+    """One line to whoever runs the script."""
+    with contextlib.suppress(Exception):
+        print(f"fallow: {text}", file=sys.stderr, flush=True)
+
+
+def disconnect() -> None:
+    """Close this process's client (at the end of the script; or before a test's next pool)."""
+    global _client
+    with _lock:
+        client, _client = _client, None
+    if client is not None:
+        client.close()
+
+
+def _forget(client: Client) -> None:
+    global _client
+    if _client is client:
+        _client = None
+
+
+def _at_exit() -> None:
+    client = _client
+    if client is not None and not client.closed and client.last_output:
+        # Lines that tasks printed last may still be on their way.
+        time.sleep(max(0.0, min(0.2, client.last_output + 0.2 - time.monotonic())))
+    disconnect()
+
+
+def _hook_exit() -> None:
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    atexit.register(_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+    if sys.excepthook is sys.__excepthook__ and not hasattr(sys, "ps1"):
+        sys.excepthook = _excepthook
+
+
+def _after_fork() -> None:
+    """A forked child has no loop thread: it starts anew, and must not hold the parent's pool alive."""
+    global _client, _lock
+    client, _client, _lock = _client, None, threading.Lock()
+    if client is not None and client.found and client.found.embedded:
+        client.found.embedded.abandon()
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Ctrl-C ends a script with a line instead of a traceback through our insides."""
+    client = _client
+    if issubclass(kind, KeyboardInterrupt) and client is not None:
+        names = sorted({job.describe() for job in client.attached.values()})
+        say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
+        return
+    sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,123 @@
+"""From what the pool says to the exceptions that a customer sees.
+
+A task's own exception comes back as itself, with the remote traceback as its cause, as concurrent.futures does it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from fallow.model.errors import (
+    DetachedRefused,
+    EnvironmentFailed,
+    FallowError,
+    JobCancelled,
+    JobError,
+    JobNotFound,
+    JobTooLarge,
+    NodeLost,
+    PoolRefused,
+    PythonMismatch,
+    RemoteError,
+    SettingError,
+    TaskCancelled,
+    TaskError,
+    TaskOutOfMemory,
+    TaskTimeout,
+    UnserialisableResult,
+    WorkerLost,
+)
+
+if TYPE_CHECKING:
+    from fallow.wire.messages import FaultPage, Refused
+    from fallow.wire.page import Failure
+
+_TASK_ERRORS: dict[str, type[TaskError]] = {
+    "timeout": TaskTimeout,
+    "memory": TaskOutOfMemory,
+    "worker_lost": WorkerLost,
+    "node_lost": NodeLost,
+    "cancelled": TaskCancelled,
+}
+
+_REFUSALS: dict[str, type[FallowError]] = {
+    "not_found": JobNotFound,
+    "too_large": JobTooLarge,
+    "embedded": DetachedRefused,
+    "python": PythonMismatch,
+    "invalid": SettingError,
+    "ended": JobCancelled,
+}
+
+_ENDINGS: dict[str, type[JobError]] = {
+    "environment": EnvironmentFailed,
+    "python": PythonMismatch,
+    "too_large": JobTooLarge,
+}
+
+
+class RemoteTraceback(Exception):
+    """The traceback of the worker, as text; shown as the cause of the task's exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+def refusal(refused: Refused) -> FallowError:
+    """The exception for a request that was refused."""
+    kind = _REFUSALS.get(refused.kind)
+    return kind(refused.message) if kind else PoolRefused(refused.message, refused.kind)
+
+
+def ending(state: str, reason: str, reason_kind: str, name: str) -> JobError | None:
+    """The exception for a job that has ended, or None where it ended well."""
+    if state == "failed":
+        return _ENDINGS.get(reason_kind, JobError)(reason or f"the job {name} failed.")
+    if state == "cancelled":
+        return JobCancelled(f"the job {name} was cancelled{': ' + reason if reason else '.'}")
+    return None
+
+
+def task_exception(failure: Failure, index: int, name: str) -> BaseException:
+    """The exception of task `index` (-1: a single call) of the function `name`."""
+    if failure.kind == "raised":
+        error = _original(failure)
+        if error is None:
+            error = RemoteError(f"{failure.type_name}: {failure.message}", index, failure.traceback)
+    elif failure.kind == "unserialisable":
+        error = UnserialisableResult(failure.message, failure.type_name, index)
+    else:
+        error = _TASK_ERRORS.get(failure.kind, TaskError)(failure.message, index, failure.traceback)
+    if failure.traceback:
+        error.__cause__ = RemoteTraceback(failure.traceback)
+    if index >= 0:
+        error.add_note(f"In task {index} of {name}.")
+    return error
+
+
+def fault_exception(fault: FaultPage, name: str, *, single: bool = False) -> BaseException:
+    """The exception of a task that failed from outside, such as one whose worker died."""
+    index = -1 if single else fault.index
+    kind = _TASK_ERRORS.get(fault.kind, TaskError)
+    error = kind(fault.message, index, fault.detail)
+    if fault.detail:
+        error.__cause__ = RemoteTraceback(fault.detail)
+    if index >= 0:
+        error.add_note(f"In task {index} of {name}.")
+    return error
+
+
+def _original(failure: Failure) -> BaseException | None:
+    if failure.exception is None:
+        return None
+    try:
+        error: Any = pickle.loads(failure.exception)
+    except Exception:
+        # A class that exists on the node alone, or that cannot be rebuilt from its arguments.
+        return None
+    return error if isinstance(error, BaseException) else None

@@ -1,0 +1,171 @@
+"""Progress of a map: a bar in a terminal, sparse plain lines elsewhere. FALLOW_PROGRESS=0 switches it off, 1 on at
+once. It runs in a thread of its own, so that neither results nor the user's code wait for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from fallow.model.job import JobInfo
+
+if TYPE_CHECKING:
+    from fallow.sdk.mapjob import MapJob
+
+BAR_AFTER_S = 1.0
+BAR_EVERY_S = 0.25
+ASK_EVERY_S = 1.0
+LINES_AFTER_S = 10.0
+LINES_EVERY_S = (10.0, 30.0, 60.0)
+
+
+class Progress:
+    """Shows one job until it is closed."""
+
+    def __init__(self, job: MapJob, *, bar: bool, after_s: float) -> None:
+        self._job = job
+        self._bar = bar
+        self._after_s = after_s
+        self._closed = threading.Event()
+        self._began = time.monotonic()
+        self._asked = 0.0
+        self._thread = threading.Thread(target=self._run, name="fallow-progress", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Show the final state and stop. From any thread; does not wait."""
+        self._closed.set()
+
+    def join(self, timeout_s: float = 2.0) -> None:
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        if self._closed.wait(self._after_s):
+            return
+        with contextlib.suppress(Exception):
+            if self._bar:
+                self._run_bar()
+            else:
+                self._run_lines()
+
+    # ------------------------------------------------------------ what is known
+
+    def _info(self) -> JobInfo | None:
+        """As of the last answer about the job; asked for where results do not bring it."""
+        now = time.monotonic()
+        if not self._closed.is_set() and now - self._asked > ASK_EVERY_S:
+            self._asked = now
+            with contextlib.suppress(Exception):
+                future = self._job.client.thread.submit(self._ask())
+                try:
+                    future.result(ASK_EVERY_S)
+                finally:
+                    future.cancel()
+        return self._job.info
+
+    async def _ask(self) -> None:
+        from fallow.wire import subjects
+        from fallow.wire.messages import GetJob, JobStatus
+
+        reply = await self._job.client.transport.request(
+            subjects.job(self._job.job_id), GetJob(self._job.job_id), ASK_EVERY_S
+        )
+        if isinstance(reply, JobStatus):
+            self._job.info = reply.info
+
+    def _total(self) -> int:
+        if self._job.total >= 0:
+            return self._job.total
+        return self._job.spec.total_hint
+
+    # ------------------------------------------------------------ showing
+
+    def _run_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        columns: tuple[Any, ...] = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[story]}"),
+        )
+        with Bar(*columns, console=console, auto_refresh=False, transient=False) as bar:
+            total = self._total()
+            task = bar.add_task(self._job.spec.name, total=total if total >= 0 else None, story="")
+            while True:
+                closed = self._closed.wait(BAR_EVERY_S)
+                info, total = self._info(), self._total()
+                if info is not None:
+                    done = total if closed and total >= 0 and _ended_well(self._job, info) else info.counts.done
+                    story = " · ".join(self._story(info, done)[1:])
+                    bar.update(task, completed=done, total=total if total >= 0 else None, story=story)
+                    bar.refresh()
+                if closed:
+                    return
+
+    def _run_lines(self) -> None:
+        waits = iter(LINES_EVERY_S)
+        every = next(waits)
+        while True:
+            info = self._info()
+            if info is not None:
+                line = ", ".join(self._story(info, info.counts.done))
+                print(f"fallow: {self._job.spec.name}: {line}", file=sys.stderr, flush=True)
+            if self._closed.wait(every):
+                return
+            every = next(waits, every)
+
+    def _story(self, info: JobInfo, done: int) -> list[str]:
+        """'123 of 1,000 tasks', '50/s', '18 s left', '2 failed', '3 nodes'"""
+        total, seconds = self._total(), time.monotonic() - self._began
+        rate = done / seconds if seconds > 0 else 0.0
+        parts = [f"{done:,} of {total:,} tasks" if total >= 0 else f"{done:,} tasks", f"{_short(rate)}/s"]
+        if total > done and rate > 0:
+            parts.append(f"{duration((total - done) / rate)} left")
+        if info.counts.failed:
+            parts.append(f"{info.counts.failed:,} failed")
+        if info.counts.retried:
+            parts.append(f"{info.counts.retried:,} run again")
+        nodes = len(info.nodes)
+        parts.append(f"{nodes} node{'s' if nodes != 1 else ''}")
+        return parts
+
+
+def _ended_well(job: MapJob, info: JobInfo) -> bool:
+    return info.state == "succeeded" or info.counts.done >= job.total >= 0
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '3 min 20 s', '2 h 5 min'"""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def wanted(nested: bool) -> tuple[bool, float] | None:
+    """(a bar?, seconds before it shows) for a map that starts now, or None for no progress at all."""
+    setting = os.environ.get("FALLOW_PROGRESS", "").strip().lower()
+    if nested or setting in ("0", "off", "no", "false"):
+        return None
+    forced = setting in ("1", "on", "yes", "true")
+    try:
+        terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        terminal = False
+    if terminal:
+        return True, 0.0 if forced else BAR_AFTER_S
+    return False, BAR_AFTER_S if forced else LINES_AFTER_S

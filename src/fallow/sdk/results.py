@@ -1,0 +1,200 @@
+"""Results of a map as they come out: ordered or not, one at a time to the caller, page by page inside."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from fallow.sdk.failures import fault_exception, task_exception
+from fallow.sdk.mapjob import Batch, MapJob, Part
+from fallow.wire.page import Failure, decode_page
+
+
+class ResultStream:
+    """Batches of results with one request of read-ahead. `take` is for one consumer at a time."""
+
+    def __init__(
+        self, job: MapJob, *, ordered: bool = True, consume: bool = True, start: int = 0, stop: int = -1
+    ) -> None:
+        self.job = job
+        self._ordered = ordered
+        self._consume = consume
+        self._cursor = start
+        self._stop = stop
+        self._ahead: Future[Batch] | None = None
+        self.finished = False
+
+    def prefetch(self) -> None:
+        """Ask for the next batch, unless that is under way."""
+        if self._ahead is None and not self.finished:
+            self._ahead = self.job.client.thread.submit(self._fetch())
+
+    async def _fetch(self) -> Batch:
+        # What is below the cursor has been received, and this client is the only reader of an attached job.
+        consumed = self._cursor if self._consume else -1
+        batch, self._cursor = await self.job.fetch(
+            self._cursor, ordered=self._ordered, consumed=consumed, stop=self._stop
+        )
+        return batch
+
+    def pending(self) -> Future[Batch]:
+        """The batch under way."""
+        self.prefetch()
+        assert self._ahead is not None
+        return self._ahead
+
+    def arrived(self, batch: Batch) -> list[Part]:
+        """Take over the batch that `pending` came to: asks for the next, makes room for inputs."""
+        self._ahead = None
+        self.finished = batch.last
+        self.prefetch()
+        parts = batch.parts
+        if self._ordered:
+            parts.sort(key=lambda part: part.start)
+        if self._consume:
+            self.job.received(sum(part.stop - part.start for part in parts))
+        return parts
+
+    def drop(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+
+
+class Reading:
+    """How a caller wants to see failures."""
+
+    def __init__(self, name: str, return_exceptions: bool) -> None:
+        self.name = name
+        self.return_exceptions = return_exceptions
+
+    def items(self, part: Part) -> Iterator[Any]:
+        """An iterator over the results of the part. Items that failed raise from it, and it can go on after that."""
+        if part.fault is not None:
+            return _Failing(iter((None,)), part.start, self, fault_exception(part.fault, self.name))
+        items = decode_page(part.buffer)
+        low, high = part.start - part.page_start, part.stop - part.page_start
+        if low or high != len(items):
+            items = items[low:high]
+        if part.failed_count:
+            return _Failing(iter(items), part.start, self)
+        return iter(items)
+
+
+class _Failing:
+    """Iterates over results among which there are failures."""
+
+    __slots__ = ("_fault", "_index", "_items", "_reading")
+
+    def __init__(self, items: Iterator[Any], index: int, reading: Reading, fault: BaseException | None = None) -> None:
+        self._items = items
+        self._index = index - 1
+        self._reading = reading
+        self._fault = fault
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._items)
+        self._index += 1
+        if self._fault is not None:
+            error: BaseException = self._fault
+        elif type(item) is Failure:
+            error = task_exception(item, self._index, self._reading.name)
+        else:
+            return item
+        if self._reading.return_exceptions:
+            return error
+        raise error
+
+
+def _waited(future: Future[Batch]) -> Batch:
+    return future.result()
+
+
+def iterate_parts(
+    stream: ResultStream,
+    reading: Reading,
+    done: Callable[[bool], None],
+    wait: Callable[[Future[Batch]], Batch] = _waited,
+) -> Generator[Iterator[Any], None, None]:
+    """Iterators over the items of one part after another. `done(ended)` is called once, whatever happens: also when
+    the generator is dropped. Yields an empty part first, so that a primed generator is sure to get there."""
+    ended = False
+    try:
+        yield iter(())
+        while not stream.finished:
+            batch = wait(stream.pending())
+            for part in stream.arrived(batch):
+                yield reading.items(part)
+            if batch.error is not None:
+                ended = True
+                raise batch.error
+        ended = True
+    finally:
+        stream.drop()
+        done(ended)
+
+
+class Results:
+    """What `.map` returns: an iterator over results. Dropping or closing it before the end cancels the job.
+
+    After a task's exception it can be asked on for the results that follow."""
+
+    def __init__(
+        self,
+        stream: ResultStream,
+        reading: Reading,
+        done: Callable[[bool], None],
+        wait: Callable[[Future[Batch]], Batch] = _waited,
+    ) -> None:
+        self.job_id = stream.job.job_id
+        self._parts = iterate_parts(stream, reading, done, wait)
+        next(self._parts)
+        self._items = itertools.chain.from_iterable(self._parts)
+
+    def __iter__(self) -> Iterator[Any]:
+        # The bare chain: nothing of ours runs per item. It keeps the generator alive, and with it the job.
+        return self._items
+
+    def __next__(self) -> Any:
+        return next(self._items)
+
+    def close(self) -> None:
+        """Want no more results: the job is cancelled."""
+        self._parts.close()
+        self._items = itertools.chain(())
+
+
+async def iterate_async(stream: ResultStream, reading: Reading) -> AsyncIterator[Any]:
+    """The same for `async for`."""
+    ended = False
+    try:
+        while not stream.finished:
+            batch = await asyncio.wrap_future(stream.pending())
+            for part in stream.arrived(batch):
+                for item in reading.items(part):
+                    yield item
+            if batch.error is not None:
+                ended = True
+                raise batch.error
+        ended = True
+    finally:
+        stream.drop()
+        stream.job.close(cancel=not ended)
+
+
+def fold(parts: Iterator[Iterator[Any]], reduce: Callable[[Any, Any], Any], initial: Sequence[Any]) -> Any:
+    """Fold partial values in index order. `initial`: empty, or the one value to begin with. Raises TypeError for
+    nothing at all, as functools.reduce does."""
+    import functools
+
+    values = itertools.chain(initial, itertools.chain.from_iterable(parts))
+    try:
+        first = next(values)
+    except StopIteration:
+        raise TypeError("reduce of no inputs without an initial value: give initial=...") from None
+    return functools.reduce(reduce, values, first)

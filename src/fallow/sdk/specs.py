@@ -1,0 +1,90 @@
+"""From a function and its options to the JobSpec that goes to the pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobKind, JobSpec
+from fallow.sdk.env import env_spec
+from fallow.sdk.modules import zip_local_modules
+from fallow.sdk.options import Options
+
+if TYPE_CHECKING:
+    from fallow.sdk.client import Client
+
+
+def bytes_blob(client: Client, data: bytes) -> Blob:
+    """Bytes as a Blob: inline where small, else put into the blob store (blocks)."""
+    from fallow.wire.blobs import hash_segments
+
+    if len(data) <= INLINE_LIMIT_BYTES:
+        digest, size = hash_segments([data])
+        return Blob(digest, size, data)
+    client.ready()
+    blob: Blob = client.submit_blocking(client.blobs.put_segments([data]))
+    return blob
+
+
+def make_spec(
+    client: Client,
+    *,
+    name: str,
+    kind: JobKind,
+    payload: bytes,
+    options: Options,
+    max_leases: int = 0,
+    detached: bool = False,
+    reduce: bool = False,
+    total_hint: int = -1,
+    page_tasks: bool = False,
+) -> JobSpec:
+    """Everything of the job that is fixed. Puts a large payload, and the local modules, into the blob store."""
+    from fallow.sdk.mapjob import new_job_id
+
+    env = options.env
+    modules = zip_local_modules(env.extra_modules if env else ()) if env is None or env.ship_modules else None
+    return JobSpec(
+        job_id=new_job_id(),
+        name=name,
+        kind=kind,
+        client_id=client.ready().id if client.nested else client.id,
+        function=bytes_blob(client, payload),
+        env=env_spec(env, bytes_blob(client, modules) if modules else None),
+        resources=options.resources,
+        timeout_s=options.timeout_s,
+        retry=options.retry,
+        max_nodes=options.max_nodes,
+        max_leases=max_leases,
+        speculate=options.speculate,
+        detached=detached,
+        reduce=reduce,
+        total_hint=total_hint,
+        created_unix_s=time.time(),
+        page_tasks=page_tasks,
+    )
+
+
+def dump_payload(
+    fn: Callable[..., Any],
+    *,
+    style: Any,
+    name: str,
+    options: Options,
+    kwargs: dict[str, Any] | None = None,
+    cls_hooks: Any = None,
+    reduce: Callable[[Any, Any], Any] | None = None,
+) -> bytes:
+    """The function as bytes for workers. Raises UnserialisableFunction."""
+    from fallow.wire.code import dump_function
+
+    return dump_function(
+        fn,
+        style=style,
+        kwargs=kwargs or {},
+        cls_hooks=cls_hooks,
+        reduce=reduce,
+        retry_on=options.retry_on,
+        name=name,
+    )
