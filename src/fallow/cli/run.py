@@ -85,9 +85,13 @@ def file_shape(source: str) -> FileShape:
             functions.append(node.name)
             if any(_decorator_name(item) == "function" for item in node.decorator_list):
                 decorated.append(node.name)
-        elif isinstance(node, ast.If) and "__name__" in ast.dump(node.test):
+        elif _is_guard(node):
             has_guard = True
     return FileShape(tuple(decorated), tuple(functions), has_guard)
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.dump(node.test)
 
 
 def _decorator_name(decorator: ast.expr) -> str:
@@ -141,25 +145,32 @@ def _run_script(path: Path, words: list[str]) -> int:
 
 
 def _load(path: Path) -> ModuleType:
-    """Import the file as a module of its name, so that its functions reach the nodes as those of a module do."""
+    """Import the file as a module of its name, so that its functions reach the nodes as those of a module do.
+
+    A file whose name is none (`my-search.py`) stands in for the main module, whose functions travel by value; what
+    it guards with `if __name__ == "__main__"` does not run."""
     import importlib.util
 
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    file = path.resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    # Modules that travel along are looked for beside the main file.
+    sys.modules["__main__"].__file__ = str(file)
     name = path.stem
-    if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
-        name = f"fallow_run_{''.join(c if c.isalnum() else '_' for c in name)}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise SettingError(f"{path} cannot be imported: is it a Python file?")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    import cloudpickle
-
-    # Whatever its name, the file's code travels with the job: it need not be importable on the nodes.
-    cloudpickle.register_pickle_by_value(module)
-    spec.loader.exec_module(module)
+    if name.isidentifier() and name not in sys.modules and name not in sys.stdlib_module_names:
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise SettingError(f"{path} cannot be imported: is it a Python file?")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+    module = ModuleType("__main__")
+    module.__file__ = str(file)
+    sys.modules["__main__"] = module
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    tree.body = [node for node in tree.body if not _is_guard(node)]
+    exec(compile(tree, str(file), "exec"), vars(module))
     return module
 
 
