@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 
 from tests.worker.harness import Bench, open_bench
@@ -14,7 +13,3 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with open_bench(tmp_path) as made:
         yield made
 
-
-@pytest.fixture(autouse=True)
-def _by_value(request: pytest.FixtureRequest) -> None:
-    """Tests define their tasks inside themselves, so that they travel by value."""

@@ -143,4 +143,4 @@ async def open_bench(tmp_path: Path, **settings: Any) -> AsyncIterator[Bench]:
         recorder = Recorder()
         yield Bench(zygote, await zygote.start_worker(0, recorder, **settings), recorder)
     finally:
-        await zygote.stop()
+        await zygote.close()

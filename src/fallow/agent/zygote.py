@@ -57,7 +57,7 @@ class Zygote:
         return self._process.pid if self._process is not None else 0
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._control is not None
 
     @property
@@ -69,7 +69,7 @@ class Zygote:
     async def start(self) -> None:
         """Raises EnvironmentFailed with the interpreter's own words."""
         async with self._starting:
-            if self.alive:
+            if self.is_alive:
                 return
             self._launch()
             assert self._ready is not None
@@ -120,7 +120,7 @@ class Zygote:
             return self._log.read_text(errors="replace")[-2000:].strip()
         return ""
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """End the zygote and all its workers, and wait for that."""
         self._closed = True
         process = self._process
@@ -262,7 +262,7 @@ class Zygote:
 
     def watch(self) -> None:
         """Look at the shared maps from now on, every POLL_S, until no worker runs an order."""
-        if self._poll_handle is None and self.alive:
+        if self._poll_handle is None and self.is_alive:
             self._poll_handle = self._loop.call_later(POLL_S, self._poll)
 
     def _poll(self) -> None:
@@ -277,9 +277,11 @@ class Zygote:
 async def start_zygote(
     python: Path | str = "", sys_path: Sequence[str] = (), scratch: Path | str = "", cpu: int = 1
 ) -> Zygote:
-    """Start a zygote with the interpreter `python` (empty: this one). `scratch`: a folder of its own, made here and
-    removed at its end; workers keep large results there. Raises EnvironmentFailed."""
-    folder = Path(scratch) if scratch else Path(tempfile.mkdtemp(prefix="fallow-scratch-")) / "zygote"
+    """Start a zygote with the interpreter `python` (empty: this one). `scratch`: in it a folder is made, and removed
+    with the zygote's end; workers keep large results there. Raises EnvironmentFailed."""
+    parent = Path(scratch or tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="zygote-", dir=parent))
     zygote = Zygote(Path(python or sys.executable), sys_path, folder, cpu)
     await zygote.start()
     return zygote

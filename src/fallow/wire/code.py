@@ -42,6 +42,8 @@ class _Payload(Struct, frozen=True, array_like=True):
     sources: Sources
 
 
+__all__ = ["ClassHooks", "Loaded", "Style", "dump_function", "dumps", "load_function", "python_minor"]
+
 _VERSION = 1
 _decoder = msgspec.msgpack.Decoder(_Payload)
 

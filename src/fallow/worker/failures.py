@@ -8,7 +8,7 @@ import traceback
 from types import TracebackType
 
 import fallow
-from fallow.wire.by_value import dumps
+from fallow.wire.code import dumps
 from fallow.wire.page import Failure
 
 TEXT_LIMIT = 16 * 1024

@@ -126,6 +126,6 @@ def _encode(part: list[Any], found: dict[int, Failure], strict: bool) -> tuple[l
     bad = split_unserialisable(values)
     found = {
         **found,
-        **{offset: Failure("unserialisable", type(error).__name__, str(error)) for offset, error in bad.items()},
+        **{offset: Failure("unserialisable", error.where, str(error)) for offset, error in bad.items()},
     }
     return encode_results(values, found), found
