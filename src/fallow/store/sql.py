@@ -21,7 +21,7 @@ from fallow.model.job import Blob, JobSpec
 from fallow.model.node import NodeSpec
 from fallow.model.states import JobState
 from fallow.store import tables
-from fallow.store.protocol import Op, PageIndex, StoredJob, StoreError
+from fallow.store.protocol import Op, PageIndex, StoredJob, StoreError, StoreFull
 from fallow.store.schema import bring_up_to_date
 from fallow.store.writes import Writes
 
@@ -248,17 +248,24 @@ class SqlStore:
                 self._sql.begin_write(connection)
                 yield connection
                 connection.commit()
-            except BaseException as error:
-                self._roll_back(connection, hard=isinstance(error, SQLAlchemyError))
+            except SQLAlchemyError as error:
+                # Put into words first: what the disk is like is seen best before anything is closed.
+                in_words = self._in_words_of(error)
+                self._roll_back(connection, trusted=isinstance(in_words, StoreFull))
+                if in_words is None:
+                    raise
+                raise in_words from error
+            except BaseException:
+                self._roll_back(connection, trusted=True)
                 raise
 
-    def _roll_back(self, connection: Connection, hard: bool) -> None:
-        """`hard`: the engine failed; its connection is not trusted any more."""
+    def _roll_back(self, connection: Connection, trusted: bool) -> None:
+        """A connection that is not trusted any more is given up."""
         try:
             connection.rollback()
         except SQLAlchemyError:
-            hard = True
-        if hard:
+            trusted = False
+        if not trusted:
             self._drop_writer()
 
     def _drop_writer(self) -> None:
@@ -274,10 +281,13 @@ class SqlStore:
         try:
             yield
         except (SQLAlchemyError, OSError) as error:
-            in_words = self._sql.store_error(getattr(error, "orig", None) or error)
+            in_words = self._in_words_of(error)
             if in_words is None:
                 raise
             raise in_words from error
+
+    def _in_words_of(self, error: BaseException) -> StoreError | None:
+        return self._sql.store_error(getattr(error, "orig", None) or error)
 
 
 def _stored_job(row: Any) -> StoredJob:

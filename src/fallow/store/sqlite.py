@@ -20,6 +20,7 @@ from fallow.store.sql import Engine
 BUSY_TIMEOUT_S = 10
 """How long a write waits for another process that holds the write lock."""
 
+_PROBE_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WORLD = {
     sqlite3.SQLITE_BUSY: "another process holds it for too long",
@@ -113,7 +114,10 @@ def _has_room(path: Path) -> bool:
         sizes = [file.stat().st_size for file in (path, path.with_name(path.name + "-wal")) if file.exists()]
         descriptor = os.open(probe, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         try:
-            os.pwrite(descriptor, b"\0" * 65536, max(sizes, default=0))
+            os.lseek(descriptor, max(sizes, default=0), os.SEEK_SET)
+            data = memoryview(bytes(_PROBE_BYTES))
+            while data:
+                data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
     except OSError as error:
