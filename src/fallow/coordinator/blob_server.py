@@ -191,6 +191,8 @@ class BlobServer:
     async def _receive(self, request: web.Request, part: Path, offset: int, size: int) -> int:
         """Append the request's body to the part, and return the part's size; more than `size` if there was more.
         What came before a cut connection stays."""
+        from aiohttp.web import RequestPayloadError
+
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         waiting: list[bytes] = []
         held = 0
@@ -204,6 +206,8 @@ class BlobServer:
                     data, waiting, held = b"".join(waiting), [], 0
                     offset += len(data)
                     await to_the_end(write_all, descriptor, data)
+            return offset + held
+        except (ConnectionError, RequestPayloadError):
             return offset + held
         finally:
             try:

@@ -194,6 +194,16 @@ class HttpBlobs:
         session = self._session()
         upload = {UPLOAD_ID: secrets.token_hex(8)}
         reached = 0
+        source: list[Exception] = []
+
+        async def body(offset: int) -> AsyncIterator[bytes]:
+            try:
+                async for chunk in read(offset):
+                    yield chunk
+            except Exception as error:
+                source.append(error)  # aiohttp makes a failed connection of it
+                raise
+
         while True:
             try:
                 url = await self._sign("PUT", digest, size)
@@ -210,10 +220,12 @@ class HttpBlobs:
                     "Content-Length": str(size - offset),
                     "Content-Type": "application/octet-stream",
                 }
-                async with session.put(url, headers=headers, data=read(offset)) as answer:
+                async with session.put(url, headers=headers, data=body(offset)) as answer:
                     await _check(answer, digest)
                 return
             except _again() as error:
+                if source:
+                    raise source[0] from None
                 await attempts.failed(error)
 
     def _session(self) -> aiohttp.ClientSession:
