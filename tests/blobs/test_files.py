@@ -220,8 +220,8 @@ def test_live_and_young_blobs_are_never_deleted(
     assert delete_unreferenced(files, live, older_than_days * DAY_S) == len(gone)
     assert {path.name for path in files.folder.glob("[0-9a-f][0-9a-f]/*")} == kept
     assert nonce.exists()
-    for digest in kept:
-        files.path(digest).unlink()
+    for name in kept:
+        files.path(name).unlink()
 
 
 def test_use_makes_a_blob_young(files: BlobFiles) -> None:
