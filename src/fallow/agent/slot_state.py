@@ -247,9 +247,8 @@ class SlotMachine:
         for later in report.retry_later:
             held.covered.add(later.index, later.index + 1)
         if report.ended:
-            if held.asked is not None:
-                # What the limit cut off was never begun; the worker does not speak of it.
-                give_back += held.missing(max(held.asked, held.start), held.cut)
+            # What a limit cut off was never begun; the worker does not speak of it.
+            give_back += held.missing(held.start, held.cut)
             self._end(lane)
             self._begin_next(effects, now)
         pull = self._next_pull(now) if report.ended else None
