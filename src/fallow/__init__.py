@@ -103,3 +103,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+def _hook_joblib() -> None:
+    from fallow.sdk.joblib_hook import install
+
+    install()
+
+
+_hook_joblib()

@@ -48,7 +48,7 @@ class App:
         name: str | None = None,
     ) -> Callable[[Callable[P, R]], Function[P, R]]: ...
 
-    def function(self, fn: Callable[..., Any] | None = None, /, *, name: str | None = None, **options: Any) -> Any:
+    def function(self, fn: Any = None, /, *, name: str | None = None, **options: Any) -> Any:  # type: ignore[misc]
         """Make a function one that runs in a pool.
 
         timeout: seconds per task. retries: attempts after the first for tasks that raise or run out of time, a number

@@ -156,6 +156,10 @@ class Calls:
         self._window = RateWindow(2)
         self._item_bytes = 256
         self._heard = 0.0
+        self._under_way = 0
+        """Calls that are neither queued nor sent: their large page is being put."""
+        self._idle: list[Future[None]] = []
+        self._closing = False
 
     def describe(self) -> str:
         return self.name
@@ -201,10 +205,26 @@ class Calls:
                 sink.set_running_or_notify_cancel()
             else:
                 sink.set_exception(TaskCancelled("the call was cancelled."))
+        self.client.later(self._maybe_idle)
 
     def close(self) -> None:
-        """No call will follow and none is out: the standing job ends."""
-        self.client.later(self._close)
+        """No call will follow: the standing job ends when none is out."""
+        self.client.later(self._begin_close)
+
+    def abort(self) -> None:
+        """End the standing job now, with all that is out."""
+        self.client.later(self._abort)
+
+    def wait_idle(self) -> None:
+        """Wait until every call is answered."""
+        idle: Future[None] = Future()
+        self.client.later(self._notify_idle, idle)
+        while not self.client.closed:
+            try:
+                idle.result(1.0)
+                return
+            except TimeoutError:
+                continue
 
     # ------------------------------------------------------------ sending
 
@@ -309,13 +329,16 @@ class Calls:
         return page
 
     async def _send_large(self, start: int, sinks: Sequence[Sink], segments: list[Any]) -> None:
+        self._under_way += 1
         try:
             blob = await self.client.blobs.put_segments(segments)
+            self._send([self._sent_page(start, sinks, blob)])
         except Exception as error:
             for sink in sinks:
                 sink.set_exception(error)
-            return
-        self._send([self._sent_page(start, sinks, blob)])
+        finally:
+            self._under_way -= 1
+            self._maybe_idle()
 
     def _send(self, pages: Sequence[InputPage]) -> None:
         message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._received_intervals())
@@ -352,6 +375,8 @@ class Calls:
             self._send_queued()
         if message.ended:
             self.client.spawn(self._on_ended(message.ended))
+        if self._idle or self._closing:
+            self._maybe_idle()
 
     async def _answer_large(self, page: ResultPage) -> None:
         if not any(index in self._waiting for index in range(page.start, page.stop)):
@@ -367,6 +392,7 @@ class Calls:
         self._answer(page, buffer)
         if self._queue and self._state == "open":
             self._send_queued()
+        self._maybe_idle()
 
     def _answer(self, page: ResultPage, buffer: Any) -> None:
         start, stop, shift = page.start, page.stop, page.page_start
@@ -477,18 +503,39 @@ class Calls:
         for sink, _, _ in queue:
             if sink.set_running_or_notify_cancel():
                 sink.set_exception(error)
+        self._maybe_idle()
 
     def pool_closed(self, error: BaseException) -> None:
         self._fail_all(error)
 
-    def _close(self) -> None:
-        if self._state == "open" and not self._waiting and not self._queue:
-            self._state = "ended"
+    def _abort(self) -> None:
+        was_open = self._state == "open"
+        self._fail_all(JobCancelled(f"{self.name} was aborted."))
+        if was_open:
+            self.client.spawn(self.client.cancel_job(self.job_id, "aborted"))
+
+    def _notify_idle(self, idle: Future[None]) -> None:
+        self._idle.append(idle)
+        self._maybe_idle()
+
+    def _begin_close(self) -> None:
+        self._closing = True
+        self._maybe_idle()
+
+    def _maybe_idle(self) -> None:
+        if self._waiting or self._queue or self._under_way:
+            return
+        waiters, self._idle = self._idle, []
+        for idle in waiters:
+            idle.set_result(None)
+        if self._closing and self._state in ("open", "new"):
+            was_open, self._state = self._state == "open", "ended"
             self.ended = JobCancelled(f"{self.name} takes no more calls.")
             self.client.attached.pop(self.job_id, None)
             if self._printer is not None:
                 self._printer.end(self.client)
-            self.client.spawn(self.client.cancel_job(self.job_id, "no more calls"))
+            if was_open:
+                self.client.spawn(self.client.cancel_job(self.job_id, "no more calls"))
 
 
 def _encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:

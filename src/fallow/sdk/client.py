@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
@@ -75,6 +76,7 @@ class Client:
         self.blobs: BlobPort
         self.found: FoundPool | None = None
         self.last_output = 0.0
+        self.executors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._bridge = bridge
         self._opened: Future[None] = Future()
         self._trouble_since = 0.0
@@ -105,7 +107,7 @@ class Client:
 
     def spawn(self, work: Any) -> asyncio.Future[Any]:
         """Start a coroutine; it is kept until it ends."""
-        task = asyncio.ensure_future(work)
+        task: asyncio.Future[Any] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -274,6 +276,7 @@ class Client:
 _lock = threading.Lock()
 _client: Client | None = None
 _hooked = False
+_interrupted = False
 
 
 def get_client() -> Client:
@@ -323,6 +326,11 @@ def _forget(client: Client) -> None:
 
 def _at_exit() -> None:
     client = _client
+    if client is not None and not client.closed and not _interrupted:
+        # As the standard executors do: what was submitted is done before the script ends.
+        for executor in list(client.executors):
+            with contextlib.suppress(Exception):
+                executor.shutdown()
     if client is not None and not client.closed and client.last_output:
         # Lines that tasks printed last may still be on their way.
         time.sleep(max(0.0, min(0.2, client.last_output + 0.2 - time.monotonic())))
@@ -351,8 +359,10 @@ def _after_fork() -> None:
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ctrl-C ends a script with a line instead of a traceback through our insides."""
+    global _interrupted
     client = _client
-    if issubclass(kind, KeyboardInterrupt) and client is not None:
+    _interrupted = issubclass(kind, KeyboardInterrupt)
+    if _interrupted and client is not None:
         names = sorted({job.describe() for job in client.attached.values()})
         say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
         return

@@ -43,6 +43,9 @@ class Function(Generic[P, R]):
     local(*args): the same. remote(*args): run in the pool and wait. spawn(*args): a job of its own; returns a
     JobHandle at once. map(xs), starmap(xss), for_each(xs): one task per input."""
 
+    __module__: str
+    __qualname__: str
+
     def __init__(
         self, fn: Callable[P, R], options: Options, *, app: str = "", name: str = "", hooks: Any = None
     ) -> None:
@@ -100,7 +103,7 @@ class Function(Generic[P, R]):
     async def _remote_aio(self, *args: Any, **kwargs: Any) -> Any:
         from concurrent.futures import Future
 
-        from fallow.sdk.start import current_bridge
+        from fallow.sdk.client import current_bridge
 
         if current_bridge() is not None:
             return await asyncio.to_thread(self._remote, *args, **kwargs)

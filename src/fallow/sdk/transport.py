@@ -1,4 +1,4 @@
-"""How the SDK's requests reach the pool: over NATS from a thread of its own, or, inside a task, through the agent's pipe.
+"""How the SDK's requests reach the pool: over NATS, or, inside a task, through the agent's pipe.
 
 Everything that talks runs on one event loop in one background thread; callers hand work to it.
 """
