@@ -56,6 +56,9 @@ ACKNOWLEDGE_WAIT_S = 1.5
 PYTHONS_AFTER_S = 3.0
 SWEEP_EVERY_BEATS = 30
 
+FIRST_BEATS_S = 0.05
+"""Until a coordinator has answered: it may start just now, and a cold start waits for it."""
+
 
 class Node:
     """One agent. `start_workers` before `serve`: workers warm up while the connection is made."""
@@ -122,7 +125,7 @@ class Node:
         try:
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), BEAT_INTERVAL_S)
+                    await asyncio.wait_for(ended.wait(), BEAT_INTERVAL_S if self._coordinator_epoch else FIRST_BEATS_S)
                 if not ended.is_set():
                     await self._second()
         finally:

@@ -9,7 +9,7 @@ from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, plan, too_large
 from fallow.model.job import JobKind
 from fallow.model.node import NodeSpec
 
-LEAST_INTERVAL_S = 0.02
+LEAST_INTERVAL_S = 0.005
 TICK_S = 1.0
 MISFIT_GRACE_S = 5.0
 """A job that no node could run waits this long for one that can before it is failed in words."""
