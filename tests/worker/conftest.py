@@ -12,4 +12,3 @@ from tests.worker.harness import Bench, open_bench
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with open_bench(tmp_path) as made:
         yield made
-

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fallow.agent.worker_api import OutputLine, Report, RunOrder
 from fallow.agent.worker_process import Process
 from fallow.agent.zygote import Zygote, start_zygote
@@ -84,6 +86,14 @@ def results_of(reports: Iterable[Report]) -> dict[int, object]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """It runs, and is not merely waiting to be reaped."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Bench:
     """One worker and the means to give it orders."""
 
@@ -129,6 +139,16 @@ class Bench:
         function = None if self.worker.has_loaded(spec.job_id) else dump_function(fn, **payload)
         self.worker.run(spec, function, order)
         return token
+
+    async def until_index(self, token: Token, index: int) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while self.worker.progress()[:2] != (token, index):
+                await asyncio.sleep(0.005)
+
+    async def until_gone(self, pids: Iterable[int]) -> None:
+        async with asyncio.timeout(WITHIN_S):
+            while any(is_alive(pid) for pid in pids):
+                await asyncio.sleep(0.01)
 
     async def map(self, fn: Callable[..., Any], items: Any, **settings: Any) -> list[object]:
         """Run to the end; results in order."""

@@ -81,7 +81,7 @@ class Process:
         self._job_id: JobId | None = None
         self._token: Token | None = None
         self._spec: JobSpec | None = None
-        self._order_start = 0
+        self._limit = 0
         self._seen = (-1, 0)
         self._since = 0.0
         self._verdict: tuple[str, str] | None = None
@@ -126,8 +126,8 @@ class Process:
         payload = self._account(spec.job_id, function)
         words = self._words
         words[orders.INDEX] = words[orders.ENCODING] = -1
-        words[orders.LIMIT] = order.stop
-        self._token, self._spec, self._job_id, self._order_start = order.token, spec, spec.job_id, order.start
+        words[orders.LIMIT] = self._limit = order.stop
+        self._token, self._spec, self._job_id = order.token, spec, spec.job_id
         self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
         pages = tuple(
             orders.OrderPage(page.start, page.stop, page.page.data, order.paths.get(page.start, ""))
@@ -164,6 +164,7 @@ class Process:
     def limit(self, token: Token, stop: int) -> None:
         """See worker_api."""
         if token == self._token:
+            self._limit = min(stop, self._limit)
             self._words[orders.LIMIT] = min(stop, self._words[orders.LIMIT])
 
     def progress(self) -> tuple[Token | None, int, float]:
@@ -273,8 +274,8 @@ class Process:
     def _reported(self, report: orders.Report) -> None:
         for pipe in self._pipes:
             self._hand_on(pipe.drain(self._index()) if report.ended else pipe.read(self._index()))
-        limit = self._words[orders.LIMIT]
-        give_back = tuple((start, min(stop, limit)) for start, stop in report.give_back if start < limit)
+        # What our own limit cut off is given back by whoever set it.
+        give_back = tuple((start, min(stop, self._limit)) for start, stop in report.give_back if start < self._limit)
         if report.ended and report.token == self._token:
             self._token = None
             self._begin_grace()

@@ -76,15 +76,14 @@ class Zygote:
             try:
                 await asyncio.wait_for(asyncio.shield(self._ready), START_WITHIN_S)
             except TimeoutError:
+                words = f"{self._python} did not start a worker within {START_WITHIN_S:g} s. {self._last_words()}"
                 self._lost()
-                raise EnvironmentFailed(
-                    f"{self._python} did not start a worker within {START_WITHIN_S:g} s. {self._last_words()}"
-                ) from None
+                raise EnvironmentFailed(words) from None
 
     def _launch(self) -> None:
         ours, theirs = socket.socketpair()
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._log = self._scratch.with_name(f"{self._scratch.name}.log")
+        self._log = self._scratch / "zygote.log"
         code = _CODE.format(
             path=list(self._sys_path), descriptor=theirs.fileno(), parent=os.getpid(), scratch=str(self._scratch)
         )
@@ -149,8 +148,6 @@ class Zygote:
             process.kill()
             process.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        if self._log is not None:
-            self._log.unlink(missing_ok=True)
 
     def _lost(self) -> None:
         """The control socket is closed, by either side: the zygote ends, and every worker with it."""
@@ -283,5 +280,9 @@ async def start_zygote(
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="zygote-", dir=parent))
     zygote = Zygote(Path(python or sys.executable), sys_path, folder, cpu)
-    await zygote.start()
+    try:
+        await zygote.start()
+    except BaseException:
+        await zygote.close()
+        raise
     return zygote

@@ -63,6 +63,8 @@ class Outbox:
         self._ran_s = 0.0
         self._running_since: float | None = None
         self._cpu_at = time.process_time()
+        self.item_bytes = 0
+        """A guess, from the last result."""
 
     # ------------------------------------------------ the task loop
 
@@ -100,7 +102,8 @@ class Outbox:
         piece = self._open
         if self._early and piece is not None and piece.values:
             count = len(piece.values)
-            if count * rough_bytes(piece.values[-1]) > HELD_BYTES:
+            self.item_bytes = rough_bytes(piece.values[-1])
+            if count * self.item_bytes > HELD_BYTES:
                 self.hand_in()
         return now
 

@@ -18,7 +18,7 @@ from fallow.worker import orders
 from fallow.worker.failures import make_failure
 from fallow.worker.fold import Fold
 from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT
-from fallow.worker.outbox import Outbox
+from fallow.worker.outbox import HELD_BYTES, Outbox
 
 CHUNK_S = 0.0075
 CHUNK_GROWTH = 8
@@ -137,7 +137,8 @@ class Runner:
 
     def _adapt(self, took: float) -> None:
         wanted = self.chunk * CHUNK_S / max(took, 1e-7)
-        self.chunk = max(1, min(int(wanted), self.chunk * CHUNK_GROWTH, MOST_CHUNK))
+        most = min(MOST_CHUNK, HELD_BYTES // max(1, self._outbox.item_bytes))
+        self.chunk = max(1, min(int(wanted), self.chunk * CHUNK_GROWTH, most))
 
     def _give_back(self, index: int) -> None:
         limit = min(self._order.stop, self._words[LIMIT])
