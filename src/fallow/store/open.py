@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fallow.store.protocol import Store, StoreError
+from fallow.store.sql import SqlStore
+from fallow.store.sqlite import SqliteDatabase
 
 _SCHEME = "sqlite:///"
 
@@ -21,10 +23,6 @@ def open_store(url: str) -> Store:
         )
     if not path or path == ":memory:":
         raise StoreError(f"{url!r} names no file. Expected sqlite:///PATH, such as sqlite:///pool.db.")
-    # Imported here: SQLAlchemy takes a while.
-    from fallow.store.sql import SqlStore
-    from fallow.store.sqlite import sqlite_engine
-
-    store = SqlStore(sqlite_engine(Path(path).absolute()))
+    store = SqlStore(SqliteDatabase(Path(path).absolute()))
     store.open()
     return store

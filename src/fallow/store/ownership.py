@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+import msgspec
 
 from fallow.model.ids import JobId
-from fallow.store import tables
+from fallow.store.database import Session
 from fallow.store.protocol import CreateJob, DeleteJob, Op, OwnershipLost, PutNode
 
-_jobs = tables.jobs.c
-
-_OWNED = (
-    select(_jobs.job_id, _jobs.number, _jobs.epoch, _jobs.owner, _jobs.inputs_below)
-    .where(_jobs.job_id.in_(bindparam("ids", expanding=True)))
-    .with_for_update()
-)
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Batch:
@@ -25,10 +18,11 @@ class Batch:
 
     Made inside the commit's transaction; raises OwnershipLost. `ops`: what is left to do."""
 
-    def __init__(self, connection: Connection, ops: Sequence[Op]) -> None:
-        self.connection = connection
-        self.numbers: dict[str, int] = {}
-        self.inputs_below: dict[str, int] = {}
+    def __init__(self, session: Session, ops: Sequence[Op]) -> None:
+        self.session = session
+        self.numbers: dict[JobId, int] = {}
+        self.inputs_below: dict[JobId, int] = {}
+        self.ops: Sequence[Op] = ops
         epochs: dict[JobId, set[int]] = {}
         creators: dict[JobId, str] = {}
         last: dict[JobId, type[Op]] = {}
@@ -39,29 +33,27 @@ class Batch:
                 job_id: JobId = op.job_id  # type: ignore[attr-defined]
                 epochs.setdefault(job_id, set()).add(op.epoch)  # type: ignore[attr-defined]
                 last[job_id] = type(op)
-        self.ops: Sequence[Op] = ops
         if not epochs and not creators:
             return
-        found: dict[JobId, Any] = {
-            row.job_id: row
-            for row in connection.execute(_OWNED, {"ids": sorted(epochs.keys() | creators.keys())}).all()
-        }
+        held: dict[JobId, tuple[int, str]] = {}
+        ids = sorted(epochs.keys() | creators.keys())
+        for job_id, number, epoch, owner, below in session.run("owned", {"ids": _encode_json(ids).decode()}):
+            self.numbers[job_id] = number
+            self.inputs_below[job_id] = below
+            held[job_id] = (epoch, owner)
         lost: list[JobId] = []
         ended: set[JobId] = set()
-        for job_id, row in found.items():
-            self.numbers[job_id] = row.number
-            self.inputs_below[job_id] = row.inputs_below
-        for job_id, held in epochs.items():
-            row = found.get(job_id)
-            if row is None:
-                if job_id in creators:
-                    if held != {1}:
-                        lost.append(job_id)
-                elif last[job_id] is DeleteJob:
-                    ended.add(job_id)  # the same commit was applied before: nothing is left to do
-                else:
+        for job_id, claimed in epochs.items():
+            if job_id in held:
+                epoch, owner = held[job_id]
+                if claimed != {epoch} or creators.get(job_id, owner) != owner:
                     lost.append(job_id)
-            elif held != {row.epoch} or creators.get(job_id, row.owner) != row.owner:
+            elif job_id in creators:
+                if claimed != {1}:
+                    lost.append(job_id)
+            elif last[job_id] is DeleteJob:
+                ended.add(job_id)  # the same commit was applied before: nothing is left to do
+            else:
                 lost.append(job_id)
         if lost:
             raise OwnershipLost(lost)

@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from fallow.model.ids import Interval
-from fallow.store import tables
+from fallow.store.database import Session
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_failed = msgspec.msgpack.Decoder(tuple[int, ...]).decode
-_done, _results = tables.done_intervals.c, tables.result_pages.c
-
-_CUT_RESULT = (
-    update(tables.result_pages)
-    .where(_results.job == bindparam("job_number"), _results.start == bindparam("old_start"))
-    .values(
-        start=bindparam("new_start"),
-        stop=bindparam("new_stop"),
-        failed_count=bindparam("new_count"),
-        failed=bindparam("new_failed"),
-    )
-)
-_COPY_RESULT = insert(tables.result_pages).from_select(
-    [column.name for column in tables.result_pages.columns],
-    select(
-        *(
-            {
-                "start": bindparam("new_start", type_=_results.start.type),
-                "stop": bindparam("new_stop", type_=_results.stop.type),
-                "failed_count": bindparam("new_count", type_=_results.failed_count.type),
-                "failed": bindparam("new_failed", type_=_results.failed.type),
-            }.get(column.name, column)
-            for column in tables.result_pages.columns
-        )
-    ).where(_results.job == bindparam("job_number"), _results.start == bindparam("old_start")),
-)
-_REMOVE_RESULT = delete(tables.result_pages).where(
-    _results.job == bindparam("job_number"), _results.start == bindparam("old_start")
-)
-
-_DONE_DELETE = delete(tables.done_intervals).where(
-    _done.job == bindparam("job_number"), _done.start == bindparam("old_start")
-)
-_DONE_INSERT = insert(tables.done_intervals)
-
-
-def _near(table: Any, *columns: Any) -> Any:
-    """Rows of a job that may meet [low, high]: those that start in it, and the last one that starts before it."""
-    start = table.c.start
-    before = select(func.max(start)).where(table.c.job == bindparam("job_number"), start <= bindparam("low"))
-    return (
-        select(*columns)
-        .where(
-            table.c.job == bindparam("job_number"),
-            start >= func.coalesce(before.scalar_subquery(), bindparam("low")),
-            start <= bindparam("high"),
-        )
-        .order_by(start)
-    )
-
-
-_DONE_NEAR = _near(tables.done_intervals, _done.start, _done.stop)
-_RESULTS_NEAR = _near(tables.result_pages, _results.start, _results.stop, _results.failed_count, _results.failed)
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
@@ -95,51 +40,54 @@ def cut_failed(
     return len(inside), inside
 
 
-def done_near(connection: Connection, number: int, interval: Interval) -> list[Interval]:
-    values = {"job_number": number, "low": interval[0], "high": interval[1]}
-    return [(start, stop) for start, stop in connection.execute(_DONE_NEAR, values) if stop >= interval[0]]
+def done_near(session: Session, number: int, interval: Interval) -> list[Interval]:
+    """Dropped intervals that meet or touch this one."""
+    values = {"number": number, "low": interval[0], "high": interval[1]}
+    return [(start, stop) for start, stop in session.run("done_near", values) if stop >= interval[0]]
 
 
-def _set_done(connection: Connection, number: int, old: Sequence[Interval], new: Sequence[Interval]) -> None:
+def _set_done(session: Session, number: int, old: Sequence[Interval], new: Sequence[Interval]) -> None:
     if old:
-        connection.execute(_DONE_DELETE, [{"job_number": number, "old_start": start} for start, _ in old])
+        session.run_many("remove_done", [{"number": number, "old_start": start} for start, _ in old])
     if new:
-        connection.execute(_DONE_INSERT, [{"job": number, "start": start, "stop": stop} for start, stop in new])
+        session.run_many("add_done", [{"job": number, "start": start, "stop": stop} for start, stop in new])
 
 
-def add_done(connection: Connection, number: int, added: Sequence[Interval]) -> None:
+def add_done(session: Session, number: int, added: Sequence[Interval]) -> None:
+    """Remember intervals as done."""
     for interval in added:
-        near = done_near(connection, number, interval)
-        _set_done(connection, number, near, merged([*near, interval]))
+        near = done_near(session, number, interval)
+        _set_done(session, number, near, merged([*near, interval]))
 
 
-def cut_done(connection: Connection, number: int, removed: Interval) -> None:
+def cut_done(session: Session, number: int, removed: Interval) -> None:
+    """Take an interval out of what was dropped."""
     start, stop = removed
-    met = [(low, high) for low, high in done_near(connection, number, removed) if low < stop and high > start]
+    met = [(low, high) for low, high in done_near(session, number, removed) if low < stop and high > start]
     rest = [part for low, high in met for part in ((low, start), (stop, high)) if part[0] < part[1]]
-    _set_done(connection, number, met, rest)
+    _set_done(session, number, met, rest)
 
 
-def cut_results(connection: Connection, number: int, removed: Interval) -> None:
-    values = {"job_number": number, "low": removed[0], "high": removed[1]}
-    for row in connection.execute(_RESULTS_NEAR, values).all():
-        whole = (row.start, row.stop)
-        if whole[0] >= removed[1] or whole[1] <= removed[0]:
+def cut_results(session: Session, number: int, removed: Interval) -> None:
+    """Take an interval out of the recorded pages: one that meets it is cut, or split in two."""
+    near = session.run("results_near", {"number": number, "low": removed[0], "high": removed[1]})
+    for start, stop, failed_count, encoded in near:
+        whole = (start, stop)
+        if start >= removed[1] or stop <= removed[0]:
             continue
-        failed = _decode_failed(row.failed) if row.failed else ()
-        parts = [part for part in ((whole[0], removed[0]), (removed[1], whole[1])) if part[0] < part[1]]
-        rows: list[Mapping[str, Any]] = []
-        for part in parts:
-            count, named = cut_failed(part, whole, removed, row.failed_count, failed)
-            rows.append(
-                {
-                    "job_number": number, "old_start": whole[0], "new_start": part[0], "new_stop": part[1],
-                    "new_count": count, "new_failed": _encode(named) if named else None,
-                }
-            )  # fmt: skip
+        failed = _decode_failed(encoded) if encoded else ()
+        rows: list[dict[str, object]] = []
+        for part in ((start, removed[0]), (removed[1], stop)):
+            if part[0] < part[1]:
+                count, named = cut_failed(part, whole, removed, failed_count, failed)
+                rows.append(
+                    {
+                        "number": number, "old_start": start, "new_start": part[0], "new_stop": part[1],
+                        "new_failed_count": count, "new_failed": _encode(named) if named else None,
+                    }
+                )  # fmt: skip
         # The copy comes first: it reads the row that the cut changes.
-        for row_values in rows[1:]:
-            connection.execute(_COPY_RESULT, row_values)
-        connection.execute(_CUT_RESULT if rows else _REMOVE_RESULT, rows[0] if rows else {
-            "job_number": number, "old_start": whole[0],
-        })  # fmt: skip
+        session.run_many("copy_result", rows[1:])
+        session.run_many("cut_result", rows[:1])
+        if not rows:
+            session.run("remove_result", {"number": number, "old_start": start})

@@ -6,16 +6,12 @@ import contextlib
 import errno
 import os
 import sqlite3
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
-from sqlalchemy import Connection, event
-from sqlalchemy.dialects.sqlite import insert
-
-from fallow.store import tables
+from fallow.store.database import Row
 from fallow.store.protocol import StoreError, StoreFull, StoreUnavailable
-from fallow.store.sql import Engine
 
 BUSY_TIMEOUT_S = 10
 """How long a write waits for another process that holds the write lock."""
@@ -34,58 +30,98 @@ _WORLD = {
     sqlite3.SQLITE_NOMEM: "there is not enough memory",
     sqlite3.SQLITE_PROTOCOL: "its lock cannot be had",
 }
+_PRAGMAS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "foreign_keys = ON",
+    "temp_store = MEMORY",
+    "journal_size_limit = 67108864",
+)
 
 
-def sqlite_engine(path: Path) -> Engine:
-    """An Engine over the database file at `path`, made with its folder where they do not exist."""
-    engine = sqlalchemy.create_engine(
-        sqlalchemy.URL.create("sqlite", database=str(path)),
-        pool_size=2,
-        max_overflow=30,
-        connect_args={"timeout": BUSY_TIMEOUT_S, "cached_statements": 256},
-    )
+class SqliteSession:
+    """A connection. The driver begins no transactions by itself: begin() does, with the lock that a write needs."""
 
-    @event.listens_for(engine, "connect")
-    def connected(connection: sqlite3.Connection, _record: Any) -> None:
-        # The driver begins no transactions by itself: begin_write does it, with the lock that a write needs.
-        connection.isolation_level = None
-        for pragma in (
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            "temp_store = MEMORY",
-            "journal_size_limit = 67108864",
-        ):
+    def __init__(self, connection: sqlite3.Connection, statements: Mapping[str, str], schema: Sequence[str]) -> None:
+        self._connection = connection
+        self._statements = statements
+        self._schema = schema
+        for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
-    def begin_write(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def run(self, name: str, values: Mapping[str, Any] = {}) -> list[Row]:
+        return self._connection.execute(self._statements[name], values).fetchall()
 
-    nodes = insert(tables.nodes)
-    return Engine(
-        engine=engine,
-        begin_write=begin_write,
-        insert_ignore=lambda table: insert(table).on_conflict_do_nothing(),
-        upsert_node=nodes.on_conflict_do_update(
-            index_elements=["node_id"],
-            set_={name: nodes.excluded[name] for name in ("spec", "unix_s", "state")},
-        ),
-        store_error=lambda error: _store_error(error, path),
-        prepare=lambda: _prepare(path),
-        where=str(path),
+    def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            self._connection.executemany(self._statements[name], rows)
+
+    def begin(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._connection.commit()
+
+    def rollback(self) -> None:
+        self._connection.rollback()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def tables(self) -> set[str]:
+        return {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def create_schema(self) -> None:
+        for statement in self._schema:
+            self._connection.execute(statement)
+
+    def upgrade(self) -> None:
+        from fallow.store.upgrade import upgrade_sqlite
+
+        upgrade_sqlite(self._connection)
+
+
+class SqliteDatabase:
+    """The database file at `path`, made with its folder where they do not exist."""
+
+    errors: tuple[type[Exception], ...] = (sqlite3.Error,)
+
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
+        self._path = path
+        self._statements, self._schema = _load_statements()
+
+    def prepare(self) -> None:
+        """SQLite gives its -wal and -shm files the permissions of the database file."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+    def connect(self) -> SqliteSession:
+        connection = sqlite3.connect(
+            self._path,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        return SqliteSession(connection, self._statements, self._schema)
+
+    def in_words(self, error: Exception) -> StoreError | None:
+        return _store_error(error, self._path)
+
+
+def _load_statements() -> tuple[dict[str, str], list[str]]:
+    """(statements by name, statements that make the schema) from sqlite.sql."""
+    text = Path(__file__).with_name("sqlite.sql").read_text()
+    sections = [section.partition("\n") for section in text.split("\n-- name: ")[1:]]
+    return (
+        {name: body.strip() for name, _, body in sections if name != "schema"},
+        [body.strip() for name, _, body in sections if name == "schema"],
     )
-
-
-def _prepare(path: Path) -> None:
-    """SQLite gives its -wal and -shm files the permissions of the database file."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _store_error(error: BaseException, path: Path) -> StoreError | None:
-    if isinstance(error, sqlalchemy.exc.TimeoutError):
-        return StoreUnavailable(f"the store {path} does not answer: too many readers at once")
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
             return _full(path)

@@ -23,9 +23,6 @@ from sqlalchemy import (
     text,
 )
 
-HEAD_REVISION = "0001"
-"""The migration that `metadata` equals."""
-
 metadata = MetaData()
 
 _Number = BigInteger().with_variant(Integer, "sqlite")
@@ -43,7 +40,7 @@ alembic_version = Table(
     metadata,
     Column("version_num", String(32), nullable=False, primary_key=True),
 )
-"""Alembic's own; here so that a fresh store needs no Alembic."""
+"""Alembic's own; here so that a fresh store needs no Alembic (its row: schema.HEAD_REVISION)."""
 
 jobs = Table(
     "jobs",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
+import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -30,3 +32,11 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def upgrade_sqlite(raw: sqlite3.Connection) -> None:
+    """Run what is missing over a connection that is in a transaction, and commit it."""
+    engine = sqlalchemy.create_engine("sqlite://", creator=lambda: raw, poolclass=sqlalchemy.StaticPool)
+    with engine.connect() as connection:
+        upgrade(connection)
+        connection.commit()

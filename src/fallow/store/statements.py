@@ -1,0 +1,206 @@
+"""Every statement that the store runs, by name, in SQLAlchemy Core over the tables of tables.py.
+
+Importing SQLAlchemy and building these takes a fifth of a second, a third of what a script that starts its own pool
+may take in all. So they are rendered ahead: `python -m fallow.store.render` writes sqlite.sql, which the SQLite
+store runs, and a test sees to it that the file is what would be rendered now. An engine that is only used by
+long-lived servers can render them as it starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Table,
+    TableValuedAlias,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    union,
+    update,
+)
+from sqlalchemy.dialects import sqlite
+
+from fallow.model.states import JobState
+from fallow.store import tables
+
+_jobs, _inputs, _results = tables.jobs.c, tables.input_pages.c, tables.result_pages.c
+_done, _logs, _specs = tables.done_intervals.c, tables.logs.c, tables.job_specs.c
+
+SETTABLE = (
+    "state",
+    "reason",
+    "total",
+    "ended_unix_s",
+    "nodes",
+    "input_error",
+    "consumed",
+    "retried",
+)
+"""Columns of a job that SetJob sets."""
+
+
+def _listed(name: str) -> Any:
+    """The values of a parameter that is a JSON array."""
+    rows: TableValuedAlias = func.json_each(bindparam(name)).table_valued("value")
+    return select(rows.c.value)
+
+
+def _near(table: Any, *columns: Any) -> Any:
+    """Rows of a job that may meet [low, high]: those that start in it, and the last one that starts before it."""
+    start = table.c.start
+    before = select(func.max(start)).where(table.c.job == bindparam("number"), start <= bindparam("low"))
+    return (
+        select(*columns)
+        .where(
+            table.c.job == bindparam("number"),
+            start >= func.coalesce(before.scalar_subquery(), bindparam("low")),
+            start <= bindparam("high"),
+        )
+        .order_by(start)
+    )
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+def _put(table: Any) -> Any:
+    """Insert a row; one that is there is left alone."""
+    return sqlite.insert(table).values({name: bindparam(name) for name in _names(table)}).on_conflict_do_nothing()
+
+
+def _read(table: Any) -> Any:
+    return select(table.c.start, table.c.digest, table.c.size, table.c.inline, table.c.data).where(
+        table.c.job == _NUMBER, table.c.start.in_(_listed("starts"))
+    )
+
+
+_NONE: ColumnElement[int] = literal_column("0")
+_NUMBER = select(_jobs.number).where(_jobs.job_id == bindparam("id")).scalar_subquery()
+_JOB = select(
+    *(_jobs[name] for name in ("state", "reason", "owner", "epoch", "total", "created_unix_s", "ended_unix_s")),
+    *(_jobs[name] for name in ("nodes", "input_error", "consumed", "retried")),
+    _specs.spec,
+).join(tables.job_specs, _specs.job == _jobs.number)
+_ACTIVE: list[ColumnElement[str]] = [literal_column(f"'{state}'") for state in JobState if not state.is_final]
+_LIST = _JOB.order_by(_jobs.number.desc()).limit(bindparam("count")).offset(_NONE)
+
+_BELOW_INDEX = (
+    _results.job == bindparam("number"), _results.start < bindparam("below"), _results.stop <= bindparam("below")
+)  # fmt: skip
+_BELOW_SEQ = (_results.job == bindparam("number"), _results.seq < bindparam("below"))
+_ONE_RESULT = (_results.job == bindparam("number"), _results.start == bindparam("old_start"))
+_CUT = {
+    name: bindparam(f"new_{name}", type_=_results[name].type) for name in ("start", "stop", "failed_count", "failed")
+}
+_NODE = sqlite.insert(tables.nodes).values({name: bindparam(name) for name in _names(tables.nodes)})
+
+STATEMENTS: dict[str, ClauseElement] = {
+    # ------------------------------------------------------------ the store as a whole
+    "revision": select(tables.alembic_version.c.version_num),
+    "pool_id": select(tables.meta.c.value).where(tables.meta.c.name == literal_column("'pool_id'")),
+    "put_meta": _put(tables.meta),
+    "live_digests": union(
+        select(_inputs.digest).where(text("NOT input_pages.inline")),
+        select(_results.digest).where(text("NOT result_pages.inline")),
+        select(tables.job_blobs.c.digest),
+    ),
+    # ------------------------------------------------------------ jobs
+    "owned": select(_jobs.job_id, _jobs.number, _jobs.epoch, _jobs.owner, _jobs.inputs_below)
+    .where(_jobs.job_id.in_(_listed("ids")))
+    .with_for_update(),
+    "create_job": insert(tables.jobs).values(
+        {name: bindparam(name) for name in _names(tables.jobs) if name != "number"}
+    ),
+    "number": select(_jobs.number).where(_jobs.job_id == bindparam("id")),
+    "put_spec": _put(tables.job_specs),
+    "put_job_blob": _put(tables.job_blobs),
+    "set_job": update(tables.jobs)
+    .where(_jobs.number == bindparam("job"))
+    .values({name: func.coalesce(bindparam(f"new_{name}", type_=_jobs[name].type), _jobs[name]) for name in SETTABLE}),
+    "set_inputs_below": update(tables.jobs)
+    .where(_jobs.number == bindparam("job"))
+    .values(inputs_below=bindparam("below")),
+    "take_job": update(tables.jobs)
+    .where(_jobs.job_id == bindparam("id"))
+    .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
+    "delete_job": delete(tables.jobs).where(_jobs.number == bindparam("job")),
+    "get_job": _JOB.where(_jobs.job_id == bindparam("id")),
+    "list_jobs": _LIST,
+    "list_active_jobs": _LIST.where(_jobs.state.in_(_ACTIVE)),
+    "find_by_id": select(_jobs.job_id).where(_jobs.job_id == bindparam("text")),
+    "find_by_name": select(_jobs.job_id)
+    .where(_jobs.name == bindparam("text"))
+    .order_by(_jobs.number.desc())
+    .limit(literal_column("1"))
+    .offset(_NONE),
+    "find_by_prefix": select(_jobs.job_id)
+    .where(_jobs.job_id >= bindparam("text"), _jobs.job_id < bindparam("after"))
+    .limit(literal_column("2"))
+    .offset(_NONE),
+    # ------------------------------------------------------------ pages
+    "put_input": _put(tables.input_pages),
+    "put_result": _put(tables.result_pages),
+    "input_index": select(_inputs.start, _inputs.stop, _inputs.digest, _inputs.size, _inputs.inline)
+    .where(_inputs.job == _NUMBER)
+    .order_by(_inputs.start),
+    "result_index": select(
+        *(_results[name] for name in ("seq", "start", "stop", "page_start", "digest", "size", "inline")),
+        *(_results[name] for name in ("failed_count", "failed", "fault", "node")),
+    )
+    .where(_results.job == _NUMBER)
+    .order_by(_results.seq, _results.start),
+    "read_input": _read(tables.input_pages),
+    "read_results": _read(tables.result_pages),
+    "drop_inputs": delete(tables.input_pages).where(
+        _inputs.job == bindparam("number"), _inputs.start < bindparam("below"), _inputs.stop <= bindparam("below")
+    ),
+    "results_below": select(_results.start, _results.stop).where(*_BELOW_INDEX),
+    "drop_results_below": delete(tables.result_pages).where(*_BELOW_INDEX),
+    "results_below_seq": select(_results.start, _results.stop).where(*_BELOW_SEQ),
+    "drop_results_below_seq": delete(tables.result_pages).where(*_BELOW_SEQ),
+    "results_near": _near(tables.result_pages, _results.start, _results.stop, _results.failed_count, _results.failed),
+    "copy_result": insert(tables.result_pages).from_select(
+        [column.name for column in tables.result_pages.columns],
+        select(*(_CUT.get(column.name, column) for column in tables.result_pages.columns)).where(*_ONE_RESULT),
+    ),
+    "cut_result": update(tables.result_pages).where(*_ONE_RESULT).values(_CUT),
+    "remove_result": delete(tables.result_pages).where(*_ONE_RESULT),
+    # ------------------------------------------------------------ what is done though its page was dropped
+    "done_intervals": select(_done.start, _done.stop).where(_done.job == _NUMBER).order_by(_done.start),
+    "done_near": _near(tables.done_intervals, _done.start, _done.stop),
+    "add_done": insert(tables.done_intervals).values({name: bindparam(name) for name in _names(tables.done_intervals)}),
+    "remove_done": delete(tables.done_intervals).where(
+        _done.job == bindparam("number"), _done.start == bindparam("old_start")
+    ),
+    # ------------------------------------------------------------ logs and nodes
+    "put_log": _put(tables.logs),
+    "drop_logs": delete(tables.logs).where(
+        _logs.job == bindparam("number"),
+        _logs.seq
+        <= select(_logs.seq)
+        .where(_logs.job == bindparam("number"))
+        .order_by(_logs.seq.desc())
+        .limit(literal_column("1"))
+        .offset(bindparam("keep"))
+        .scalar_subquery(),
+    ),
+    "read_logs": select(_logs.seq, _logs.line)
+    .where(_logs.job == _NUMBER, _logs.seq > bindparam("after"))
+    .order_by(_logs.seq)
+    .limit(bindparam("count"))
+    .offset(_NONE),
+    "put_node": _NODE.on_conflict_do_update(
+        index_elements=["node_id"], set_={name: _NODE.excluded[name] for name in ("spec", "unix_s", "state")}
+    ),
+    "list_nodes": select(tables.nodes.c.spec, tables.nodes.c.unix_s, tables.nodes.c.state).order_by(
+        tables.nodes.c.node_id
+    ),
+}
