@@ -24,11 +24,12 @@ def noop(x: Any) -> Any:
     return x
 
 
-async def timed(bench: Bench, fn: Any, items: Any, name: str) -> tuple[float, float, float, int]:
+async def timed(bench: Bench, fn: Any, items: Any, name: str, **order: Any) -> tuple[float, float, float, int]:
     """(wall, time in tasks, CPU time of the worker, reports), in seconds."""
     bench.recorder.reports.clear()
+    token = bench.run(fn, items, name=name, **order)
     began = time.perf_counter()
-    reports = await bench.recorder.ended(bench.run(fn, items, name=name))
+    reports = await bench.recorder.ended(token)
     wall = time.perf_counter() - began
     for report in reports:
         for path in report.files.values():
@@ -56,8 +57,11 @@ async def main() -> None:
             wall, ran, cpu, reports = await timed(bench, lambda x: time.sleep(0.005), range(200), "sleep")
             print(f"200 x 5 ms: outside tasks        {100 * (wall - ran) / wall:8.2f} %, {reports} reports")
             arrays = [np.ones(125_000) for _ in range(200)]
-            wall, *_ = await timed(bench, lambda a: a + 1, arrays, "arrays")
-            print(f"200 x 1 MB out (in by socket)    {200 / wall:8.0f} MB/s")
+            paths = {number: f"{folder}/{number}" for number in range(200)}
+            wall, _, cpu, reports = await timed(
+                bench, lambda a: a + 1, arrays, "arrays", page_starts=tuple(range(200)), paths=paths
+            )
+            print(f"200 x 1 MB in and out, in files  {400 / wall:8.0f} MB/s, CPU {cpu / wall:.2f}, {reports} reports")
 
 
 if __name__ == "__main__":

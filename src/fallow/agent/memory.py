@@ -1,11 +1,19 @@
-"""Memory of processes and of the machine."""
+"""Memory of workers and of the machine, so that a task that allocates without end is stopped before the kernel stops
+something else."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+RESERVE_SHARE = 0.03
+RESERVE_LEAST_BYTES = 256 * 1024 * 1024
+BLAMED_SHARE = 0.1
+"""A worker is only ended for the machine's want of memory if it uses at least this share of all."""
 
 
 def private_bytes(pid: int) -> int:
@@ -23,3 +31,75 @@ def private_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def reserve_bytes(total: int) -> int:
+    """What is to stay available on a machine with `total` bytes."""
+    return min(max(int(total * RESERVE_SHARE), RESERVE_LEAST_BYTES), total // 10)
+
+
+def choose_victim(available: int, total: int, used: Mapping[int, int]) -> int | None:
+    """The worker (key of `used`, by bytes) to end because memory runs out; None if there is enough, or if no worker
+    is to blame."""
+    if available >= reserve_bytes(total) or not used:
+        return None
+    largest = max(used, key=lambda key: used[key])
+    return largest if used[largest] >= total * BLAMED_SHARE else None
+
+
+class MachineMemory:
+    """What is left of the machine's memory, or of the control group's that this process is in. Linux; elsewhere it
+    is never short, and the system's own means must do."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._group = _limited_group() if sys.platform == "linux" else None
+        self.available = 1 << 62
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read anew (some 50 microseconds)."""
+        if sys.platform != "linux":
+            return
+        try:
+            fields = _fields(Path("/proc/meminfo"))
+            self.total = fields["MemTotal:"] * 1024
+            self.available = fields["MemAvailable:"] * 1024
+            if self._group is not None:
+                limit = int((self._group / "memory.max").read_text())
+                current = int((self._group / "memory.current").read_text())
+                stat = _fields(self._group / "memory.stat")
+                cache = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+                self.total = min(self.total, limit)
+                self.available = min(self.available, limit - current + cache)
+        except (OSError, KeyError, ValueError):
+            self.available = 1 << 62  # unknown: leave it to the kernel
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines of 'name number ...'."""
+    found: dict[str, int] = {}
+    for line in path.read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        found[name] = int(rest.split()[0])
+    return found
+
+
+def _limited_group() -> Path | None:
+    """The innermost control group (v2) around this process that has a memory limit."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    group = root / own.lstrip("/")
+    while True:
+        try:
+            if (group / "memory.max").read_text().strip() != "max":
+                return group
+        except OSError:
+            pass
+        if group == root or root not in group.parents:
+            return None
+        group = group.parent

@@ -129,6 +129,8 @@ class Process:
         words[orders.LIMIT] = self._limit = order.stop
         self._token, self._spec, self._job_id = order.token, spec, spec.job_id
         self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
+        for pipe in self._pipes:
+            pipe.last_words.clear()
         pages = tuple(
             orders.OrderPage(page.start, page.stop, page.page.data, order.paths.get(page.start, ""))
             for page in order.pages

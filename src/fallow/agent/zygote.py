@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fallow.agent.memory import MachineMemory, choose_victim, private_bytes
 from fallow.agent.worker_api import WorkerCallbacks
 from fallow.agent.worker_process import POLL_S, Process, WorkerMap
 from fallow.model.errors import EnvironmentFailed
@@ -49,7 +50,7 @@ class Zygote:
         self._log: Path | None = None
         self._starting = asyncio.Lock()
         self._poll_handle: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._memory: MachineMemory | None = None
 
     @property
     def pid(self) -> int:
@@ -119,9 +120,8 @@ class Zygote:
             return self._log.read_text(errors="replace")[-2000:].strip()
         return ""
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """End the zygote and all its workers, and wait for that."""
-        self._closed = True
         process = self._process
         self._lost()
         if process is None:
@@ -132,9 +132,10 @@ class Zygote:
             await asyncio.sleep(0.005)
         self._clean()
 
+    close = stop
+
     def kill(self) -> None:
         """End everything at once, without waiting for more than the kernel."""
-        self._closed = True
         process = self._process
         self._lost()
         if process is not None:
@@ -181,10 +182,17 @@ class Zygote:
     # ------------------------------------------------ workers
 
     async def start_worker(
-        self, slot: int, callbacks: WorkerCallbacks, cpu: int = 0, sys_path: Sequence[str] = (), cwd: str = ""
+        self,
+        slot: int,
+        callbacks: WorkerCallbacks,
+        cpu: int = 0,
+        sys_path: Sequence[str] = (),
+        cwd: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> Process:
         """Fork a worker (a few ms). `cpu`: BLAS and OpenMP threads (0: the zygote's). `sys_path`: folders that come
-        first when its tasks import. Raises EnvironmentFailed."""
+        first when its tasks import. `cwd`: empty for a folder of its own, which goes with it. Raises
+        EnvironmentFailed."""
         await self.start()
         assert self._control is not None
         self._serial += 1
@@ -200,7 +208,9 @@ class Zygote:
         worker = Process(self, serial, slot, callbacks, ours, shared, out_read, error_read, str(self._scratch))
         self._workers[serial] = worker
         cwd = cwd or str(self._scratch / f"worker-{serial}")
-        order = orders.Spawn(serial, cpu or self._cpu, str(self._scratch), tuple(sys_path), cwd)
+        order = orders.Spawn(
+            serial, cpu or self._cpu, str(self._scratch), tuple(sys_path), cwd, dict(environment or {})
+        )
         try:
             socket.send_fds(
                 self._control,
@@ -268,7 +278,24 @@ class Zygote:
         for worker in running:
             worker.check()
         if running:
+            self._guard_memory(running)
             self.watch()
+
+    def _guard_memory(self, running: list[Process]) -> None:
+        if self._memory is None:
+            self._memory = MachineMemory()
+        memory = self._memory
+        memory.refresh()
+        if choose_victim(memory.available, memory.total, {0: memory.total}) is None:
+            return  # the usual case, without a look at each worker
+        used = {number: private_bytes(worker.pid) for number, worker in enumerate(running)}
+        victim = choose_victim(memory.available, memory.total, used)
+        if victim is not None:
+            running[victim].kill(
+                "memory",
+                f"the machine is out of memory ({memory.available:,} of {memory.total:,} bytes are left), and this "
+                f"worker used the most: {used[victim]:,} bytes",
+            )
 
 
 async def start_zygote(

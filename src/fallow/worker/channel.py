@@ -19,6 +19,7 @@ from fallow.worker.frames import FrameReader, frame
 class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._pid = os.getpid()
         self._reader = FrameReader()
         self._send_lock = threading.Lock()
         self._read_lock = threading.Lock()
@@ -31,6 +32,8 @@ class Channel:
 
     def send(self, message: orders.FromWorker) -> None:
         """Send; blocks while the agent does not read. An agent that is gone ends this process."""
+        if os.getpid() != self._pid:
+            os._exit(0)  # a child that a task forked came back out of the task: it must not speak for its parent
         data = frame(orders.encode(message))
         with self._send_lock:
             try:

@@ -112,6 +112,8 @@ class Spawn(_Frame):
     scratch: str
     sys_path: tuple[str, ...] = ()
     cwd: str = ""
+    environment: dict[str, str] = {}
+    """Variables to set before anything of the customer's is loaded."""
 
 
 class Kill(_Frame):

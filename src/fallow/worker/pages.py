@@ -97,16 +97,20 @@ class PageWriter:
         return path
 
 
-def rough_bytes(value: Any) -> int:
-    """A cheap lower guess of how large a value is."""
+def rough_bytes(value: Any, depth: int = 3) -> int:
+    """A cheap lower guess of how large a value is, from its first elements; 0 for what is not known."""
     kind = type(value)
-    if kind in (bytes, str, bytearray):
-        return len(value)
-    if kind in (list, tuple) and value:
-        return len(value) * (8 + rough_bytes(value[0])) if len(value) < 1 << 40 else 0
-    if kind is dict and value:
-        return len(value) * (16 + rough_bytes(next(iter(value.values()))))
-    size = getattr(value, "nbytes", 0)
+    try:
+        if kind in (bytes, str, bytearray):
+            return len(value)
+        if kind in (list, tuple, dict):
+            if not value or not depth:
+                return 8
+            first = next(iter(value.values())) if kind is dict else value[0]
+            return len(value) * (8 + rough_bytes(first, depth - 1))
+        size = getattr(value, "nbytes", 0)
+    except Exception:  # other threads of the task may change it, and attributes may do anything
+        return 0
     return size if isinstance(size, int) else 0
 
 

@@ -133,6 +133,7 @@ def _become_worker(order: orders.Spawn, descriptors: list[int], parent: int) -> 
     for low, high in _gaps(sorted((2, channel, shared))):
         os.closerange(low, high)
     set_threads(order.cpu)
+    os.environ.update(order.environment)
     sys.path[:0] = order.sys_path
     if order.cwd:
         os.makedirs(order.cwd, exist_ok=True)
