@@ -5,7 +5,6 @@ Every way of calling has an async twin of the same name: `f.remote.aio(x)`, `asy
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -101,6 +100,7 @@ class Function(Generic[P, R]):
         return calls.call(args, kwargs)
 
     async def _remote_aio(self, *args: Any, **kwargs: Any) -> Any:
+        import asyncio
         from concurrent.futures import Future
 
         from fallow.sdk.client import current_bridge
@@ -127,6 +127,8 @@ class Function(Generic[P, R]):
         return spawn(self, args, kwargs)
 
     async def _spawn_aio(self, *args: Any, **kwargs: Any) -> Any:
+        import asyncio
+
         return await asyncio.to_thread(self._spawn, *args, **kwargs)
 
     # ------------------------------------------------------------ many

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from fallow.wire.messages import LogLine
 
 
+SINGLE = "()"
+"""Ends the name of a job that is one spawned call, so that whoever finds it again gets its value, not a list."""
+
+
 class JobHandle:
     """One job of the pool. `id` finds it again with fallow.job(id), from any process, while the pool keeps it."""
 
@@ -32,16 +35,13 @@ class JobHandle:
         name: str,
         *,
         job: MapJob | None = None,
-        single: bool = False,
         after: Callable[[], None] | None = None,
     ) -> None:
         self.id = job_id
         self.name = name
         self._client = client
         self._job = job
-        self._single = single
         self._after = after
-        self._result: Future[Any] | None = None
         self.get = Twin(self._get, self._get_aio)
         self.results = Twin(self._results, self._results_aio)
 
@@ -57,23 +57,18 @@ class JobHandle:
         """What the spawned call returned, or the list of a map's results; raises what a task raised.
 
         timeout: seconds after which TimeoutError is raised; the job goes on."""
-        iterator = self._reader(0, None, False, timeout)
-        values = list(iterator)
-        if self._single or (self._is_single() and len(values) == 1):
-            if not values:
-                raise JobError(f"the job {self.name} ({self.id}) ended without a result.")
-            value = values[0]
-        else:
-            value = values
+        values = list(self._reader(0, None, False, timeout))
         self._finished()
-        return value
+        if not self.name.endswith(SINGLE):
+            return values
+        if not values:
+            raise JobError(f"{self.name} ({self.id}) ended without a result.")
+        return values[0]
 
     async def _get_aio(self, timeout: float | None = None) -> Any:
-        return await asyncio.to_thread(self._get, timeout)
+        import asyncio
 
-    def _is_single(self) -> bool:
-        info = self._job.info if self._job is not None else None
-        return (info or self.status()).name.endswith("()") if self._job is None and not self._single else self._single
+        return await asyncio.to_thread(self._get, timeout)
 
     def _results(self, start: int = 0, stop: int | None = None, *, return_exceptions: bool = False) -> Iterator[Any]:
         """Results by index, in order, those of tasks [start, stop); waits for those that are not there yet."""

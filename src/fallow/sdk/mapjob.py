@@ -213,7 +213,9 @@ class MapJob:
             self.epoch = reply.epoch
             if reply.info is not None:
                 self.info = reply.info
-            if reply.pages or reply.faults or reply.exhausted or (stop >= 0 and reply.next_cursor >= stop):
+            # Where every result is here there is no need to ask whether more will come.
+            complete = reply.exhausted or (ordered and 0 <= reply.total <= reply.next_cursor)
+            if reply.pages or reply.faults or complete or 0 <= stop <= reply.next_cursor:
                 break
             if self._feed_error is not None and reply.next_cursor == cursor:
                 raise self._feed_error
@@ -221,11 +223,18 @@ class MapJob:
                 cursor = reply.next_cursor
                 message = msgspec.structs.replace(message, cursor=cursor)
         parts = await self._parts(reply.pages, reply.faults)
-        last = reply.exhausted or (stop >= 0 and reply.next_cursor >= stop)
+        if stop >= 0:
+            parts = [part._replace(stop=min(part.stop, stop)) for part in parts if part.start < stop]
+        last = complete or 0 <= stop <= reply.next_cursor
         error: BaseException | None = None
         if last:
             error = ending(reply.state, reply.reason, reply.reason_kind, self.describe()) or self.input_error
         return Batch(parts, last, error), reply.next_cursor
+
+    def acknowledge(self, cursor: int, ordered: bool) -> None:
+        """Everything below the cursor is here: the pool may forget it. Nobody waits for an answer."""
+        message = FetchResults(self.job_id, cursor, ordered, cursor, FETCH_BYTES, 0.0)
+        self.client.transport.send(subjects.job(self.job_id), message)
 
     async def _parts(self, pages: Sequence[ResultPage], faults: Sequence[FaultPage]) -> list[Part]:
         import asyncio

@@ -21,6 +21,9 @@ from fallow.sdk.client import Client, current_bridge, get_client
 
 T = TypeVar("T")
 
+_LINKS = Path.cwd() / ".fallow-files"
+"""In a worker: inside its scratch folder, which it starts in and which is removed with it."""
+
 
 class Ref(Generic[T]):
     """An object that lies in the pool. In a task it is the object."""
@@ -143,7 +146,7 @@ def _resolve_file(digest: str, size: int, name: str) -> Any:
     if current_bridge() is None:
         raise RuntimeError(f"the file {name!r} can be opened in a task only")
     stored = Path(blob_path(digest, size))
-    folder = Path(tempfile.gettempdir()) / "fallow-files" / digest[:20]
+    folder = _LINKS / digest[:20]
     link = folder / name
     if link.exists() and os.path.realpath(link) == os.path.realpath(stored):
         return link

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fallow.model.errors import SettingError
 from fallow.model.job import GpuSpec, Resources, RetryPolicy
@@ -52,14 +54,13 @@ class Retry:
         return f"Retry({self.policy.retries}, backoff_s={self.policy.backoff_s:g}, factor={self.policy.factor:g})"
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """Checked options of one function. Times in seconds, memory in bytes; 0 means 'no limit'."""
 
     timeout_s: float = 0.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy = RetryPolicy()
     retry_on: tuple[type[BaseException], ...] | None = None
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = Resources()
     env: Env | None = None
     max_nodes: int = 0
     speculate: bool = True

@@ -50,7 +50,10 @@ class ResultStream:
         """Take over the batch that `pending` came to: asks for the next, makes room for inputs."""
         self._ahead = None
         self.finished = batch.last
-        self.prefetch()
+        if not batch.last:
+            self.prefetch()
+        elif self._consume:
+            self.job.client.later(self.job.acknowledge, self._cursor, self._ordered)
         parts = batch.parts
         if self._ordered:
             parts.sort(key=lambda part: part.start)

@@ -302,7 +302,7 @@ def open_calls(function: Function[Any, Any]) -> Calls:
 
 def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One call as a job of its own. On a lasting pool it is detached: found by its id, from anywhere, later."""
-    from fallow.sdk.handle import InlineHandle, JobHandle
+    from fallow.sdk.handle import SINGLE, InlineHandle, JobHandle
     from fallow.sdk.mapjob import MapJob, page_blob
     from fallow.sdk.output import OutputPrinter
     from fallow.sdk.specs import make_spec
@@ -327,7 +327,7 @@ def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
     client.ready()
     spec = make_spec(
         client,
-        name=function.name,
+        name=f"{function.name}{SINGLE}",
         kind=JobKind.MAP,
         payload=payload,
         options=function.options,
@@ -338,7 +338,7 @@ def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
     if not client.nested:
         job.printer = OutputPrinter(spec.job_id, function.name, single=True)
     job.submit([InputPage(0, 1, page_blob(client, segments))], 1)
-    return JobHandle(client, spec.job_id, function.name, job=job, single=True, after=after)
+    return JobHandle(client, spec.job_id, spec.name, job=job, after=after)
 
 
 def resolved(value: Any) -> Future[Any]:
