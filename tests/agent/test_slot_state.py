@@ -63,28 +63,43 @@ def ready() -> SlotMachine:
 
 def test_a_lease_begins_at_once_and_the_next_is_asked_for_ahead() -> None:
     machine = ready()
-    begin, pull = machine.lease(lease(1, 0, 10), 0.1)
+    begin, later = machine.lease(lease(1, 0, 10), 0.1)
     assert isinstance(begin, Begin)
+    assert isinstance(later, Later)
+    [pull] = machine.tick(0.1 + later.delay_s)
     assert isinstance(pull, SendPull)
     assert not pull.pull.idle
+
+
+def test_nothing_is_asked_ahead_while_a_lease_may_be_over_in_a_moment() -> None:
+    machine = ready()
+    machine.lease(lease(1, 0, 1), 0.1)
+    [deliver] = machine.reported(0, done(1, 0, 1), 0.1003)
+    assert isinstance(deliver, Deliver)
+    assert deliver.pull is not None
+    assert (deliver.pull.seq, deliver.pull.idle) == (2, True)
+    assert machine.tick(0.103) == []
 
 
 def test_the_prefetched_lease_begins_before_the_last_is_handed_in() -> None:
     machine = ready()
     machine.lease(lease(1, 0, 10), 0.1)
+    machine.tick(0.11)
     assert machine.lease(lease(2, 10, 20, pull_seq=2), 0.2) == []
-    begin, deliver = machine.reported(0, done(1, 0, 10), 0.3)
+    begin, deliver, later = machine.reported(0, done(1, 0, 10), 0.3)
     assert isinstance(begin, Begin)
     assert begin.held.token == (1, 2)
     assert isinstance(deliver, Deliver)
     assert deliver.hand_in.ended
-    assert deliver.pull is not None
-    assert not deliver.pull.idle
+    assert deliver.pull is None
+    assert isinstance(later, Later)
+    assert of(machine.tick(0.31), SendPull)
 
 
 def test_without_a_prefetched_lease_the_hand_in_carries_an_idle_pull() -> None:
     machine = ready()
     machine.lease(lease(1, 0, 10), 0.1)
+    machine.tick(0.11)
     [deliver] = machine.reported(0, done(1, 0, 10), 0.3)
     assert isinstance(deliver, Deliver)
     assert deliver.pull is not None
@@ -103,6 +118,7 @@ def test_a_lease_that_was_held_before_is_not_new() -> None:
 def test_an_answer_that_crossed_a_newer_pull_is_taken_and_no_third_is_asked_for() -> None:
     machine = ready()
     machine.lease(lease(1, 0, 10), 0.1)
+    machine.tick(0.11)
     machine.reported(0, done(1, 0, 10), 0.3)  # pull 3 stands, the answer to pull 2 is under way
     [begin] = machine.lease(lease(2, 10, 20, pull_seq=2), 0.4)
     assert isinstance(begin, Begin)

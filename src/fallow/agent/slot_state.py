@@ -5,7 +5,7 @@ it runs), a short queue of leases that came ahead, and at most one *standing pul
 lends its slot: then its lane counts as not there, and another lane may be opened, up to LEND_LIMIT of them.
 
     nothing to run, nothing queued     -> an idle pull stands
-    running, nothing queued            -> a pull that asks ahead stands
+    running, nothing queued            -> a pull that asks ahead stands, once the lease has run for AHEAD_AFTER_S
     something queued                   -> no pull is made
 
 Every event returns effects in the order in which they are to be done: the next lease begins before the last one is
@@ -43,6 +43,8 @@ from fallow.model.parts import Death, ResultPage
 from fallow.wire.messages import HandIn, Lease
 
 PULL_AGAIN_S = 5.0
+AHEAD_AFTER_S = 0.002
+"""A lease that ends sooner is followed by the pull in its hand-in: a single call costs one message less."""
 LEND_LIMIT = 4
 """Extra workers that one slot may have while its tasks wait for nested work."""
 LEND_GRACE_S = 0.05
@@ -56,11 +58,12 @@ RECENT_LIMIT = 128
 class Lane:
     """A place for a worker, and what it runs."""
 
-    __slots__ = ("held", "index", "waiting")
+    __slots__ = ("began_s", "held", "index", "waiting")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.held: Held | None = None
+        self.began_s = 0.0
         self.waiting = 0
         """How many threads of its task wait for nested work."""
 
@@ -81,6 +84,8 @@ class SlotMachine:
         self._pull_seq = 0
         self._recent: dict[tuple[JobId, Token], None] = {}
         self._lent_until = 0.0
+        self._is_ahead_due = False
+        """A tick is coming that will ask ahead."""
 
     # ------------------------------------------------------------ what is known
 
@@ -221,6 +226,7 @@ class SlotMachine:
             lane = Lane(max(lane.index for lane in self.lanes) + 1)
             self.lanes.append(lane)
         lane.held = self.queue.popleft()
+        lane.began_s = now
         effects.append(Begin(lane.index, lane.held))
 
     def reported(self, index: int, report: Report, now: float) -> list[Effect]:
@@ -253,6 +259,7 @@ class SlotMachine:
             self._begin_next(effects, now)
         pull = self._next_pull(now) if report.ended else None
         effects += self._deliver(held, report, give_back, pull)
+        self._ask_ahead_later(effects, now)
         return effects
 
     def died(self, index: int, token: Token | None, death: Death, now: float) -> list[Effect]:
@@ -270,6 +277,7 @@ class SlotMachine:
                 effects.append(SendPull(pull))
         else:
             effects += self._deliver(held, Report(held.token, ended=True), (), pull, deaths=(death,))
+        self._ask_ahead_later(effects, now)
         return effects
 
     def _end(self, lane: Lane) -> None:
@@ -368,6 +376,7 @@ class SlotMachine:
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: begin what was put off, pull again if nobody answered."""
+        self._is_ahead_due = False
         effects: list[Effect] = []
         self._begin_next(effects, now)
         if self.pull is not None and now - self.pull.sent_s >= PULL_AGAIN_S:
@@ -380,7 +389,7 @@ class SlotMachine:
         self.pull = None
         return self._with_pull([], now)
 
-    def _wanted(self) -> tuple[JobId, bool] | None:
+    def _wanted(self, now: float) -> tuple[JobId, bool] | None:
         """(job, idle) of the pull that should stand."""
         if self.spec is None or not self.is_prepared or self.draining or self.queue:
             return None
@@ -389,13 +398,13 @@ class SlotMachine:
             return self.spec.job_id, True
         held = active.held
         if held.job_id == self.spec.job_id and not held.alone and not held.revoked:
-            return self.spec.job_id, False
+            return (self.spec.job_id, False) if now - active.began_s >= AHEAD_AFTER_S else None
         return None
 
     def _next_pull(self, now: float) -> StandingPull | None:
         """The new pull that is to be sent now, if any. One that stands and asks for more than is wanted stays: it
         may be answered already, and a second would be answered too."""
-        wanted = self._wanted()
+        wanted = self._wanted(now)
         if wanted is None:
             return None
         if self.pull is not None and (self.pull.idle or not wanted[1]):
@@ -408,7 +417,17 @@ class SlotMachine:
         pull = self._next_pull(now)
         if pull is not None:
             effects.append(SendPull(pull))
+        self._ask_ahead_later(effects, now)
         return effects
+
+    def _ask_ahead_later(self, effects: list[Effect], now: float) -> None:
+        """See to it that the next lease is asked for when the one that runs turns out to take a while."""
+        if self._is_ahead_due or self.pull is not None or self._wanted(now) is not None:
+            return
+        if self._wanted(now + AHEAD_AFTER_S) is not None:
+            self._is_ahead_due = True
+            # A little later than that, since timers may be early by their precision.
+            effects.append(Later(AHEAD_AFTER_S * 1.5))
 
     # ------------------------------------------------------------ hand-ins
 

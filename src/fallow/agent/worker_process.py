@@ -76,6 +76,7 @@ class Process:
         self._reader = FrameReader()
         self._unsent: deque[memoryview] = deque()
         self._pipes = (OutputPipe(out, "stdout"), OutputPipe(error, "stderr"))
+        self._waits_to_write = False
         self._pid = 0
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._job_id: JobId | None = None
@@ -120,9 +121,13 @@ class Process:
         return job_id in self._loaded
 
     def run(self, spec: JobSpec, function: bytes | None, order: RunOrder) -> None:
-        """Begin an order. Raises ValueError when the payload is needed and missing, RuntimeError while one runs."""
+        """Begin an order. Raises ValueError when the payload or a page is needed and missing, RuntimeError while one
+        runs."""
         if self._token is not None:
             raise RuntimeError(f"worker {self._pid} still runs order {self._token}")
+        for page in order.pages:
+            if page.page.data is None and page.start not in order.paths:
+                raise ValueError(f"order {order.token} has neither bytes nor a file for the page at {page.start}")
         payload = self._account(spec.job_id, function)
         words = self._words
         words[orders.INDEX] = words[orders.ENCODING] = -1
@@ -235,7 +240,6 @@ class Process:
             self._write()
 
     def _write(self) -> None:
-        waiting = bool(self._unsent)
         try:
             while self._unsent:
                 data = self._unsent[0]
@@ -245,11 +249,14 @@ class Process:
                 else:
                     self._unsent.popleft()
         except BlockingIOError:
-            self._loop.add_writer(self._sock.fileno(), self._write)
+            if not self._waits_to_write:
+                self._waits_to_write = True
+                self._loop.add_writer(self._sock.fileno(), self._write)
             return
         except OSError:  # it is gone: the zygote tells
             self._unsent.clear()
-        if waiting:
+        if self._waits_to_write:
+            self._waits_to_write = False
             self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
