@@ -259,3 +259,16 @@ def test_abandoned_uploads_are_deleted(files: BlobFiles) -> None:
     delete_unreferenced(files, set(), DAY_S)
     assert not old.exists()
     assert new.exists()
+
+
+def test_a_collection_that_was_ended_in_the_middle_loses_nothing(files: BlobFiles) -> None:
+    live, young, old = (files.write([text])[0] for text in (b"live", b"yuth", b"old!"))
+    trash = files.folder / ".trash"
+    trash.mkdir()
+    for digest in (live, young, old):
+        files.path(digest).rename(trash / digest)
+    age(trash / live, 3 * DAY_S)
+    age(trash / old, 3 * DAY_S)
+    assert delete_unreferenced(files, {live}, DAY_S) == 1
+    assert [files.find(digest, 4) is not None for digest in (live, young, old)] == [True, True, False]
+    assert list(trash.iterdir()) == []

@@ -34,24 +34,30 @@ def delete_unreferenced(
         for found in batch:
             path, name = found["path"], found["path"].rsplit("/", 1)[-1]
             age_s = _age_s(found["last_modified"], now)
-            if path.startswith((f"{INCOMING}/", f"{TRASH}/")):
+            if path.startswith(f"{INCOMING}/"):
                 if age_s > ABANDONED_AFTER_S:
                     _delete(store, path)
-            elif is_digest(name) and path == f"{name[:2]}/{name}" and name not in live and age_s > older_than_s:
-                deleted += _delete_if_still_old(store, path, f"{TRASH}/{name}", older_than_s, now)
+            elif not is_digest(name):
+                continue
+            elif path == f"{TRASH}/{name}":  # a collection that was ended in the middle
+                deleted += _settle(store, name, name not in live, older_than_s, now)
+            elif path == f"{name[:2]}/{name}" and name not in live and age_s > older_than_s:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.rename(store, path, f"{TRASH}/{name}")
+                    deleted += _settle(store, name, True, older_than_s, now)
     return deleted
 
 
-def _delete_if_still_old(store: LocalStore, path: str, aside: str, older_than_s: float, now: float) -> bool:
-    try:
-        obstore.rename(store, path, aside)
-    except FileNotFoundError:
-        return False
-    if _age_s(obstore.head(store, aside)["last_modified"], now) > older_than_s:
+def _settle(store: LocalStore, name: str, is_garbage: bool, older_than_s: float, now: float) -> bool:
+    """Delete what was moved aside if it is still old, else move it back."""
+    aside = f"{TRASH}/{name}"
+    if is_garbage and _age_s(obstore.head(store, aside)["last_modified"], now) > older_than_s:
         _delete(store, aside)
         return True
-    with contextlib.suppress(obstore.exceptions.AlreadyExistsError):
-        obstore.rename(store, aside, path, overwrite=False)
+    try:
+        obstore.rename(store, aside, f"{name[:2]}/{name}", overwrite=False)
+    except obstore.exceptions.AlreadyExistsError:
+        _delete(store, aside)
     return False
 
 
