@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -54,8 +55,18 @@ async def main() -> None:
             for number in range(1000):
                 calls.append((await timed(bench, noop, [number], "noop"))[0])
             print(f"single call, median              {1e6 * statistics.median(calls):8.0f} us")
-            wall, ran, cpu, reports = await timed(bench, lambda x: time.sleep(0.005), range(200), "sleep")
-            print(f"200 x 5 ms: outside tasks        {100 * (wall - ran) / wall:8.2f} %, {reports} reports")
+
+            def spin(seconds: float) -> None:
+                end = time.process_time() + seconds
+                while time.process_time() < end:
+                    pass
+
+            for count, seconds in ((200, 0.005), (60, 0.027), (6, 0.3)):
+                wall, ran, cpu, reports = await timed(bench, spin, [seconds] * count, "spin")
+                lost = cpu / (count * seconds) - 1
+                print(
+                    f"{count:3} x {1e3 * seconds:3.0f} ms: CPU outside tasks   {100 * lost:8.2f} %, {reports} reports"
+                )
             arrays = [np.ones(125_000) for _ in range(200)]
             paths = {number: f"{folder}/{number}" for number in range(200)}
             wall, _, cpu, reports = await timed(
@@ -65,4 +76,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

@@ -120,6 +120,7 @@ class Bench:
         attempt: int = 0,
         page_starts: tuple[int, ...] = (0,),
         paths: dict[int, str] | None = None,
+        before: Callable[[], None] = lambda: None,
         **payload: Any,
     ) -> Token:
         """Begin an order over `items`, cut into pages at `page_starts`."""
@@ -137,6 +138,7 @@ class Bench:
         )
         spec = spec or self.spec(name)
         function = None if self.worker.has_loaded(spec.job_id) else dump_function(fn, **payload)
+        before()
         self.worker.run(spec, function, order)
         return token
 

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fallow.model.job import RetryPolicy
+from fallow.agent.worker_api import RunOrder
+from fallow.model.ids import Digest
+from fallow.model.job import Blob, RetryPolicy
+from fallow.wire.messages import InputPage
 from fallow.wire.page import Failure
 from tests.worker.harness import Bench, Recorder, results_of
 
@@ -41,6 +44,22 @@ async def test_inputs_may_lie_in_files_and_be_written_to(bench: Bench, tmp_path:
         now = Path(paths[0]).read_bytes()
         assert before in (None, now)
         before = now
+
+
+async def test_inputs_that_cannot_be_read_are_given_back(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    token = bench.run(lambda x: x, range(4), page_starts=(0, 2), paths={2: str(path)}, before=path.unlink)
+    reports = await bench.recorder.ended(token)
+    assert results_of(reports) == {0: 0, 1: 1}
+    assert [interval for report in reports for interval in report.give_back] == [(2, 4)]
+    assert "cannot be read on this node" in bench.recorder.lines[0].text
+    assert await bench.map(lambda x: x, range(4)) == [0, 1, 2, 3]
+
+
+async def test_an_order_without_its_inputs_is_refused(bench: Bench) -> None:
+    order = RunOrder((1, 1), 0, 1, 1.0, (InputPage(0, 1, Blob(Digest("1" * 64), 5)),))
+    with pytest.raises(ValueError, match="neither bytes nor a file"):
+        bench.worker.run(bench.spec(), b"", order)
 
 
 async def test_a_million_results_come_in_bounded_pages(bench: Bench) -> None:

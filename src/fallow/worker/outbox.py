@@ -16,6 +16,8 @@ from fallow.worker.pages import PageWriter, rough_bytes
 
 FIRST_HAND_IN_S = 0.1
 LONGEST_INTERVAL_S = 1.0
+HELP_AFTER_S = 0.05
+"""The helper leaves it to the main thread for so long: that costs less."""
 HELD_BYTES = 8 * 1024 * 1024
 """Results that are thought to be larger than this together are handed in at once."""
 
@@ -117,6 +119,10 @@ class Outbox:
             held = [piece.start for piece in (*self._closed, self._open) if piece is not None and piece.values]
         return min(held, default=-1)
 
+    def postpone(self, delay_s: float) -> None:
+        """The order is nearly done: let the last report have what an early one would bring."""
+        self._next = self._clock() + delay_s
+
     def drain(self) -> list[Piece]:
         """Take all pieces away (reduced jobs fold them)."""
         with self._lock:
@@ -132,7 +138,7 @@ class Outbox:
     def help(self) -> None:
         """Helper thread: send what is done if the main thread has been in one task for long. Tasks may be changing
         what earlier ones returned: what cannot be encoded now is left for the main thread."""
-        if not self.due(self._clock()) or not self._lock.acquire(blocking=False):
+        if not self.due(self._clock() - HELP_AFTER_S) or not self._lock.acquire(blocking=False):
             return
         try:
             if not self._ended:

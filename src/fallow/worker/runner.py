@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -74,7 +75,13 @@ class Runner:
             return False
         words[INDEX] = first
         try:
-            items = _open_page(page)[first - page.start : last - page.start]
+            buffer = _open_page(page)
+        except OSError as error:  # not the task's fault: whoever runs it next gets the page anew
+            print(f"the inputs of tasks {first} to {last - 1} cannot be read on this node: {error}", file=sys.stderr)
+            self._give_back(first)
+            return False
+        try:
+            items = decode_page(buffer)[first - page.start : last - page.start]
             if len(items) != last - first:
                 raise ValueError(f"the inputs end at task {first + len(items)}, before {last}")
         except BaseException as error:
@@ -107,6 +114,8 @@ class Runner:
                 left = (self._order.stop - index) * (now - before) / count
                 if left > _NEARLY_DONE_S:
                     outbox.hand_in()
+                else:
+                    outbox.postpone(2 * left + CHUNK_S)
         return True
 
     def _run_chunk(self, chunk: Iterator[Any], items: Sequence[Any], first: int, index: int) -> int:
@@ -218,12 +227,12 @@ class Runner:
             words[ENCODING] = -1
 
 
-def _open_page(page: orders.OrderPage) -> Sequence[Any]:
+def _open_page(page: orders.OrderPage) -> bytes | mmap.mmap:
     if page.data is not None:
-        return decode_page(page.data)
+        return page.data
     descriptor = os.open(page.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Copy on write: tasks may change arrays that they got, and nobody else sees it.
-        return decode_page(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
     finally:
         os.close(descriptor)
