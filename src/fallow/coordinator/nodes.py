@@ -82,6 +82,9 @@ class NodeRegistry:
         if beat.draining and entry.state is NodeState.ALIVE:
             entry.state = node_transition(entry.state, NodeEvent.DRAIN, beat.node_id)
             entry.reason = "draining"
+        elif not beat.draining and entry.state is NodeState.DRAINING:
+            entry.state = node_transition(entry.state, NodeEvent.RESUME, beat.node_id)
+            entry.reason = ""
         changed = changed or entry.state is not before
         for slot in beat.slots:
             wanted = entry.assigned.get(slot.slot)

@@ -49,6 +49,7 @@ class NodeState(StrEnum):
 class NodeEvent(StrEnum):
     BEAT = "beat"
     DRAIN = "drain"
+    RESUME = "resume"
     SILENCE = "silence"
     BYE = "bye"
 
@@ -60,6 +61,7 @@ NODE_TRANSITIONS: Mapping[tuple[NodeState, NodeEvent], NodeState] = {
     (NodeState.ALIVE, NodeEvent.BYE): NodeState.LEFT,
     (NodeState.DRAINING, NodeEvent.BEAT): NodeState.DRAINING,
     (NodeState.DRAINING, NodeEvent.DRAIN): NodeState.DRAINING,
+    (NodeState.DRAINING, NodeEvent.RESUME): NodeState.ALIVE,
     (NodeState.DRAINING, NodeEvent.SILENCE): NodeState.LOST,
     (NodeState.DRAINING, NodeEvent.BYE): NodeState.LEFT,
     (NodeState.LOST, NodeEvent.BEAT): NodeState.ALIVE,
