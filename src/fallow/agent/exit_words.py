@@ -14,9 +14,9 @@ def exit_cause(status: int) -> str:
     """From os.waitstatus_to_exitcode."""
     if status < 0:
         try:
-            return f"killed by {signal.Signals(-status).name}"
+            return f"was killed by {signal.Signals(-status).name}"
         except ValueError:
-            return f"killed by signal {-status}"
+            return f"was killed by signal {-status}"
     return f"exited with code {status} (os._exit)"
 
 
@@ -25,7 +25,10 @@ def death_of(status: int, oom: bool, phase: int, index: int, detail: str) -> Dea
     cause = exit_cause(status)
     if oom:
         return Death(
-            index, "memory", f"{cause}: the machine ran out of memory, and the kernel chose this worker", detail
+            index,
+            "memory",
+            f"the worker {cause}: the machine ran out of memory, and the kernel chose this worker",
+            detail,
         )
     if phase == LOADING and (status >= 0 or -status in _CRASHES):
         return Death(-1, "setup", f"the worker {cause} while it loaded the function", detail)

@@ -333,8 +333,8 @@ class Process:
         self._close()
         if not self.exited.done():
             self.exited.set_result(status)
-        if self._stopping and self._token is None:
-            return
+        if not self._pid or (self._stopping and self._token is None):
+            return  # it never was, or it ended as it was told
         token, self._token = self._token, None
         self._callbacks.died(token, self._death(status, oom, words, "\n".join(last_words), token))
 

@@ -30,6 +30,12 @@ _CODE = (
     "from fallow.worker.zygote import main; main({descriptor}, {parent}, {scratch!r})"
 )
 
+SPAWN_ATTEMPTS = 2
+
+
+class _ZygoteLost(Exception):
+    pass
+
 
 class Zygote:
     """Forks workers. Starts again by itself when it was lost. Use from one event loop."""
@@ -38,6 +44,8 @@ class Zygote:
         self._python = python
         self._sys_path = tuple(sys_path)
         self._scratch = scratch
+        self._folders: list[Path] = []
+        """One for each start: an old zygote may be removing its own while the new one begins."""
         self._cpu = cpu
         self._loop = asyncio.get_running_loop()
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,6 +91,9 @@ class Zygote:
 
     def _launch(self) -> None:
         ours, theirs = socket.socketpair()
+        if self._folders:
+            self._scratch = self._folders[0].with_name(f"{self._folders[0].name}-{len(self._folders)}")
+        self._folders.append(self._scratch)
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log = self._scratch / "zygote.log"
         code = _CODE.format(
@@ -148,7 +159,8 @@ class Zygote:
         if process is not None and process.poll() is None:
             process.kill()
             process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _lost(self) -> None:
         """The control socket is closed, by either side: the zygote ends, and every worker with it."""
@@ -169,7 +181,7 @@ class Zygote:
             )
         for future in self._spawning.values():
             if not future.done():
-                future.set_exception(EnvironmentFailed(f"{words} while it started a worker. {self._last_words()}"))
+                future.set_exception(_ZygoteLost(f"{words} while it started a worker. {self._last_words()}"))
         self._spawning.clear()
         workers, self._workers = self._workers, {}
         for worker in workers.values():
@@ -193,8 +205,27 @@ class Zygote:
         """Fork a worker (a few ms). `cpu`: BLAS and OpenMP threads (0: the zygote's). `sys_path`: folders that come
         first when its tasks import. `cwd`: empty for a folder of its own, which goes with it. Raises
         EnvironmentFailed."""
-        await self.start()
-        assert self._control is not None
+        for attempt in range(SPAWN_ATTEMPTS):
+            await self.start()
+            try:
+                return await self._fork(slot, callbacks, cpu, sys_path, cwd, environment)
+            except _ZygoteLost as error:  # a zygote that was killed just now is no fault of the environment
+                if attempt == SPAWN_ATTEMPTS - 1:
+                    raise EnvironmentFailed(str(error)) from None
+        raise AssertionError("not reached")
+
+    async def _fork(
+        self,
+        slot: int,
+        callbacks: WorkerCallbacks,
+        cpu: int,
+        sys_path: Sequence[str],
+        cwd: str,
+        environment: Mapping[str, str] | None,
+    ) -> Process:
+        control = self._control
+        if control is None:
+            raise _ZygoteLost("the zygote of the workers has ended")
         self._serial += 1
         serial = self._serial
         ours, theirs = socket.socketpair()
