@@ -128,10 +128,12 @@ async def test_closing_ends_everything(bench: Bench) -> None:
 async def test_a_worker_holds_only_its_own_descriptors(bench: Bench) -> None:
     if sys.platform != "linux":
         pytest.skip("needs /proc")
-    other = await bench.zygote.start_worker(1, Recorder())
-    await bench.map(lambda x: x, [1])
+    recorder = Recorder()
+    other = Bench(bench.zygote, await bench.zygote.start_worker(1, recorder), recorder)
     found: dict[int, list[str]] = {}
-    for worker in (bench.worker, other):
+    for one in (bench, other):
+        await one.map(lambda x: x, [1])
+    for worker in (bench.worker, other.worker):
         for link in Path(f"/proc/{worker.pid}/fd").iterdir():
             found.setdefault(worker.pid, []).append(os.readlink(link))
     for links in found.values():

@@ -244,7 +244,7 @@ class Zygote:
         )
         try:
             socket.send_fds(
-                self._control,
+                control,
                 [frame(orders.encode(order))],
                 [theirs.fileno(), shared.descriptor, out_write, error_write],
             )
