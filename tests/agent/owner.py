@@ -123,7 +123,7 @@ class Agent:
 
     def descendants(self) -> list[psutil.Process]:
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return list(psutil.Process(self.process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
@@ -245,7 +245,7 @@ class Owner:
 
     # ------------------------------------------------------------ waiting
 
-    async def until(self, what: str, condition: Callable[[], T]) -> T:
+    async def until(self, what: str, condition: Callable[[], T | None]) -> T:
         deadline = time.monotonic() + DEADLINE_S
         while True:
             value = condition()

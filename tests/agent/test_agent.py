@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
-from fallow.model.ids import JobId
+from fallow.model.ids import Digest, JobId
+from fallow.model.job import Blob
 from tests.agent.owner import Agent, NatsServer, Owner, given_back, is_alive, spec, values
 
 StartAgent = Callable[..., Agent]
@@ -121,7 +123,7 @@ async def test_a_cancelled_job_ends_its_task_and_the_next_job_runs(
 
 def _is_zombie(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -140,13 +142,9 @@ async def test_a_death_names_its_task_and_a_new_worker_goes_on(owner: Owner, sta
 
 
 async def test_a_function_that_cannot_be_loaded_is_refused_in_words(owner: Owner, start_agent: StartAgent) -> None:
-    from fallow.model.job import Blob
-
     start_agent()
     node = await owner.node()
-    import msgspec
-
-    broken = msgspec.structs.replace(spec(double), function=Blob("f" * 64, 4, b"junk"))
+    broken = msgspec.structs.replace(spec(double), function=Blob(Digest("f" * 64), 4, b"junk"))
     owner.assign(node, 0, broken)
     owner.lease(await owner.pull(), (1, 1), [1])
     await owner.until("the refusal", lambda: owner.refusals)

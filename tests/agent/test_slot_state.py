@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +31,7 @@ from fallow.model.job import Blob, JobKind, JobSpec
 from fallow.model.parts import Death, ResultPage
 from fallow.wire.messages import HandIn, Lease
 
+E = TypeVar("E", bound=Effect)
 NODE = NodeId("0123456789abcdef")
 
 
@@ -48,7 +51,7 @@ def done(number: int, start: int, stop: int, ended: bool = True) -> Report:
     return Report((1, number), (page(start, stop),), ended=ended, run_s=0.5)
 
 
-def of(effects: list[Effect], kind: type) -> list:
+def of(effects: list[Effect], kind: type[E]) -> list[E]:
     return [effect for effect in effects if isinstance(effect, kind)]
 
 

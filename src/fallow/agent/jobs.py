@@ -101,7 +101,7 @@ class Jobs:
         python = self._environments.ready(spec.env)
         if python is None or spec.function.data is None or spec.env.modules is not None:
             return None
-        return Ready(spec, WorkerKind(python, "", max(1, spec.resources.cpu)), bytes(spec.function.data))
+        return Ready(spec, _kind(spec, python, ""), bytes(spec.function.data))
 
     async def _prepare(self, spec: JobSpec) -> Ready | NotReady:
         try:
@@ -117,7 +117,7 @@ class Jobs:
         except Exception as error:
             log.exception("job %s cannot be prepared", spec.job_id)
             return NotReady("environment", f"{self._node_name} cannot prepare the job: {error}", fatal=False)
-        ready = Ready(spec, WorkerKind(python, modules, max(1, spec.resources.cpu)), function)
+        ready = Ready(spec, _kind(spec, python, modules), function)
         self._ready[spec.job_id] = ready
         return ready
 
@@ -129,3 +129,7 @@ class Jobs:
         )
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, unpack_modules, blob.digest, archive, self._modules)
+
+
+def _kind(spec: JobSpec, python: str, modules: str) -> WorkerKind:
+    return WorkerKind(python, modules, max(1, spec.resources.cpu), spec.resources.gpu)

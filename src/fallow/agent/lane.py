@@ -24,6 +24,7 @@ log = logging.getLogger("fallow.agent")
 KILL_AFTER_S = 0.3
 """A revoked task that has not ended so long after it was limited is killed."""
 RESTART_MAX_S = 5.0
+GPU_AGAIN_S = 0.1
 
 
 class Seat:
@@ -33,6 +34,7 @@ class Seat:
         self.lane = lane
         self.kind = kind
         self.process: WorkerProcess | None = None
+        self.death: Death | None = None
         node = lane.slot.node
         self.relay = WorkerRelay(lambda: node.connection, lambda: self.process)
 
@@ -46,6 +48,7 @@ class Seat:
             self.lane.slot.node.logs.add(job_id, lines)
 
     def died(self, token: Token | None, death: Death) -> None:
+        self.death = death
         self.close()
         if self.lane.seat is self:
             self.lane.died(token, death)
@@ -55,9 +58,11 @@ class Seat:
 
     def close(self) -> None:
         """The worker is gone or on its way."""
+        node = self.lane.slot.node
+        node.gpus.release(self)
         if self.process is not None:
             self.process = None
-            self.lane.slot.node.workers.ended(self.kind)
+            node.workers.ended(self.kind)
         self.relay.close()
 
 
@@ -99,27 +104,45 @@ class Lane:
         self._starting = asyncio.ensure_future(self._start(kind))
 
     async def _start(self, kind: WorkerKind) -> None:
+        if self._failures:
+            await asyncio.sleep(min(RESTART_MAX_S, 0.05 * 2**self._failures))
+        seat = Seat(self, kind)
         try:
-            if self._failures:
-                await asyncio.sleep(min(RESTART_MAX_S, 0.05 * 2**self._failures))
-            seat = Seat(self, kind)
-            try:
-                process = await self.slot.node.workers.start(kind, self.slot.number, seat)
-            except Exception as error:
-                log.warning("slot %d: a worker could not be started: %s", self.slot.number, error)
-                self._starting = None
-                self._failed(f"a worker could not be started: {error}")
-                return
-            self._starting = None
-            if self._closed:
-                process.stop()
-                self.slot.node.workers.ended(kind)
-                return
-            seat.process = process
-            self.seat = seat
-            self.advance()
+            environment = await self._devices(seat)
+            seat.process = await self.slot.node.workers.start(kind, self.slot.number, seat, environment)
         except asyncio.CancelledError:
+            seat.close()
             raise
+        except Exception as error:
+            seat.close()
+            log.warning("slot %d: a worker could not be started: %s", self.slot.number, error)
+            self._starting = None
+            self._failed(f"a worker could not be started: {error}")
+            return
+        self._starting = None
+        if seat.death is not None:
+            seat.close()
+            self._failed(seat.death.message)
+            return
+        self.seat = seat
+        self.advance()
+
+    async def _devices(self, seat: Seat) -> dict[str, str]:
+        """Variables that show the worker the devices that its job asked for; waits until they are free."""
+        gpus = self.slot.node.gpus
+        if not seat.kind.gpu.count:
+            return gpus.environment(())
+        while (numbers := gpus.take(seat, seat.kind.gpu)) is None:
+            self.slot.node.free_gpus()
+            await asyncio.sleep(GPU_AGAIN_S)
+        return gpus.environment(numbers)
+
+    def release_idle_gpus(self) -> None:
+        """Let a worker go that keeps devices for a job that the slot does not work for any more."""
+        if self.seat is None or not self.seat.kind.gpu.count or self.running is not None or self.waiting is not None:
+            return
+        if self.seat.kind != self.slot.wanted_kind():
+            self._release()
 
     def _failed(self, words: str) -> None:
         """The worker died outside of any task, or never came up."""

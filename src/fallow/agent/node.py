@@ -17,6 +17,7 @@ import fallow
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
 from fallow.agent.environments import Environments
+from fallow.agent.gpus import Gpus
 from fallow.agent.identity import Identity
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
@@ -74,6 +75,7 @@ class Node:
         self.link: Link | None = None
         self.default_kind = WorkerKind(sys.executable)
         self.workers = Workers(scratch)
+        self.gpus = Gpus(self.spec.devices)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons)
@@ -111,6 +113,12 @@ class Node:
         """Warm up: a zygote, and a worker for each slot, in the background."""
         for slot in self.slots:
             slot.lanes[0].want_worker(self.default_kind)
+
+    def free_gpus(self) -> None:
+        """Have idle workers give up devices that their slots do not need any more."""
+        for slot in self.slots:
+            for lane in slot.lanes.values():
+                lane.release_idle_gpus()
 
     async def serve(self, link: Link, ended: asyncio.Event, ready: Callable[[], None] | None) -> None:
         """Take part in the pool until `ended` is set."""

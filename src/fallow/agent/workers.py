@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from fallow.agent.worker_api import WorkerCallbacks, WorkerProcess
+from fallow.model.job import GpuSpec
 
 if TYPE_CHECKING:
     from fallow.agent.zygote import Zygote
@@ -32,6 +34,7 @@ class WorkerKind(Struct, frozen=True):
     """Folder of the customer's own modules, first on sys.path; '': none."""
     cpu: int = 1
     """Threads that BLAS and OpenMP get."""
+    gpu: GpuSpec = GpuSpec()
 
 
 class Workers:
@@ -62,16 +65,35 @@ class Workers:
         self._serial += 1
         return await start_zygote(python, (), self._scratch / f"zygote-{self._serial}", 1)
 
-    async def start(self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks) -> WorkerProcess:
-        """A warm worker. Raises EnvironmentFailed or OSError when it cannot be had. Whoever gets one says `ended`."""
+    async def start(
+        self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks, environment: Mapping[str, str]
+    ) -> WorkerProcess:
+        """A warm worker, with these variables. Raises EnvironmentFailed or OSError when it cannot be had. Whoever gets
+        one says `ended`."""
+        spawning = asyncio.ensure_future(self._spawn(kind, slot, callbacks, environment))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            # The zygote may have forked it already: it must not live on without an owner.
+            spawning.add_done_callback(lambda done: self._unwanted(kind, done))
+            raise
+
+    async def _spawn(
+        self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks, environment: Mapping[str, str]
+    ) -> WorkerProcess:
         zygote = await asyncio.shield(self._zygote(kind.python))
         self._counts[kind.python] = self._counts.get(kind.python, 0) + 1
         try:
             sys_path = (kind.modules,) if kind.modules else ()
-            return await zygote.start_worker(slot, callbacks, kind.cpu, sys_path)
+            return await zygote.start_worker(slot, callbacks, kind.cpu, sys_path, environment=environment)
         except BaseException:
             self.ended(kind)
             raise
+
+    def _unwanted(self, kind: WorkerKind, done: asyncio.Task[WorkerProcess]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().stop()
+            self.ended(kind)
 
     def ended(self, kind: WorkerKind) -> None:
         """A worker of this kind is gone, or on its way."""
