@@ -2,7 +2,7 @@
 
 import pytest
 
-from fallow.cli.show import bytes_words, count_words, duration_words, print_table, progress_bar, sparkline
+from fallow.cli.show import as_plain, bytes_words, count_words, duration_words, print_table, progress_bar, sparkline
 from fallow.cli.top import Rates
 from fallow.model.ids import JobId
 from fallow.model.job import JobCounts, JobInfo, JobKind
@@ -56,3 +56,9 @@ def test_rates_come_from_two_looks() -> None:
     assert list(rates.total) == [10]
     rates.add(4.0, ())
     assert rates.by_job == {}
+
+
+def test_json_names_fields() -> None:
+    plain = as_plain((job(3),))
+    assert plain[0]["counts"]["done"] == 3
+    assert plain[0]["kind"] == "map"

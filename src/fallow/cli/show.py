@@ -88,7 +88,15 @@ def progress_bar(done: int, total: int, width: int) -> str:
 
 
 def as_plain(value: object) -> Any:
-    """Structs as what JSON knows."""
-    import msgspec
+    """Structs as what JSON knows, by the names of their fields (also those that travel as arrays)."""
+    from enum import Enum
 
-    return msgspec.to_builtins(value)
+    from msgspec import Struct
+
+    if isinstance(value, Struct):
+        return {name: as_plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [as_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value

@@ -129,6 +129,9 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
 
     async def failed(error: Exception) -> None:
         last[:] = [error]
+        if not holder and "authorization" in str(error).lower():
+            # Ends the first attempt: a token does not get better by being shown again.
+            raise error
 
     async def attempt() -> Client:
         return await nats.connect(
