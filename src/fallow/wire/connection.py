@@ -8,11 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+
+if "aiohttp" not in sys.modules:
+    # nats-py would load it for websockets, which a pool does not use: half the time of this import, in every process.
+    sys.modules["aiohttp"] = None  # type: ignore[assignment]
+    try:
+        import nats
+    finally:
+        del sys.modules["aiohttp"]
 import nats
 import nats.errors
 from nats.aio.client import Client
