@@ -110,7 +110,7 @@ def split_unserialisable(values: Sequence[object], named: int = 16) -> dict[int,
             _pickle([value])
         except Exception as error:
             if len(bad) < named:
-                bad[offset] = _blame(value, error, UnserialisableResult, "result", offset)
+                bad[offset] = _blame(value, error, UnserialisableResult, "the result", offset)
             else:
                 bad[offset] = UnserialisableResult(f"the result cannot be serialised: {_words(error)}", "", offset)
     return bad
@@ -233,7 +233,7 @@ def _name_item(items: Sequence[object], failed: _NotSerialisable, error_type: ty
         try:
             _pickle([item])
         except Exception as error:
-            return _blame(item, error, error_type, noun, offset)
+            return _blame(item, error, error_type, f"{noun} {offset}", offset)
     return error_type(f"the {noun}s cannot be serialised together: {_words(failed.cause)}")
 
 
@@ -241,7 +241,7 @@ def _blame(item: object, error: Exception, error_type: type[_Error], noun: str, 
     from fallow.wire.offender import find_offender
 
     where, what = find_offender(item)
-    path = f"{noun} {offset}{' -> ' + where if where else ''}"
+    path = f"{noun}{' -> ' + where if where else ''}"
     return error_type(f"{path} is {what}, which cannot be serialised ({_words(error)})", path, offset)
 
 

@@ -54,6 +54,30 @@ def _children_by_scan() -> list[int]:
     return found
 
 
+def next_ended() -> int:
+    """A child that has ended and is not reaped yet; 0 if there is none. Where the system cannot tell (macOS before
+    Python 3.13) none is ever found, and `reap` finds them itself."""
+    if not hasattr(os, "waitid"):
+        return 0
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    return found.si_pid if found is not None else 0
+
+
+def reap(workers: Collection[int]) -> tuple[int, int]:
+    """Reap one ended child: (pid, exit code as os.waitstatus_to_exitcode gives it); pid 0 if there is none. What is
+    left of a worker's process group is killed first: until it is reaped, nobody else can get its number."""
+    if (pid := next_ended()) in workers:
+        kill_group(pid)
+    try:
+        pid, status = os.waitpid(pid or -1, os.WNOHANG)
+    except ChildProcessError:
+        return 0, 0
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else (0, 0)
+
+
 def kill_group(pid: int) -> None:
     """SIGKILL to a worker and all of its process group."""
     for kill in (os.killpg, os.kill):

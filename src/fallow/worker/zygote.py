@@ -90,21 +90,12 @@ class Zygote:
 
     def _reap(self) -> None:
         while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
+            pid, code = reaping.reap(self._pids)
+            if not pid:
                 return
-            if found is None:
-                return
-            pid = found.si_pid
-            if pid in self._pids:
-                # Before it is reaped: until then nobody else can get its number.
-                reaping.kill_group(pid)
-            _, status = os.waitpid(pid, 0)
             serial = self._pids.pop(pid, None)
             if serial is not None:
-                code = os.waitstatus_to_exitcode(status)
-                oom = code == -signal.SIGKILL and reaping.kernel_kills() > self._oom_before.pop(pid, 0)
+                oom = reaping.kernel_kills() > self._oom_before.pop(pid, 0) and code == -signal.SIGKILL
                 reaping.kill_strays(self._pids)
                 self._send(orders.Exited(serial, code, oom))
 
