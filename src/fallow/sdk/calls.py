@@ -117,6 +117,11 @@ class RateWindow:
         self._since = 0.0
         self._count = 0
 
+    def set_slots(self, slots: int) -> None:
+        """The pool has so many slots now."""
+        self._least = 2 * max(1, slots)
+        self.size = max(self.size, self._least)
+
     def answered(self, count: int, now: float, idle: bool) -> None:
         """`count` calls were answered at `now` (seconds); `idle`: none is out any more."""
         self._count += count
@@ -247,7 +252,7 @@ class Calls:
             self._fail_all(error)
             return
         self.epoch = max(self.epoch, reply.epoch)
-        self._window = RateWindow(self.client.info.slots)
+        self._window.set_slots(self.client.info.slots)
         self._state = "open"
         self._send_queued()
 
@@ -459,6 +464,7 @@ class Calls:
 
     def tick(self, now: float) -> None:
         """Repair: what is waited for is named, so that lost answers come again."""
+        self._window.set_slots(self.client.info.slots)
         if not self._waiting or self._state != "open":
             return
         waiting = IntervalSet((index, index + 1) for index in sorted(self._waiting))

@@ -164,7 +164,7 @@ class Client:
             self.closed = True
             _forget(self)
             if self.found and self.found.embedded:
-                await asyncio.get_running_loop().run_in_executor(None, self.found.embedded.end)
+                self.found.embedded.end()
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)
@@ -179,7 +179,8 @@ class Client:
 
         embedded = self.found.embedded
         if embedded is not None:
-            self.found.address = await asyncio.get_running_loop().run_in_executor(None, embedded.wait_address)
+            # Blocks the loop, which has nothing else to do yet.
+            self.found.address = embedded.wait_address()
             remember_for_children(str(self.found.address))
         connection = await connect(self.found.address, f"client {self.id}")
         self.transport = NatsTransport(connection)
@@ -187,8 +188,7 @@ class Client:
         self.info = await self.ask(subjects.POOL, GetPool(), timeout_s=2.0, patience_s=FIRST_ANSWER_S)
         self.blobs = await open_blob_client(connection, self.info)
         if embedded is not None:
-            slots = f"{self.info.slots} slots" if self.info.slots > 1 else "its own slots"
-            say(f"no pool is running, so this script started one of its own ({slots}); it ends with the script.")
+            say("no pool is running, so this script started one of its own; it ends with the script.")
 
     async def _open_nested(self) -> None:
         import msgspec
@@ -219,12 +219,33 @@ class Client:
         while True:
             await asyncio.sleep(SYNC_S)
             now = loop.time()
+            if self.info.slots == 0 or now - pinged >= PING_S:
+                self.spawn(self._refresh())
             for attached in list(self.attached.values()):
                 attached.tick(now)
             if now - pinged >= PING_S:
                 pinged = now
                 for job_id in list(self.attached):
                     self.transport.send(subjects.job(job_id), Ping(job_id, self.id))
+
+    async def _refresh(self) -> None:
+        """Nodes come and go: what the pool has now."""
+        from fallow.wire import subjects
+        from fallow.wire.messages import GetPool, PoolInfo
+
+        with contextlib.suppress(TimeoutError):
+            info = await self.transport.request(subjects.POOL, GetPool(), REQUEST_S)
+            if isinstance(info, PoolInfo):
+                self.info = info
+
+    def slots(self, wait_s: float = 10.0) -> int:
+        """Slots of the pool, at least one; waits a little for the first node of a pool that has just started."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            self.submit_blocking(self.ready()._refresh())
+            if self.info.slots > 0 or time.monotonic() > deadline:
+                return max(1, self.info.slots)
+            time.sleep(0.02)
 
     async def cancel_job(self, job_id: JobId, reason: str, patience_s: float = 10.0) -> None:
         """Ask for the end of a job, without minding how it goes: a job whose client is gone ends by itself."""
@@ -287,8 +308,8 @@ def get_client() -> Client:
         return client
     with _lock:
         if _client is None or _client.closed:
-            _hook_exit()
             _client = Client(current_bridge())
+            _hook_exit()
         return _client
 
 
@@ -343,6 +364,9 @@ def _hook_exit() -> None:
         return
     _hooked = True
     atexit.register(_at_exit)
+    # Thread pools refuse work once the threads are being joined, which is before atexit; ours is needed to the end.
+    with contextlib.suppress(AttributeError, RuntimeError):
+        threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
     if sys.excepthook is sys.__excepthook__ and not hasattr(sys, "ps1"):
@@ -353,8 +377,10 @@ def _after_fork() -> None:
     """A forked child has no loop thread: it starts anew, and must not hold the parent's pool alive."""
     global _client, _lock
     client, _client, _lock = _client, None, threading.Lock()
-    if client is not None and client.found and client.found.embedded:
-        client.found.embedded.abandon()
+    if client is not None:
+        client.closed = True
+        if client.found and client.found.embedded:
+            client.found.embedded.abandon()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -209,6 +209,10 @@ class Executor(StandardExecutor):
             self._maps.discard(live)
 
 
+class _OutOfTime(TimeoutError):
+    """The wait for a map has timed out (and not one of its tasks)."""
+
+
 class _Map:
     """One map under way. Batches are taken by the iterator, or kept here when the executor is shut down before."""
 
@@ -239,7 +243,7 @@ class _Map:
         except TimeoutError:
             if future.done():
                 raise
-            raise TimeoutError("the results were not there in time") from None
+            raise _OutOfTime("the results were not there in time") from None
         self.stream.arrived(batch)
         if batch.last:
             self.end(cancel=False)
@@ -311,16 +315,9 @@ class _MapResults:
         self._started = True
         try:
             return next(self._items)
-        except TimeoutError:
-            # Of the wait, or of a task: only the former has stopped the parts.
-            if self._live is not None and not self._live.stream.finished and self._timed_out():
-                self.close()
+        except _OutOfTime:
+            self.close()
             raise
-
-    def _timed_out(self) -> bool:
-        assert self._live is not None
-        ahead = self._live.stream.pending()
-        return not ahead.done()
 
     def close(self) -> None:
         """Want no more: what has not begun is cancelled."""

@@ -49,6 +49,8 @@ class Function(Generic[P, R]):
         self, fn: Callable[P, R], options: Options, *, app: str = "", name: str = "", hooks: Any = None
     ) -> None:
         functools.update_wrapper(self, fn)
+        if not hasattr(fn, "__qualname__"):
+            self.__qualname__ = "<object>"  # a partial or another object that can be called
         self.fn = fn
         self.options = options
         self.app = app

@@ -44,7 +44,7 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             n_jobs = self.default_n_jobs
         if n_jobs > 0:
             return n_jobs
-        return max(1, get_client().ready().info.slots + 1 + n_jobs)
+        return max(1, get_client().slots() + 1 + n_jobs)
 
     def configure(
         self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **options: Any
