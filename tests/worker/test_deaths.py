@@ -66,6 +66,22 @@ async def test_timeout_is_per_task(bench: Bench) -> None:
     assert "longer than its time limit of 0.5 s" in death.message
 
 
+async def test_timeout_says_where_the_task_hung(bench: Bench) -> None:
+    def inner() -> None:
+        time.sleep(60)
+
+    def work(x: int) -> None:
+        inner()
+
+    bench.run(work, range(2), spec=bench.spec(timeout_s=0.2))
+    death = await bench.recorder.death()
+    first, outer, innermost = death.detail.splitlines()
+    assert first == "The task was here (most recent call last):"
+    assert outer.endswith("in work")
+    assert innermost.endswith("in inner")
+    assert "test_deaths.py" in innermost
+
+
 async def test_timeout_of_a_task_that_holds_the_interpreter(bench: Bench) -> None:
     def work(x: int) -> int:
         ctypes.PyDLL(None).sleep(60)

@@ -33,3 +33,18 @@ def death_of(status: int, oom: bool, phase: int, index: int, detail: str) -> Dea
     if phase == LOADING and (status >= 0 or -status in _CRASHES):
         return Death(-1, "setup", f"the worker {cause} while it loaded the function", detail)
     return Death(index, "worker_lost", f"the worker {cause}", detail)
+
+
+def hung_at(last_words: list[str]) -> str:
+    """From what a worker printed when it was asked where it is (faulthandler's words, most recent call first): the
+    frames of the task alone, in the order that Python's tracebacks have."""
+    try:
+        first = next(at for at, line in enumerate(last_words) if line.startswith(("Current thread", "Stack (most")))
+    except StopIteration:
+        return "\n".join(last_words)
+    frames = []
+    for line in last_words[first + 1 :]:
+        if not line.startswith("  File ") or "fallow/worker/" in line:
+            break
+        frames.append(line)
+    return "\n".join(["The task was here (most recent call last):", *reversed(frames)]) if frames else ""

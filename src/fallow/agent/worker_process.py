@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from fallow.agent.exit_words import death_of
+from fallow.agent.exit_words import death_of, hung_at
 from fallow.agent.memory import private_bytes
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
 from fallow.agent.worker_output import OutputPipe
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 """How often the shared maps are looked at while tasks run: the precision of time limits."""
+SHOW_S = 0.05
+"""What a worker that is killed for its time limit gets to print its stack."""
 STOP_GRACE_S = 10.0
 """A worker that was told to stop, and runs nothing, is killed after this (its exit methods may take a while)."""
 _READS_AT_ONCE = 8
@@ -86,6 +88,7 @@ class Process:
         self._seen = (-1, 0)
         self._since = 0.0
         self._verdict: tuple[str, str] | None = None
+        self._hung = -1
         self._setup: Death | None = None
         self._stopping = False
         self._grace: asyncio.TimerHandle | None = None
@@ -213,11 +216,18 @@ class Process:
         now = time.monotonic()
         index = self._observe(now)
         if index >= 0 and spec.timeout_s > 0 and now - self._since > spec.timeout_s:
-            self.kill("timeout", f"task {index} ran longer than its time limit of {spec.timeout_s:g} s")
+            self._time_out(index, spec.timeout_s)
             return
         limit = spec.resources.memory_bytes
         if limit and (used := private_bytes(self._pid)) > limit:
             self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
+
+    def _time_out(self, index: int, limit_s: float) -> None:
+        """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
+        self._hung = index
+        self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
+        self._zygote.show_worker(self._serial)
+        self._loop.call_later(SHOW_S, self._zygote.kill_worker, self._serial)
 
     def _observe(self, now: float) -> int:
         words = self._words
@@ -341,10 +351,12 @@ class Process:
     def _death(self, status: int, oom: bool, words: str, detail: str, token: Token | None) -> Death:
         if self._setup is not None:
             return self._setup
-        index = self._suspect() if token is not None else -1
+        index = -1
+        if token is not None:
+            index = self._hung if self._hung >= 0 else self._suspect()
         if self._verdict is not None:
             kind, message = self._verdict
-            return Death(index, kind, message, detail)
+            return Death(index, kind, message, hung_at(detail.splitlines()) if kind == "timeout" else detail)
         death = death_of(status, oom, self._words[orders.PHASE], index, detail)
         return Death(death.index, death.kind, words, detail) if words else death
 

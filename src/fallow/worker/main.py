@@ -6,6 +6,7 @@ import atexit
 import faulthandler
 import mmap
 import os
+import signal
 import socket
 import sys
 import threading
@@ -159,6 +160,7 @@ def _print_by_line() -> None:
 def run_worker(socket_fd: int, map_fd: int, scratch: str, serial: int) -> None:
     """Be a worker until told to stop; never returns. Descriptors 0, 1 and 2 are set already."""
     faulthandler.enable(2)  # the last words of a crash go to the agent
+    faulthandler.register(getattr(signal, orders.SHOW_SIGNAL), 2, all_threads=False)
     _print_by_line()
     shared = mmap.mmap(map_fd, orders.MAP_BYTES)
     os.close(map_fd)

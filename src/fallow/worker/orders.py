@@ -117,7 +117,10 @@ class Spawn(_Frame):
 
 
 class Kill(_Frame):
+    """SIGKILL to the worker and all of its group. `show`: not yet, but have it print where it is."""
+
     serial: int
+    show: bool = False
 
 
 class Ready(_Frame):
@@ -167,6 +170,9 @@ MAP_BYTES = WORDS * 8
 
 LOADED_FUNCTIONS = 4
 """A worker keeps so many functions loaded, least recently used first out; the agent keeps the same account."""
+
+SHOW_SIGNAL = "SIGUSR2"
+"""Has a worker print the stack of its main thread to descriptor 2, even while the interpreter is held."""
 
 LABEL = b"\x1e"
 """In the output pipes: a line that a task printed through sys.stdout begins with LABEL, index, LABEL_END."""

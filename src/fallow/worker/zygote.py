@@ -69,9 +69,14 @@ class Zygote:
                 del self._reader.descriptors[:DESCRIPTORS]
                 self._spawn(message, descriptors)
             else:
-                for pid, serial in self._pids.items():
-                    if serial == message.serial:
-                        reaping.kill_group(pid)
+                self._kill(message)
+
+    def _kill(self, order: orders.Kill) -> None:
+        for pid, serial in self._pids.items():
+            if serial == order.serial and order.show:
+                os.kill(pid, getattr(signal, orders.SHOW_SIGNAL))
+            elif serial == order.serial:
+                reaping.kill_group(pid)
 
     def _spawn(self, order: orders.Spawn, descriptors: list[int]) -> None:
         oom = reaping.kernel_kills()
@@ -80,6 +85,8 @@ class Zygote:
         if not pid:
             try:
                 _become_worker(order, descriptors, parent)
+            except BaseException as error:
+                os.write(2, f"the worker could not begin: {type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(70)
         self._pids[pid] = order.serial
