@@ -27,13 +27,17 @@ AGENTS_LIMIT = 256
 """Agents that may share one home."""
 
 
-class Identity:
-    """A node's id and the folder that is its own. Close it to let another agent have it."""
+class Claim:
+    """A folder that no other agent has as long as this is open. Close it to let another agent have it."""
 
-    def __init__(self, node_id: NodeId, folder: Path, lock: int) -> None:
-        self.node_id = node_id
+    def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
         self._lock = lock
+
+    def identify(self) -> NodeId:
+        """Id of the node that lives here; its key is made if there is none yet. Raises SettingError where the key is
+        damaged."""
+        return _node_id(self.folder)
 
     def private_key(self) -> Ed25519PrivateKey:
         """The node's key. Raises SettingError where the file is damaged."""
@@ -44,8 +48,8 @@ class Identity:
             os.close(self._lock)
 
 
-def claim_identity(home: Path) -> Identity:
-    """Take the first identity of this home that no other agent has, and make its key if it has none yet.
+def claim_home(home: Path) -> Claim:
+    """Take the first folder of this home that no other agent has.
 
     Raises SettingError in words when the folder cannot be written."""
     for number in range(1, AGENTS_LIMIT + 1):
@@ -58,7 +62,7 @@ def claim_identity(home: Path) -> Identity:
                 f"cannot use {folder} as the agent's home: {error.strerror or error}. Give another with --home."
             ) from None
         if lock is not None:
-            return Identity(_node_id(folder), folder, lock)
+            return Claim(folder, lock)
     raise SettingError(f"{AGENTS_LIMIT} agents use {home} already. Give this one another home with --home.")
 
 

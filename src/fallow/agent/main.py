@@ -14,9 +14,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from fallow.agent.identity import Identity, claim_identity
-from fallow.agent.link import Link, connect_patiently
-from fallow.agent.node import Node
+from fallow.agent.identity import Claim, claim_home
+from fallow.agent.workers import Workers, own_kind
 from fallow.wire.address import PoolAddress
 
 log = logging.getLogger("fallow.agent")
@@ -44,12 +43,12 @@ def run_agent(options: AgentOptions) -> int:
 
     The first signal lets it hand in what is done and say goodbye, a second ends it at once. Raises PoolRefused where
     the pool does not take the token, and SettingError where the home cannot be used."""
-    identity = claim_identity(options.home)
+    claim = claim_home(options.home)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_run(options, identity))
+            return runner.run(_run(options, claim))
     finally:
-        identity.close()
+        claim.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -62,15 +61,26 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run(options: AgentOptions, identity: Identity) -> int:
+async def _run(options: AgentOptions, claim: Claim) -> int:
     ended, hurry = asyncio.Event(), asyncio.Event()
     _listen_to_signals(ended, hurry)
-    scratch = _scratch(identity.folder)
-    node = Node(identity, options.name, options.slots, identity.folder, scratch, options.embedded)
+    scratch = _scratch(claim.folder)
+    workers = Workers(scratch)
+    workers.warm(own_kind())
+    # The zygote starts on another processor, while this process imports what the rest of the agent needs.
+    await asyncio.sleep(0)
+    from fallow.agent.link import Link, connect_patiently
+    from fallow.agent.node import Node
+
+    try:
+        node_id = claim.identify()
+    except BaseException:
+        await workers.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    node = Node(node_id, options.name, options.slots, claim.folder, scratch, workers, options.embedded)
     try:
         node.start_workers()
-        # The zygote starts before this process is busy importing what the connection needs.
-        await asyncio.sleep(0)
         connecting = asyncio.ensure_future(connect_patiently(options.address, f"agent {node.name} {node.node_id}"))
         waiting = asyncio.ensure_future(ended.wait())
         await asyncio.wait({connecting, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import sys
 import time
@@ -18,7 +19,6 @@ from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
 from fallow.agent.environments import Environments
 from fallow.agent.gpus import Gpus
-from fallow.agent.identity import Identity
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
 from fallow.agent.logs import LogSender
@@ -26,8 +26,8 @@ from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
 from fallow.agent.slot import Slot
-from fallow.agent.workers import WorkerKind, Workers
-from fallow.model.ids import new_id
+from fallow.agent.workers import Workers, own_kind
+from fallow.model.ids import NodeId, new_id
 from fallow.wire import subjects
 from fallow.wire.messages import (
     BEAT_INTERVAL_S,
@@ -64,17 +64,18 @@ FIRST_BEATS_S = 0.05
 class Node:
     """One agent. `start_workers` before `serve`: workers warm up while the connection is made."""
 
-    def __init__(self, identity: Identity, name: str, slots: int, home: Path, scratch: Path, embedded: bool) -> None:
-        self.identity = identity
-        self.node_id = identity.node_id
+    def __init__(
+        self, node_id: NodeId, name: str, slots: int, home: Path, scratch: Path, workers: Workers, embedded: bool
+    ) -> None:
+        self.node_id = node_id
         self.name = name
-        self.session = new_id("run", _random)
+        self.session = new_id("run", os.urandom)
         self.embedded = embedded
         self.spec = probe_node(self.node_id, name, slots, home, fallow.__version__)
         self.scratch = scratch
         self.link: Link | None = None
-        self.default_kind = WorkerKind(sys.executable)
-        self.workers = Workers(scratch)
+        self.default_kind = own_kind()
+        self.workers = workers
         self.gpus = Gpus(self.spec.devices)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
@@ -286,9 +287,3 @@ async def _until(holds: Callable[[], bool], timeout_s: float, hurry: asyncio.Eve
     deadline = loop.time() + timeout_s
     while not holds() and loop.time() < deadline and not hurry.is_set():
         await asyncio.sleep(0.01)
-
-
-def _random(count: int) -> bytes:
-    import os
-
-    return os.urandom(count)

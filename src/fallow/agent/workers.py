@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,11 @@ class WorkerKind(Struct, frozen=True):
     gpu: GpuSpec = GpuSpec()
 
 
+def own_kind() -> WorkerKind:
+    """Workers in the agent's own interpreter, for jobs without requirements."""
+    return WorkerKind(sys.executable)
+
+
 class Workers:
     """Starts workers, and the zygotes that they need. `scratch`: a folder for this run of the agent."""
 
@@ -46,6 +52,10 @@ class Workers:
         self._used_s: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._serial = 0
+
+    def warm(self, kind: WorkerKind) -> None:
+        """Start the zygote of this kind now."""
+        self._zygote(kind.python)
 
     def _zygote(self, python: str) -> asyncio.Task[Zygote]:
         task = self._zygotes.get(python)
