@@ -112,7 +112,15 @@ class Client:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def ask(self, subject: str, message: Msg, *, timeout_s: float = REQUEST_S, patience_s: float = 0.0) -> Any:
+    async def ask(
+        self,
+        subject: str,
+        message: Msg,
+        *,
+        timeout_s: float = REQUEST_S,
+        patience_s: float = PATIENCE_S,
+        most_delay_s: float = 1.0,
+    ) -> Any:
         """Ask until there is an answer: everything may be sent again. Raises the exception for a refusal, PoolEnded
         where the script's own pool is gone, PoolUnreachable when patience ends."""
         from fallow.sdk.failures import refusal
@@ -120,26 +128,25 @@ class Client:
 
         loop = asyncio.get_running_loop()
         began = loop.time()
-        patience = patience_s or PATIENCE_S
-        delay = 0.02
+        delay = min(0.02, most_delay_s)
         while True:
             try:
                 reply = await self.transport.request(subject, message, timeout_s)
             except TimeoutError:
                 self._check_alive()
-                if loop.time() - began > patience:
+                if loop.time() - began > patience_s:
                     raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
                 self._in_trouble(loop.time())
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
-                delay = min(delay * 1.6, 1.0)
+                delay = min(delay * 1.6, most_delay_s)
                 continue
             self._trouble_since = 0.0
             if not isinstance(reply, Refused):
                 return reply
-            if reply.kind not in _RETRIED or loop.time() - began > patience:
+            if reply.kind not in _RETRIED or loop.time() - began > patience_s:
                 raise refusal(reply)
             await asyncio.sleep(max(reply.retry_after_s, delay) * random.uniform(0.7, 1.3))
-            delay = min(delay * 1.6, 1.0)
+            delay = min(delay * 1.6, most_delay_s)
 
     def _check_alive(self) -> None:
         embedded = self.found.embedded if self.found else None
@@ -185,7 +192,10 @@ class Client:
         connection = await connect(self.found.address, f"client {self.id}")
         self.transport = NatsTransport(connection)
         await connection.subscribe(subjects.client(self.id), self._on_message)
-        self.info = await self.ask(subjects.POOL, GetPool(), timeout_s=2.0, patience_s=FIRST_ANSWER_S)
+        # Asked in quick succession: the coordinator of a pool that is starting may be there at any moment.
+        self.info = await self.ask(
+            subjects.POOL, GetPool(), timeout_s=2.0, patience_s=FIRST_ANSWER_S, most_delay_s=0.01
+        )
         self.blobs = await open_blob_client(connection, self.info)
         if embedded is not None:
             say("no pool is running, so this script started one of its own; it ends with the script.")
