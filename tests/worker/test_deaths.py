@@ -34,7 +34,9 @@ async def test_segmentation_fault_leaves_its_traceback(bench: Bench) -> None:
     death = await bench.recorder.death()
     assert (death.kind, death.index) == ("worker_lost", 2)
     assert "killed by SIGSEGV" in death.message
-    assert "in work" in death.detail
+    assert death.detail.splitlines()[0] == "Fatal Python error: Segmentation fault"
+    assert death.detail.endswith("in string_at")
+    assert [line.text for line in bench.recorder.lines] == ["Fatal Python error: Segmentation fault"]
 
 
 async def test_what_was_handed_in_before_the_death_counts(bench: Bench, tmp_path: Path) -> None:
@@ -80,6 +82,7 @@ async def test_timeout_says_where_the_task_hung(bench: Bench) -> None:
     assert outer.endswith("in work")
     assert innermost.endswith("in inner")
     assert "test_deaths.py" in innermost
+    assert bench.recorder.lines == []
 
 
 async def test_timeout_of_a_task_that_holds_the_interpreter(bench: Bench) -> None:
