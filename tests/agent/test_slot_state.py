@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fallow.agent.hand_ins import HAND_IN_BYTES, split_results
 from fallow.agent.slot_effects import (
     Abort,
     Begin,
@@ -23,7 +24,7 @@ from fallow.agent.slot_effects import (
     SendPull,
     SendUnpull,
 )
-from fallow.agent.slot_state import HAND_IN_BYTES, LEND_LIMIT, PULL_AGAIN_S, SlotMachine, split_results
+from fallow.agent.slot_state import LEND_LIMIT, PULL_AGAIN_S, SlotMachine
 from fallow.agent.worker_api import Report
 from fallow.core.intervals import IntervalSet
 from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId

@@ -27,7 +27,7 @@ from fallow.agent.pages import PageCache
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
 from fallow.agent.slot import Slot
 from fallow.agent.workers import Workers, own_kind
-from fallow.model.ids import NodeId, new_id
+from fallow.model.ids import JobId, NodeId, new_id
 from fallow.wire import subjects
 from fallow.wire.messages import (
     BEAT_INTERVAL_S,
@@ -80,7 +80,7 @@ class Node:
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons)
-        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name)
+        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use)
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
@@ -114,6 +114,10 @@ class Node:
         """Warm up: a zygote, and a worker for each slot, in the background."""
         for slot in self.slots:
             slot.lanes[0].want_worker(self.default_kind)
+
+    def _jobs_in_use(self) -> set[JobId]:
+        used = {held.job_id for slot in self.slots for held in slot.machine.held()}
+        return used | {job_id for slot in self.slots if (job_id := slot.machine.job_id) is not None}
 
     def free_gpus(self) -> None:
         """Have idle workers give up devices that their slots do not need any more."""
