@@ -36,7 +36,7 @@ class FailureBook:
 
     def died(self, death: Death, *, alone: bool, attempt: int, node: NodeId, now: float, runs_on: bool = False) -> str:
         """A worker ended under this task. Returns what is to become of it: 'fault' (it has failed for good),
-        'delayed' (it is in `delayed` now), 'suspect' (it is in `waiting` now) or 'runs_on' (another copy of it runs)."""
+        'delayed' (in `delayed` now), 'suspect' (in `waiting` now) or 'runs_on' (another copy of it runs)."""
         index = death.index
         if death.kind == "timeout":
             tried = self.attempts.get(index, attempt) + 1
