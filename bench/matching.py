@@ -1,8 +1,8 @@
 """How long a plan takes: `python -m bench.matching [--nodes 100000] [--jobs 1000] [--json]`.
 
-A pool of several classes of nodes (sizes, memory, some with GPUs) and jobs of several needs, all wanting more than there
-is. Times are milliseconds of CPU time on one core, so that what else runs does not count; 'incremental' rows are medians and maxima over single events, each
-followed by its plan.
+A pool of several classes of nodes (sizes, memory, some with GPUs) and jobs of several needs, all wanting more than
+there is. Times are milliseconds of CPU time on one core, so that what else runs on the machine counts little. Rows of
+single events are medians and maxima; each event is followed by its plan.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from fallow.model.node import NodeSpec
 
 SLOT_BITS = 16
 SLOT_MASK = (1 << SLOT_BITS) - 1
-"""One slot as a number: that of its node, then that of the slot. Millions of them cost the garbage collector nothing."""
+"""One slot as a number: that of its node, then that of the slot. Numbers cost the garbage collector nothing."""
 
 Need = tuple[str, int, int, GpuSpec]
 """What decides where a job could run: Python, CPUs, bytes of memory, GPUs."""

@@ -39,6 +39,7 @@ class JobProgress(Progress):
         if seq < self.pull_seqs.get(slot, -1) or (slot not in self.pulls and len(self.pulls) >= PULLS_LIMIT):
             return
         self.pull_seqs[slot] = seq
+        self._know(slot)
         old = self.pulls.get(slot)
         at = old.at if old and old.idle == idle else now
         self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
@@ -46,6 +47,7 @@ class JobProgress(Progress):
     def unpull(self, slot: SlotKey, seq: int) -> None:
         if seq >= self.pull_seqs.get(slot, -1):
             self.pull_seqs[slot] = seq
+            self._know(slot)
             self.pulls.pop(slot, None)
 
     def dispatch(self, now: float) -> list[Effect]:
@@ -334,11 +336,19 @@ class JobProgress(Progress):
             if lease.index >= 0:
                 known.index = lease.index
                 known.index_since = now - lease.elapsed_s
-        for lost in [x for x in self.leases.values() if x.node == node and x.token not in named]:
-            if now - lost.seen_at > UNNAMED_GRACE_S:
+        for lost in self._leases_of(node):
+            if lost.token not in named and now - lost.seen_at > UNNAMED_GRACE_S:
                 self._close(lost)
                 self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
         return effects
+
+    def _know(self, slot: SlotKey) -> None:
+        self._slots_of.setdefault(slot[0], set()).add(slot[1])
+
+    def _leases_of(self, node: NodeId) -> list[LiveLease]:
+        """In the time of that node's slots, however many nodes there are: each beats once a second."""
+        slots = sorted(self._slots_of.get(node, ()))
+        return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
 
     def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
         free: list[Interval] = []
@@ -349,19 +359,21 @@ class JobProgress(Progress):
         slot = (node, held.slot)
         lease = LiveLease(held.token, slot, held.start, held.stop, IntervalSet(free), granted_at=now, seen_at=now)
         self.leases[held.token] = lease
+        self._know(slot)
         self.by_slot.setdefault(slot, []).append(held.token)
         return lease
 
     def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
         """The node is gone: its leases are to do again. A task under which many nodes were lost is failed."""
         effects: list[Effect] = []
-        for slot in [s for s in self.pulls if s[0] == node]:
-            del self.pulls[slot]
-        for slot in [s for s in self.pull_seqs if s[0] == node]:
-            del self.pull_seqs[slot]
+        leases = self._leases_of(node)
+        for number in self._slots_of.pop(node, ()):
+            slot = (node, number)
+            self.pulls.pop(slot, None)
+            self.pull_seqs.pop(slot, None)
             self.last_size.pop(slot, None)
             self.rates.pop(slot, None)
-        for lease in [x for x in self.leases.values() if x.node == node]:
+        for lease in leases:
             index = lease.index
             if index in lease.pending and not lease.doubled:
                 self.node_losses += 1

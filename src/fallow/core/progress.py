@@ -37,6 +37,8 @@ class Progress:
         self.failures = FailureBook(spec.retry)
         self.leases: dict[Token, LiveLease] = {}
         self.by_slot: dict[SlotKey, list[Token]] = {}
+        self._slots_of: dict[NodeId, set[int]] = {}
+        """Slots of each node that anything is remembered of."""
         self.pulls: dict[SlotKey, WaitingPull] = {}
         self.pull_seqs: dict[SlotKey, int] = {}
         self.rates: dict[SlotKey, Rate] = {}
