@@ -6,9 +6,10 @@ See core.progress for the theory of operation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from heapq import nsmallest
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
-from fallow.core.endgame import find_double, find_take_back
+from fallow.core.endgame import LOOK_SHARE, double_after_s, find_double
 from fallow.core.failures import NODE_LOSSES_LIMIT
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
@@ -61,7 +62,7 @@ class JobProgress(Progress):
         for index in self.failures.due(now):
             self.todo.add(index, index + 1)
         if self.pulls and (self.todo or self.failures.waiting):
-            for pull in sorted(self.pulls.values(), key=lambda p: (not p.idle, p.at)):
+            for pull in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
                     break
                 lease = self._take_suspect(pull, now) or self._take_range(pull, now)
@@ -70,18 +71,26 @@ class JobProgress(Progress):
                         break
                     continue
                 effects.append(self._grant(lease, pull))
-        if not self.todo and not self.failures.waiting:
-            idle = [pull for pull in self.pulls.values() if pull.idle]
-            if idle:
+        if self.pulls and not self.todo and not self.failures.waiting:
+            if now < self._double_at and self._take_backs.is_quiet(now):
+                effects.append(Wake(self._double_at))
+            else:
+                idle = [pull for pull in self.pulls.values() if pull.idle]
                 effects += self._endgame(idle, now)
         if self.failures.delayed and self.pulls:
             effects.append(Wake(self.failures.delayed[0].not_before))
         return effects
 
+    def _in_turn(self) -> list[WaitingPull]:
+        """Waiting pulls that could be answered now, idle slots first."""
+        count = len(self.pulls) if self.failures.waiting else min(len(self.pulls), len(self.todo))
+        return nsmallest(count, self.pulls.values(), key=lambda pull: (not pull.idle, pull.at))
+
     def _grant(self, lease: LiveLease, pull: WaitingPull) -> Grant:
         del self.pulls[pull.slot]
         self.leases[lease.token] = lease
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
+        self._take_backs.added(lease)
         return Grant(
             slot=pull.slot,
             pull_seq=pull.seq,
@@ -146,19 +155,24 @@ class JobProgress(Progress):
     def _endgame(self, idle: list[WaitingPull], now: float) -> list[Effect]:
         effects: list[Effect] = []
         for pull in idle:
-            back = find_take_back(self.leases, self.by_slot, self.rates, now)
+            back = self._take_backs.next(self.leases, self.by_slot, self.rates, now)
             if back is not None:
                 effects.append(back)
                 continue
             if not self.spec.speculate or self.spec.kind is JobKind.CALLS:
                 break
+            if now < self._double_at:
+                effects.append(Wake(self._double_at))
+                break
             found = find_double(
                 self.leases.values(), self.by_slot, self.rate, self._doubled, pull.slot, self.spec.timeout_s, now
             )
-            if isinstance(found, float):
-                effects.append(Wake(found))
-                break
-            if found is None:
+            if not isinstance(found, int):
+                after_s = double_after_s(self.rate)
+                self._double_at = now + LOOK_SHARE * after_s
+                if found is not None:
+                    self._double_at = max(self._double_at, min(found, now + after_s))
+                    effects.append(Wake(self._double_at))
                 break
             lease = self._new_lease(pull.slot, found, found + 1, now)
             lease.doubled = True
@@ -220,6 +234,7 @@ class JobProgress(Progress):
             self._return(lease, start, stop)
         if give_back:
             lease.taking_back_at = None
+            self._take_backs.added(lease)
         if ended:
             self._close(lease)
             if not deaths and self._size_cap:
@@ -361,6 +376,7 @@ class JobProgress(Progress):
         self.leases[held.token] = lease
         self._know(slot)
         self.by_slot.setdefault(slot, []).append(held.token)
+        self._take_backs.added(lease)
         return lease
 
     def node_lost(self, node: NodeId, reason: str) -> list[Effect]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fallow.core.effects import Drop, Effect, Ended
+from fallow.core.endgame import TakeBacks
 from fallow.core.failures import FailureBook
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
@@ -59,6 +60,8 @@ class Progress:
         self._size_cap = 0
         self._start_deaths = 0
         self._doubled: set[int] = set()
+        self._take_backs = TakeBacks()
+        self._double_at = 0.0
 
     # ------------------------------------------------------------ what is known
 
@@ -76,7 +79,8 @@ class Progress:
         """Slots that the job could use now."""
         if self.is_final:
             return 0
-        most = self.waiting_count + sum(len(lease.pending) for lease in self.leases.values())
+        # Every task is in one place: those in leases are what is left. A doubled one is in two.
+        most = self.cursor - len(self.done) - len(self.failures.delayed) + len(self._doubled)
         if self.spec.max_leases:
             most = min(most, self.spec.max_leases)
         return most

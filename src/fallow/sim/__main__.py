@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         name = f"--{option.name.replace('_', '-')}"
         parser.add_argument(name, type=type(value), default=value, help=f"default {value}")
     parser.add_argument("--json", action="store_true", help="print JSON, with samples over time")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw slots and tasks over time (needs matplotlib)")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw slots and tasks over time (needs matplotlib)"
+    )
     given = vars(parser.parse_args(arguments))
     as_json, plot = given.pop("json"), given.pop("plot")
     try:

@@ -123,7 +123,7 @@ class Agents:
             self.stale_leases += 1
             return
         node.epochs[row] = epoch
-        if grant.token in slot.recent or any(lease.token == grant.token for lease in slot.leases()):
+        if slot.has_had(row, grant.token):
             return
         if slot.pull_open and grant.pull_seq >= slot.pull_seq and slot.job is row:
             slot.pull_open = False
@@ -160,7 +160,9 @@ class Agents:
                 at = lease.began_at + (first - lease.start + 0.5) * lease.task_s
                 self._clock.at(at, self._died, slot, lease, lease.version, first)
                 return
-        self._clock.at(lease.began_at + (lease.stop - lease.start) * lease.task_s, self._done, slot, lease, lease.version)
+        self._clock.at(
+            lease.began_at + (lease.stop - lease.start) * lease.task_s, self._done, slot, lease, lease.version
+        )
 
     def _done(self, slot: Slot, lease: Lease, version: int) -> None:
         if slot.running is not lease or lease.version != version:
@@ -197,13 +199,14 @@ class Agents:
     def take_back(self, slot: Slot, row: JobRow, token: Token, share: float, session: int) -> None:
         if slot.node.session != session:
             return
-        if slot.queued is not None and slot.queued.token == token:
+        if slot.queued is not None and slot.queued.row is row and slot.queued.token == token:
             lease, slot.queued = slot.queued, None
             self._give_back_whole(slot, lease)
             self._want(slot)
             return
         running = slot.running
-        if running is None or running.token != token:
+        if running is None or running.row is not row or running.token != token:
+            self._clock.after(PULL_AGAIN_S, self.beat, slot.node, row, session)  # which does not name it
             return
         begun = running.start + running.begun(self._clock.now)
         stop = max(begun, running.stop - round((running.stop - begun) * share))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
-from fallow.core.job import JobProgress
+from fallow.core.job import UNNAMED_GRACE_S, JobProgress
 from fallow.model.ids import Digest, Interval, NodeId
 from fallow.model.job import Blob
 from fallow.model.parts import HeldLease, ResultPage
@@ -22,10 +22,11 @@ SESSION_S = 3.0
 """A coordinator that has not renewed its session for so long owns nothing any more."""
 ADOPTION_S = 2.5
 COMMIT_S = 0.01
+LATER_BEAT_S = UNNAMED_GRACE_S + 1.0
 BUFFER_LIMIT = 100_000
 """Messages that wait for a coordinator that is stopped."""
 CHECK_EVERY = 256
-"""Changes of a job between two checks of its whole state, at least; and as many as it has leases."""
+"""Changes of a job between two checks of its whole state, at least; and four times as many as it has leases."""
 PAGE = Blob(Digest("00"), 1, b"x")
 
 
@@ -104,7 +105,11 @@ class Owned:
         self.dispatch()
 
     def beat(self, node: Node, held: Sequence[HeldLease]) -> None:
+        before = len(self.progress.leases)
         self._perform(self.progress.beat(node.node_id, held, self._world.clock.now), None)
+        if len(self.progress.leases) > before:
+            # What it adopted may have been handed in since the beat was sent; a later one shows it.
+            self._world.clock.after(LATER_BEAT_S, self._world.agents.beat, node, self.row, node.session)
         if self.progress.pulls:
             self.dispatch()
 
@@ -150,7 +155,7 @@ class Owned:
         elif item is not None:
             self._acknowledge(item)
         self._changes += 1
-        if self._changes > max(CHECK_EVERY, len(self.progress.leases)):
+        if self._changes > max(CHECK_EVERY, 4 * len(self.progress.leases)):
             self._changes = 0
             self.progress.check()
 

@@ -92,9 +92,7 @@ class Leader:
             demand = old or JobDemand(row.spec, 0, order=order)
             if owned is not None:
                 progress = owned.progress
-                waiting = progress.waiting_count
-                # The exact number costs a look at every lease, and only matters where slots are left over.
-                demand.want = waiting if waiting >= world.slot_count else progress.demand
+                demand.want = progress.demand
                 demand.served = demand.served * keep + len(progress.by_slot) * elapsed
             self._demands[row.job_id] = demand
             self.planner.put_job(demand)

@@ -84,7 +84,7 @@ class Slot:
         self.is_prepared = False
         self.running: Lease | None = None
         self.queued: Lease | None = None
-        self.recent: list[Token] = []
+        self.recent: list[tuple[JobRow, Token]] = []
         self.pull_seq = 0
         self.pull_open = False
         self.pull_idle = False
@@ -92,8 +92,11 @@ class Slot:
     def leases(self) -> list[Lease]:
         return [lease for lease in (self.running, self.queued) if lease is not None]
 
+    def has_had(self, row: JobRow, token: Token) -> bool:
+        return (row, token) in self.recent or any(x.row is row and x.token == token for x in self.leases())
+
     def remember(self, lease: Lease) -> None:
-        self.recent.append(lease.token)
+        self.recent.append((lease.row, lease.token))
         if len(self.recent) > RECENT_LIMIT:
             del self.recent[0]
 

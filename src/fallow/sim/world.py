@@ -105,21 +105,20 @@ class World:
     def deliver(self, owned: Owned, kind: str, args: tuple[Any, ...]) -> None:
         coordinator = owned.coordinator
         if owned.is_dead:
-            self.undelivered(owned.row, kind, args)
+            self.undelivered(kind, args)
         elif coordinator.is_stopped:
             if len(coordinator.buffer) < BUFFER_LIMIT:
                 coordinator.buffer.append((owned, kind, args))
-            self.undelivered(owned.row, kind, args)  # the answer is late: the sender's timer does not wait for it
+            self.undelivered(kind, args)  # the answer is late: the sender's timer does not wait for it
         else:
             getattr(owned, kind)(*args)
 
-    def undelivered(self, row: JobRow, kind: str, args: tuple[Any, ...]) -> None:
+    def undelivered(self, kind: str, args: tuple[Any, ...]) -> None:
         if kind == "pull":
             self.agents.lost_pull(args[0], args[1])
         elif kind == "hand_in":
             self.agents.lost_hand_in(args[0])
-        elif kind == "beat":
-            self.clock.after(1.0, self.agents.beat, args[0], row, args[0].session)
+        # A beat need not be repeated: whoever takes the job over is sent one.
 
     def to_node(self, node: Node, what: Callable[..., None], *args: Any) -> bool:
         return self.network.send(node.zone, what, *args)
