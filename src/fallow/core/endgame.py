@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterable, Mapping
 from heapq import heappop, heappush
 from math import inf
@@ -28,12 +29,13 @@ class TakeBacks:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, Token]] = []
+        self._asked: deque[tuple[float, Token]] = deque()
+        """When which was asked: its answer may be lost."""
         self._is_known = False
-        self._look_at = 0.0
 
     def is_quiet(self, now: float) -> bool:
         """Whether `next` is sure to find nothing."""
-        return self._is_known and not self._heap and now < self._look_at
+        return self._is_known and not self._heap and (not self._asked or now < self._asked[0][0] + ASK_AGAIN_S)
 
     def added(self, lease: LiveLease) -> None:
         """There is a new lease, or one that may be asked once more."""
@@ -48,19 +50,19 @@ class TakeBacks:
         now: float,
     ) -> AskBack | None:
         """The lease with most work not begun; marks it as being asked. None: nothing is worth it."""
-        if len(self._heap) > 4 * len(leases) + 100 or (not self._heap and now >= self._look_at):
-            self._is_known = False
-        if not self._is_known:
+        if not self._is_known or len(self._heap) > 4 * len(leases) + 100:
             self._heap = [(-inf, token) for token in leases]
+            self._asked.clear()
             self._is_known = True
-            self._look_at = inf  # until one is asked, whose answer may be lost
+        while self._asked and now >= self._asked[0][0] + ASK_AGAIN_S:
+            heappush(self._heap, (-inf, self._asked.popleft()[1]))
         while self._heap:
             said, token = heappop(self._heap)
             lease = leases.get(token)
             if lease is None or lease.doubled or lease.alone:
                 continue
             if lease.taking_back_at is not None and now - lease.taking_back_at < ASK_AGAIN_S:
-                self._look_at = min(self._look_at, now + ASK_AGAIN_S)
+                self._asked.append((now, token))
                 continue
             begun = by_slot[lease.slot][0] == token
             waiting = len(lease.pending) - (1 if begun else 0)
@@ -72,7 +74,7 @@ class TakeBacks:
                 heappush(self._heap, (-work_s, token))
                 continue
             lease.taking_back_at = now
-            self._look_at = min(self._look_at, now + ASK_AGAIN_S)
+            self._asked.append((now, token))
             return AskBack(lease.slot, token, 0.5 if begun else 1.0)
         return None
 

@@ -6,7 +6,7 @@ See core.progress for the theory of operation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from heapq import nsmallest
+from itertools import chain, islice
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
 from fallow.core.endgame import LOOK_SHARE, double_after_s, find_double
@@ -26,6 +26,8 @@ START_DEATHS_LIMIT = 6
 UNNAMED_GRACE_S = 4.0
 """A lease that no beat of its node has named for so long never arrived."""
 PULLS_LIMIT = 100_000
+IDLE_LIMIT = 256
+"""Idle slots for which work is sought near the end of a job in one dispatch."""
 
 
 class JobProgress(Progress):
@@ -43,19 +45,22 @@ class JobProgress(Progress):
         self._know(slot)
         old = self.pulls.get(slot)
         at = old.at if old and old.idle == idle else now
-        self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
+        if old is not None and old.idle != idle:
+            self._drop_pull(slot)
+        pull = self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
+        (self._idle if idle else self._ahead)[slot] = pull
 
     def unpull(self, slot: SlotKey, seq: int) -> None:
         if seq >= self.pull_seqs.get(slot, -1):
             self.pull_seqs[slot] = seq
             self._know(slot)
-            self.pulls.pop(slot, None)
+            self._drop_pull(slot)
 
     def dispatch(self, now: float) -> list[Effect]:
         """Hand out leases to waiting pulls, idle slots first; near the end take back and double."""
         effects: list[Effect] = []
         if self.is_final:
-            self.pulls.clear()
+            self._clear_pulls()
             return effects
         if now < self._hold_until:
             return [Wake(self._hold_until)]
@@ -75,19 +80,18 @@ class JobProgress(Progress):
             if now < self._double_at and self._take_backs.is_quiet(now):
                 effects.append(Wake(self._double_at))
             else:
-                idle = [pull for pull in self.pulls.values() if pull.idle]
-                effects += self._endgame(idle, now)
+                effects += self._endgame(list(islice(self._idle.values(), IDLE_LIMIT)), now)
         if self.failures.delayed and self.pulls:
             effects.append(Wake(self.failures.delayed[0].not_before))
         return effects
 
     def _in_turn(self) -> list[WaitingPull]:
         """Waiting pulls that could be answered now, idle slots first."""
-        count = len(self.pulls) if self.failures.waiting else min(len(self.pulls), len(self.todo))
-        return nsmallest(count, self.pulls.values(), key=lambda pull: (not pull.idle, pull.at))
+        count = len(self.pulls) if self.failures.waiting else len(self.todo)
+        return list(islice(chain(self._idle.values(), self._ahead.values()), count))
 
     def _grant(self, lease: LiveLease, pull: WaitingPull) -> Grant:
-        del self.pulls[pull.slot]
+        self._drop_pull(pull.slot)
         self.leases[lease.token] = lease
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
         self._take_backs.added(lease)
@@ -244,7 +248,8 @@ class JobProgress(Progress):
     def _settled(self, token: Token, start: int, stop: int, effects: list[Effect]) -> None:
         """These tasks are done: they are nowhere else any more."""
         lease = self.leases.get(token)
-        if lease is not None and not lease.doubled and not self._doubled and lease.pending.covers(start, stop):
+        is_alone = not self._doubled or not any(start <= index < stop for index in self._doubled)
+        if lease is not None and not lease.doubled and is_alone and lease.pending.covers(start, stop):
             lease.pending.remove(start, stop)
             if self.failures:
                 self.failures.settled(start, stop)
@@ -385,7 +390,7 @@ class JobProgress(Progress):
         leases = self._leases_of(node)
         for number in self._slots_of.pop(node, ()):
             slot = (node, number)
-            self.pulls.pop(slot, None)
+            self._drop_pull(slot)
             self.pull_seqs.pop(slot, None)
             self.last_size.pop(slot, None)
             self.rates.pop(slot, None)

@@ -41,6 +41,9 @@ class Progress:
         self._slots_of: dict[NodeId, set[int]] = {}
         """Slots of each node that anything is remembered of."""
         self.pulls: dict[SlotKey, WaitingPull] = {}
+        self._idle: dict[SlotKey, WaitingPull] = {}
+        self._ahead: dict[SlotKey, WaitingPull] = {}
+        """The same pulls, those of idle slots apart, each in the order in which they came."""
         self.pull_seqs: dict[SlotKey, int] = {}
         self.rates: dict[SlotKey, Rate] = {}
         self.rate = Rate()
@@ -191,6 +194,16 @@ class Progress:
 
     # ------------------------------------------------------------ leases end
 
+    def _drop_pull(self, slot: SlotKey) -> None:
+        pull = self.pulls.pop(slot, None)
+        if pull is not None:
+            del (self._idle if pull.idle else self._ahead)[slot]
+
+    def _clear_pulls(self) -> None:
+        self.pulls.clear()
+        self._idle.clear()
+        self._ahead.clear()
+
     def _return(self, lease: LiveLease, start: int, stop: int) -> None:
         """What of [start, stop) is pending in the lease is to do again."""
         for a, b in lease.pending.remove(start, stop):
@@ -237,7 +250,7 @@ class Progress:
         ]
         self.leases.clear()
         self.by_slot.clear()
-        self.pulls.clear()
+        self._clear_pulls()
         return [*effects, Ended(self.spec.job_id, self.state, reason)]
 
     def finish_if_done(self) -> list[Effect]:

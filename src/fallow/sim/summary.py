@@ -52,12 +52,13 @@ class Summary:
     events: int
     faults: dict[str, int]
     wall_s: float
+    cpu_s: float
     peak_memory_mb: float
     digest: str
     samples: Sequence[Sample]
 
     @classmethod
-    def of(cls, world: World, samples: Sequence[Sample], utilisation: float, wall_s: float) -> Summary:
+    def of(cls, world: World, samples: Sequence[Sample], utilisation: float, wall_s: float, cpu_s: float) -> Summary:
         agents, leader = world.agents, world.leader
         run_s = agents.useful_s + agents.wasted_s
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
@@ -80,12 +81,13 @@ class Summary:
             fenced_commits=world.truth.fenced,
             plans=leader.plans,
             moves=leader.moves,
-            mean_plan_ms=leader.plan_wall_s / leader.plans * 1e3 if leader.plans else 0.0,
+            mean_plan_ms=leader.plan_cpu_s / leader.plans * 1e3 if leader.plans else 0.0,
             messages=world.network.sent,
             lost_messages=world.network.lost,
             events=world.clock.events,
             faults=dict(sorted(world.faults.counts.items())),
             wall_s=wall_s,
+            cpu_s=cpu_s,
             peak_memory_mb=peak,
             digest=world.clock.digest,
             samples=samples,
@@ -99,7 +101,8 @@ class Summary:
         return "\n".join(
             (
                 f"{self.nodes:,} nodes, {self.slots:,} slots, {self.jobs} jobs, seed {self.seed}: "
-                f"{self.virtual_hours:.1f} virtual hours in {self.wall_s:.1f} s, {self.peak_memory_mb:.0f} MB",
+                f"{self.virtual_hours:.1f} virtual hours in {self.wall_s:.1f} s ({self.cpu_s:.1f} s of CPU), "
+                f"{self.peak_memory_mb:.0f} MB",
                 f"  every job ended: {self.tasks:,} tasks recorded, each once; {self.failed:,} of them failed",
                 f"  utilisation {self.utilisation:.1%}, wasted work {self.wasted_share:.2%}",
                 f"  {self.grants:,} leases, {self.releases:,} of them not begun; {self.retried:,} tasks run again; "
@@ -108,7 +111,7 @@ class Summary:
                 f"{self.fenced_commits} stale commits refused",
                 f"  {self.plans:,} plans of {self.mean_plan_ms:.2f} ms moved {self.moves:,} slots",
                 f"  {self.messages:,} messages, {self.lost_messages:,} lost; {self.events:,} events, "
-                f"{self.wall_s / max(1, self.events) * 1e6:.1f} µs each",
+                f"{self.cpu_s / max(1, self.events) * 1e6:.1f} µs of CPU each",
                 f"  transcript {self.digest}",
             )
         )

@@ -201,7 +201,7 @@ class World:
             self._elect()
         for row in self.open_rows():
             if self.owner_of(row) is None and (
-                row.owner == coordinator.number or self.coordinators[row.owner].session_ends <= self.clock.now
+                row.owner in (-1, coordinator.number) or self.coordinators[row.owner].session_ends <= self.clock.now
             ):
                 self.take_over(row)
 
@@ -257,7 +257,7 @@ class World:
     def run(self, progress: Callable[[float], None] | None = None) -> Summary:
         """Faults until the hours are over, then health until every job has ended. `progress` is told the virtual time
         now and then."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         options = self.options
         until = options.hours * 3600
         for at, row in enumerate(self.rows):
@@ -271,7 +271,7 @@ class World:
         for at in range(1, SAMPLES + 1):
             self.clock.at(until * at / SAMPLES, self._sample, progress)
         self.clock.run(until)
-        useful_s, up_s = self.agents.useful_s, self._up_s_so_far()
+        useful_s, up_s = self.agents.useful_s + self._running_s(), self._up_s_so_far()
         self._heal()
         self.clock.run(until + options.drain_hours * 3600)
         stuck = [row for row in self.rows if row.ended_at < 0]
@@ -282,7 +282,8 @@ class World:
                 f"{owned.progress.story() if owned else stuck[0].job_id}"
             )
         self._audit()
-        return Summary.of(self, self._samples, useful_s / up_s if up_s else 0.0, time.perf_counter() - started)
+        wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        return Summary.of(self, self._samples, useful_s / up_s if up_s else 0.0, wall_s, cpu_s)
 
     def _come(self, node: Node) -> None:
         self.agents.come(node)
@@ -307,6 +308,11 @@ class World:
         now = self.clock.now
         running = sum((now - node.up_since) * len(node.slots) for node in self.nodes if node.is_up)
         return self.agents.up_s + running
+
+    def _running_s(self) -> float:
+        """What leases that run now have run for: taken for useful."""
+        slots = (slot for node in self.nodes for slot in node.slots)
+        return sum(self.clock.now - slot.running.began_at for slot in slots if slot.running is not None)
 
     def _sample(self, progress: Callable[[float], None] | None) -> None:
         busy = sum(1 for row in self.open_rows() for slot in row.slots if slot.running is not None)
