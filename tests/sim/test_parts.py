@@ -42,7 +42,7 @@ def test_the_auditor_sees_a_task_that_is_recorded_twice() -> None:
     truth, job = Truth(), row()
     epoch = truth.acquire(job, 0)
     assert truth.commit(job, epoch, [(0, 4)], [], False, 0.0)
-    with pytest.raises(Broken, match="only 1 tasks were new"):
+    with pytest.raises(Broken, match="task 3 was recorded a second time"):
         truth.commit(job, epoch, [(3, 5)], [], False, 0.0)
 
 

@@ -76,7 +76,8 @@ def test_same_seed_same_transcript() -> None:
     """In other processes too, where strings hash otherwise."""
     code = (
         "from fallow.sim.options import Options; from fallow.sim.world import World;"
-        "print(World(Options(nodes=20, hours=0.05, jobs=3, seed=5, task_s=5.0, churn=200.0, fault_rate=900.0)).run().digest)"
+        "print(World(Options(nodes=20, hours=0.05, jobs=3, seed=5, task_s=5.0, churn=200.0, fault_rate=900.0))"
+        ".run().digest)"
     )
     digests = {
         subprocess.run(

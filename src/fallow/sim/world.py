@@ -323,8 +323,8 @@ class World:
     def _audit(self) -> None:
         """What every run must come to, whatever happened in it."""
         for row in self.rows:
-            if len(row.done) != row.total:
-                raise Broken(f"{row.job_id}: {len(row.done)} of {row.total} tasks were recorded")
+            if row.missing or len(row.done) != row.total:
+                raise Broken(f"{row.job_id}: {row.missing} of {row.total} tasks were never recorded")
             for start, stop in row.failed:
                 for index in range(start, stop):
                     if not row.kills(index) and self.options.fault_rate == 0 and self.options.silent_share == 0:
