@@ -37,6 +37,8 @@ from fallow.wire.messages import (
     Bye,
     HandIn,
     HandInAck,
+    Held,
+    HeldLease,
     Lease,
     Msg,
     Revoke,
@@ -166,13 +168,26 @@ class Node:
             session=self.session,
             seq=self._beat_seq,
             slots=tuple(slot.state() for slot in self.slots),
-            leases=tuple(lease for slot in self.slots for lease in slot.leases()),
+            busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._ending,
             spec=spec,
         )
         self.send(subjects.BEAT, beat)
+        self._tell_owners()
+
+    def _tell_owners(self, gone: bool = False) -> None:
+        """Name to the owner of each job what this node holds of it."""
+        held: dict[JobId, list[HeldLease]] = {
+            job_id: [] for slot in self.slots if (job_id := slot.machine.job_id) is not None
+        }
+        for slot in self.slots:
+            for lease in slot.leases():
+                held.setdefault(lease.job_id, []).append(lease)
+        for job_id, leases in held.items():
+            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone)
+            self.send(subjects.job(job_id), message)
 
     async def _find_pythons(self) -> None:
         if self.embedded:
@@ -270,6 +285,7 @@ class Node:
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
             await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+        self._tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 
     async def close(self) -> None:

@@ -8,7 +8,11 @@ POOL = "fw.pool"
 """Requests to any coordinator (queue group COORDINATORS)."""
 COORDINATORS = "coordinators"
 BEAT = "fw.beat"
-"""Heartbeats of agents; every coordinator listens."""
+"""Heartbeats of agents; the leader listens."""
+LEADER = "fw.leader"
+"""Requests about nodes, passed on by the coordinator that was asked."""
+OWNERS = "fw.owners"
+"""Between coordinators."""
 LOGS_ALL = "fw.log.*"
 
 
