@@ -271,17 +271,15 @@ class Slot:
         return self.node.pages.find(held.job_id, held.start, held.stop)
 
     async def _fetch(self, held: Held, large: list[InputPage]) -> None:
-        paths: Paths = {}
         try:
-            for page in large:
-                paths[page.start] = str(await self.node.blobs.path(page.page.digest, page.page.size))
+            found = await asyncio.gather(*(self.node.blobs.path(page.page.digest, page.page.size) for page in large))
         except Exception as error:
             await self._inputs_missing(held, error)
             return
         self._missing_count = 0
         if held not in self._paths:
             return
-        self._paths[held] = paths
+        self._paths[held] = {page.start: str(path) for page, path in zip(large, found, strict=True)}
         for lane in self.lanes.values():
             if lane.waiting is held:
                 lane.advance()
