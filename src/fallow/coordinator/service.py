@@ -373,7 +373,7 @@ class Service:
         owned.close()
         message = Handover(job_id, owned.epoch, to, leases)
         self.context.journal.run(
-            lambda: self.context.store.release_job(job_id, owned.epoch),
+            lambda: self.context.store.release_job(job_id, owned.epoch, to),
             lambda: self.context.connection.send(subjects.OWNERS, message),
         )
 
