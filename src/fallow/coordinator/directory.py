@@ -72,9 +72,11 @@ class Directory:
         """Become the owner, unless another is. `leases`: what the last owner had out; without them, agents get a
         moment to name theirs."""
         context = self._context
-        stored: StoredJob | None = await self._read(
-            context.store.acquire_job, job_id, context.owner, not context.session.shared
-        )
+        present: StoredJob | None = await self._read(context.store.get_job, job_id)
+        if present is None:
+            return False
+        force = not context.session.shared or present.state.is_final
+        stored: StoredJob | None = await self._read(context.store.acquire_job, job_id, context.owner, force)
         if stored is None:
             return False
         owned = self.make(stored.spec, stored.epoch, adopt=leases is None and not stored.state.is_final)

@@ -100,7 +100,7 @@ class Matcher:
             demand = JobDemand(owned.spec, want, owned.served, len(found), frozenset(owned.refused))
             found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.by_slot))
         for job_id, report in self._peers.jobs().items():
-            if job_id in found:
+            if job_id in found or report.info.state not in ("open", "running"):
                 continue
             before = self._served.get(job_id, report.served)
             served[job_id] = before * keep + min(holding.get(job_id, 0), report.want) * elapsed

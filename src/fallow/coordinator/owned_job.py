@@ -378,6 +378,8 @@ class OwnedJob:
             self.context.kick_matcher()
 
     def _send_node(self, node_id: NodeId, message: Lease | TakeBack | Revoke | HandInAck) -> None:
+        if self.closed or not self.context.session.valid:
+            return  # the job may be another's by now
         self.context.connection.send(subjects.node(node_id), message)
 
     # ------------------------------------------------------------ what is known

@@ -117,7 +117,7 @@ class Peers:
         if not self._context.session.shared:
             return
         self._seq += 1
-        jobs = tuple(self._job_report(owned) for owned in self.own_jobs() if not owned.progress.is_final)
+        jobs = tuple(self._job_report(owned) for owned in self.own_jobs())
         tasks, self._context.tasks_done_here = self._context.tasks_done_here, {}
         self._context.connection.send(
             subjects.OWNERS, OwnerReport(self._context.owner, self._seq, () if leaving else jobs, tasks, leaving)

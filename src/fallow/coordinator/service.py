@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,6 +63,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 TAKE_OVER_S = 0.5
+DRAIN_S = 5.0
+"""A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
 
 
 class Service:
@@ -235,6 +238,8 @@ class Service:
     def _on_ended_job(self, job_id: JobId, message: Msg, reply: str) -> None:
         """The job is not in memory: it ended here, and its row (and a detached job's results) are in the store."""
         epoch = self.directory.last_epoch(job_id)
+        if job_id not in self._subscriptions:
+            return  # it was passed on: its new owner hears this too
         match message:
             case HandIn() | Pull() | Held():
                 self.context.connection.send(
@@ -365,27 +370,33 @@ class Service:
         if least is not None and len(mine) > least[1] + 1:
             self.hand_over(mine[-1], least[0])
 
-    def hand_over(self, owned: OwnedJob, to: str) -> None:
-        """Release the job in a commit of its own, then tell the other to take it up with the leases as they are."""
-        job_id = owned.job_id
-        leases = owned.leases_held()
-        self.directory.forget(job_id)
-        owned.close()
-        message = Handover(job_id, owned.epoch, to, leases)
-        self.context.journal.run(
-            lambda: self.context.store.release_job(job_id, owned.epoch, to),
-            lambda: self.context.connection.send(subjects.OWNERS, message),
-        )
+    def hand_over(self, owned: OwnedJob, to: str) -> asyncio.Future[None]:
+        """Release the job in a commit of its own, then tell the other to take it up with the leases as they are.
+        Should the message be lost, whoever looks for jobs without an owner finds it. Done when it is told."""
+        job_id, epoch = owned.job_id, owned.epoch
+        message = Handover(job_id, epoch, to, owned.leases_held())
+        self._drop(job_id)
+        told: asyncio.Future[None] = self.context.loop.create_future()
+
+        def tell() -> None:
+            self.context.connection.send(subjects.OWNERS, message)
+            if not told.done():
+                told.set_result(None)
+
+        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch), tell)
+        return told
 
     async def drain(self) -> None:
         """Hand over everything and be gone: SIGTERM where others go on."""
         if not self.context.session.shared:
             return
         self.context.draining = True
-        least = self.peers.least_loaded()
+        told = []
         for owned in [o for o in self.directory.active.values() if not o.progress.is_final]:
             least = self.peers.least_loaded()
-            self.hand_over(owned, least[0] if least is not None else "")
+            told.append(self.hand_over(owned, least[0] if least is not None else ""))
+        if told:
+            await asyncio.wait(told, timeout=DRAIN_S)
         self.peers.report(leaving=True)
 
     def _on_handover(self, message: Handover) -> None:
@@ -412,11 +423,16 @@ class Service:
         if isinstance(owned, MapJob) and not owned.spec.detached:
             owned.forget_pages()
         self.logs.forget(job_id)
-        if owned is not None and not owned.spec.detached and job_id in self._subscriptions:
-            subscription = self._subscriptions.pop(job_id)
+        if owned is not None and not owned.spec.detached:
+            self._unsubscribe_job(job_id)
+
+    def _unsubscribe_job(self, job_id: JobId) -> None:
+        subscription = self._subscriptions.pop(job_id, None)
+        if subscription is not None:
             self.context.loop.create_task(self.context.connection.unsubscribe(subscription))
 
     def _drop(self, job_id: JobId) -> None:
+        self._unsubscribe_job(job_id)
         owned = self.directory.forget(job_id)
         if owned is not None:
             owned.close()
