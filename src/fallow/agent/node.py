@@ -42,6 +42,7 @@ from fallow.wire.messages import (
     HeldLease,
     Lease,
     Msg,
+    NameLeases,
     Revoke,
     TakeBack,
 )
@@ -192,8 +193,8 @@ class Node:
         self.send(subjects.BEAT, beat)
         self._tell_owners()
 
-    def _tell_owners(self, gone: bool = False) -> None:
-        """Name to the owner of each job what this node holds of it."""
+    def _tell_owners(self, gone: bool = False, only: JobId | None = None) -> None:
+        """Name to the owner of each job (or of one) what this node holds of it."""
         held: dict[JobId, list[HeldLease]] = {
             job_id: [] for slot in self.slots if (job_id := slot.machine.job_id) is not None
         }
@@ -201,6 +202,8 @@ class Node:
             for lease in slot.leases():
                 held.setdefault(lease.job_id, []).append(lease)
         for job_id, leases in held.items():
+            if only is not None and job_id != only:
+                continue
             message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone)
             self.send(subjects.job(job_id), message)
 
@@ -240,12 +243,15 @@ class Node:
             case Revoke():
                 if self._accepts(message):
                     self._revoke(message)
+            case NameLeases():
+                if self._accepts(message):
+                    self._tell_owners(only=message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
             case _:
                 log.debug("a message that is not for agents: %s", type(message).__name__)
 
-    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke) -> bool:
+    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke | NameLeases) -> bool:
         return self.jobs.accept_epoch(message.job_id, message.epoch)
 
     def _slot(self, number: int) -> Slot | None:

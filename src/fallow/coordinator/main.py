@@ -106,9 +106,9 @@ async def _serve(options: CoordinatorOptions) -> None:
         for service in services:
             service.lost_ownership(job_ids)
 
-    def session_lapsed() -> None:
+    async def session_lapsed() -> None:
         for service in services:
-            service.session_lapsed()
+            await service.session_lapsed()
 
     owner = options.owner_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     session = Session(store, owner, loop, session_lapsed, shared=not options.store_url.startswith("sqlite"))

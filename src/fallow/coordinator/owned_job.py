@@ -39,8 +39,11 @@ from fallow.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-ADOPTION_S = 2.5
-"""After a take-over, agents have this long to name their leases before anything is leased anew."""
+ADOPTION_S = 0.7
+"""After a take-over, agents have this long to name their leases (NameLeases asks for them) before anything is leased
+anew."""
+RESTART_ADOPTION_S = 2.5
+"""The same where the pool's only coordinator starts anew, perhaps with its NATS: agents reconnect first."""
 KEPT_RESULT_BYTES = 64 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
 BACKLOG_BYTES = 1 << 30
@@ -66,7 +69,8 @@ class OwnedJob:
         self.context = context
         self.spec = spec
         self.epoch = epoch
-        self.progress = JobProgress(spec, epoch, hold_until=now + ADOPTION_S if adopt else 0.0)
+        adoption_s = ADOPTION_S if context.session.shared else RESTART_ADOPTION_S
+        self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0)
         self.inputs = InputIndex()
         self.results = ResultIndex()
         self.ended_unix_s = 0.0

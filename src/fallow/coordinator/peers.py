@@ -93,7 +93,11 @@ class Peers:
         self.jobs()
         if not self._peers:
             return None
-        return min(((name, len(peer.jobs)) for name, peer in self._peers.items()), key=lambda pair: (pair[1], pair[0]))
+        counts = {
+            name: sum(1 for job in peer.jobs.values() if job.info.state in ("open", "running"))
+            for name, peer in self._peers.items()
+        }
+        return min(counts.items(), key=lambda pair: (pair[1], pair[0]))
 
     @property
     def count(self) -> int:

@@ -16,8 +16,9 @@ from fallow.coordinator.matcher import Matcher
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.submission import Submission
-from fallow.model.ids import JobId
+from fallow.model.ids import JobId, NodeId
 from fallow.model.node import NodeSpec
+from fallow.model.parts import HeldLease
 from fallow.store.protocol import PutNode, StoreError
 from fallow.wire import subjects
 from fallow.wire.messages import (
@@ -41,6 +42,7 @@ from fallow.wire.messages import (
     ListJobs,
     ListNodes,
     Msg,
+    NameLeases,
     NodeControl,
     NodeLog,
     Nodes,
@@ -62,7 +64,9 @@ from fallow.wire.messages import (
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-TAKE_OVER_S = 0.5
+TAKE_OVER_S = 0.25
+REBALANCE_S = 2.5
+"""One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
 DRAIN_S = 5.0
 """A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
 
@@ -95,6 +99,8 @@ class Service:
         self._leading: list[Any] = []
         self._last_pass = 0.0
         self._taking_over = False
+        self._rebalanced_at = 0.0
+        self._passing: set[JobId] = set()
         self._subscriptions: dict[JobId, Any] = {}
 
     async def start(self) -> None:
@@ -125,6 +131,19 @@ class Service:
             ]
         self.matcher.kick()
 
+    async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> None:
+        """Listen first, so that no agent's answer is missed; then become the owner and ask who holds leases."""
+        self._passing.add(job_id)
+        try:
+            await self._subscribe_job(job_id)
+            if not await self.directory.take(job_id, leases):
+                self._unsubscribe_job(job_id)
+                return
+        finally:
+            self._passing.discard(job_id)
+        self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
+        self.matcher.kick()
+
     async def take_over(self) -> None:
         """Become the owner of jobs that have none: all of them at the start on a store of one's own, and those of
         dead coordinators on a shared one."""
@@ -133,9 +152,8 @@ class Service:
         self._taking_over = True
         try:
             for job_id in await self.directory.orphans():
-                if job_id not in self.directory.active and await self.directory.take(job_id):
-                    await self._subscribe_job(job_id)
-                    self.matcher.kick()
+                if job_id not in self.directory.active:
+                    await self._take(job_id)
         except StoreError as error:
             log.warning("cannot look for jobs without an owner: %s", error)
         finally:
@@ -238,8 +256,8 @@ class Service:
     def _on_ended_job(self, job_id: JobId, message: Msg, reply: str) -> None:
         """The job is not in memory: it ended here, and its row (and a detached job's results) are in the store."""
         epoch = self.directory.last_epoch(job_id)
-        if job_id not in self._subscriptions:
-            return  # it was passed on: its new owner hears this too
+        if job_id not in self._subscriptions or job_id in self._passing:
+            return  # another owns it, or this coordinator is about to
         match message:
             case HandIn() | Pull() | Held():
                 self.context.connection.send(
@@ -365,9 +383,13 @@ class Service:
 
     def _rebalance(self) -> None:
         """With more jobs than a fair share, hand one over to the coordinator that has fewest."""
+        now = self.context.now()
+        if now - self._rebalanced_at < REBALANCE_S:
+            return
         least = self.peers.least_loaded()
         mine = [owned for owned in self.directory.active.values() if not owned.progress.is_final]
         if least is not None and len(mine) > least[1] + 1:
+            self._rebalanced_at = now
             self.hand_over(mine[-1], least[0])
 
     def hand_over(self, owned: OwnedJob, to: str) -> asyncio.Future[None]:
@@ -404,19 +426,21 @@ class Service:
 
     async def _receive(self, message: Handover) -> None:
         try:
-            if message.job_id in self.directory.active or not await self.directory.take(message.job_id, message.leases):
-                return
+            if message.job_id not in self.directory.active:
+                await self._take(message.job_id, message.leases)
         except StoreError as error:
             log.warning("cannot take %s over: %s", message.job_id, error)
-            return
-        await self._subscribe_job(message.job_id)
-        self.matcher.kick()
 
-    def session_lapsed(self) -> None:
-        """This coordinator was silent for too long: what it has in memory may be others' by now."""
-        for job_id in list(self.directory.active):
-            self._drop(job_id)
-        self.context.loop.create_task(self.take_over())
+    async def session_lapsed(self) -> None:
+        """This coordinator was silent for too long: drop what others own by now, keep what nobody took."""
+        context = self.context
+        for job_id, owned in list(self.directory.active.items()):
+            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
+            if stored is not None and (stored.owner, stored.epoch) != (context.owner, owned.epoch):
+                log.warning("another coordinator took over %s", job_id)
+                self._drop(job_id)
+
+    # ------------------------------------------------------------ forgetting
 
     def _forget(self, job_id: JobId) -> None:
         owned = self.directory.forget(job_id)

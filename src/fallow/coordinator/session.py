@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from fallow.store.protocol import Store, StoreError
 
 log = logging.getLogger(__name__)
 
-TTL_S = 2.0
+TTL_S = 1.8
 """A session that was not renewed for so long is dead, and its jobs may be taken over."""
-RENEW_S = 0.4
+RENEW_S = 0.3
 MARGIN_S = 0.2
 """The owner falls silent this much before others may take over."""
 
 
 class Session:
-    """Renews until `close`. `lapsed` is called on the loop after a renewal that came too late: whatever was owned
-    may belong to others by now. A store that only one coordinator uses needs none of this (shared=False)."""
+    """Renews until `close`. `lapsed` is awaited after a renewal that came too late, before the session is valid
+    again: whatever was owned may belong to others by now. A store that only one coordinator uses needs none of this (shared=False)."""
 
     def __init__(
-        self, store: Store, owner: str, loop: asyncio.AbstractEventLoop, lapsed: Callable[[], None], *, shared: bool
+        self,
+        store: Store,
+        owner: str,
+        loop: asyncio.AbstractEventLoop,
+        lapsed: Callable[[], Awaitable[None]],
+        *,
+        shared: bool,
     ) -> None:
         self.owner = owner
         self.shared = shared
@@ -63,11 +69,10 @@ class Session:
         assert self._pool is not None
         started = self._loop.time()
         await self._loop.run_in_executor(self._pool, self._store.renew_session, self.owner, TTL_S)
-        late = 0.0 < self._valid_until <= started
+        if 0.0 < self._valid_until <= self._loop.time():
+            log.warning("this coordinator's session lapsed: it looks up what it still owns before it speaks again")
+            await self._lapsed()
         self._valid_until = started + TTL_S - MARGIN_S
-        if late:
-            log.warning("this coordinator was silent for longer than its session lasts: what it owned is read anew")
-            self._lapsed()
         term = await self._loop.run_in_executor(self._pool, self._store.acquire_leadership, self.owner, TTL_S)
         before = self.leader_term
         self.leader_term = term or 0

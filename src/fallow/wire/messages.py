@@ -411,6 +411,13 @@ class BeatAck(Msg, frozen=True):
     epoch: int = 0
 
 
+class NameLeases(Msg, frozen=True):
+    """To every agent, from a new owner: whoever works for this job says so now (Held) instead of with its next beat."""
+
+    job_id: JobId
+    epoch: int
+
+
 class Assign(Msg, frozen=True):
     """The slot shall work for the job from now on (until the next Assign of the slot): it finishes what it runs,
     gives back what it has not begun of other jobs, and pulls. spec is None for 'no job'.
@@ -541,7 +548,7 @@ Message = (
     | LogLines | CallResults | CallsUnknown
     | OwnerReport | Place | Verdict | PoolState | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | AssignRefused | NodeLog
-    | BeatAck | Assign | Lease | TakeBack | Revoke | HandInAck
+    | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
