@@ -29,7 +29,7 @@ def next_count(count: int, took_s: float, page_bytes: int) -> int:
     wanted = min(count * PAGE_GROWTH, PAGE_ITEMS_LIMIT)
     if page_bytes > 0:
         wanted = min(wanted, max(1, PAGE_BYTES_AIM * count // page_bytes))
-    if took_s > 0:
+    if took_s * wanted > DRAW_AIM_S * count:
         wanted = min(wanted, max(1, int(count * DRAW_AIM_S / took_s)))
     return max(1, wanted)
 
