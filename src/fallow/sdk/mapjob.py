@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 2 << 20
 """Input pages sent in one message."""
-FETCH_BYTES = 4 << 20
+FETCH_BYTES = 1 << 20
 FETCH_WAIT_S = 1.5
 """How long the pool may hold a request for results that are not there yet."""
 FETCH_LOST_S = 1.5
