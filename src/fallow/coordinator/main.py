@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_S = 2.0
+EMBEDDED_HTTP_DELAY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ class _Http:
         self._server: BlobServer | None = None
 
     async def start(self) -> None:
+        # Everyone in an embedded pool reads the folder itself; its cold start is not to pay for a server's imports.
+        await asyncio.sleep(EMBEDDED_HTTP_DELAY_S if self._options.embedded else 0.0)
         from fallow.coordinator.blob_server import BlobServer
 
         server = BlobServer(self._options.blob_dir, self._options.address.secret)
