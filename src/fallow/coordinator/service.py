@@ -122,7 +122,7 @@ class Service:
         """This coordinator leads: agents' beats and requests about nodes come here. (Where another leads again, the
         doors stay open, and what comes through them is left alone.)"""
         session = self.context.session
-        self.context.nodes.lead(session.leader_term if session.shared else int(self.context.unix_s() * 1000))
+        self.context.nodes.lead(session.leader_term)
         if not self._leading:
             connection = self.context.connection
             self._leading = [
