@@ -213,7 +213,7 @@ class Node:
             return
         await asyncio.sleep(HOUSEKEEPING_AFTER_S)
         await asyncio.to_thread(prune_modules, self._home / "modules")
-        found = await asyncio.to_thread(find_pythons)
+        found = await find_pythons()
         if found:
             self.pythons.update(found)
             self.spec = msgspec.structs.replace(
