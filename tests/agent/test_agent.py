@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +16,8 @@ import pytest
 
 from fallow.model.ids import Digest, JobId
 from fallow.model.job import Blob
-from tests.agent.owner import Agent, NatsServer, Owner, given_back, is_alive, spec, values
+from fallow.wire.address import PoolAddress
+from tests.agent.owner import Agent, NatsServer, Owner, given_back, is_alive, owner_of, spec, values
 
 StartAgent = Callable[..., Agent]
 
@@ -80,7 +84,7 @@ async def test_what_is_not_begun_can_be_taken_back(owner: Owner, start_agent: St
     owner.assign(node, 0, spec(nap))
     running = owner.lease(await owner.pull(), (1, 1), [0.4] * 10)
     waiting = owner.lease(await owner.pull(idle=False), (1, 2), [0.4] * 10, start=10)
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     owner.take_back(waiting, node, 1.0)
     owner.take_back(running, node, 0.5)
     await owner.until("a part of the running lease", lambda: given_back(owner.hand_ins) & set(range(10)))
@@ -175,7 +179,7 @@ async def test_sigterm_hands_in_what_is_done_and_leaves_nothing(owner: Owner, st
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [0.3] * 50)
     owner.lease(await owner.pull(idle=False), (1, 2), [0.3] * 5, start=50)
-    await owner.until("a task in progress", lambda: any(x.index >= 1 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 1 for x in owner.held))
     assert agent.end() == 0
     await owner.until("the goodbye", lambda: owner.byes)
     hand_ins = await owner.ended((1, 1))
@@ -192,7 +196,7 @@ async def test_results_survive_the_loss_of_the_nats_server(
     node = await owner.node()
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [0.5] * 4)
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     nats.kill()
     beats = len(owner.beats)
     nats.start()
@@ -223,7 +227,7 @@ async def test_a_killed_agent_leaves_no_process(owner: Owner, start_agent: Start
     node = await owner.node()
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [600.0])
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     children = agent.descendants()
     assert children
     agent.process.kill()
@@ -240,9 +244,52 @@ async def test_a_new_owner_takes_the_place_of_a_stale_one(owner: Owner, start_ag
     owner.lease(await owner.pull(), (1, 1), [0.7] * 3)
     owner.epoch = 2
     owner.lease(await owner.pull(idle=False), (2, 1), [0.0], start=3)
-    await owner.until("the second lease", lambda: any(x.token == (2, 1) for x in owner.beats[-1].leases))
+    await owner.until("the second lease", lambda: any(x.token == (2, 1) for x in owner.held))
     owner.epoch = 1
     owner.revoke(JobId("job-aaaaaa"), node)
     owner.epoch = 2
     assert len(values(await owner.ended((1, 1)))) == 3
     assert len(values(await owner.ended((2, 1)))) == 1
+
+
+@pytest.mark.slow
+async def test_a_second_signal_ends_the_agent_at_once(owner: Owner, start_agent: StartAgent) -> None:
+    agent = start_agent()
+    node = await owner.node()
+    owner.assign(node, 0, spec(nap))
+    owner.lease(await owner.pull(), (1, 1), [600.0])
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
+    children = agent.descendants()
+    agent.process.send_signal(signal.SIGINT)
+    await owner.until("it to begin its end", lambda: owner.unpulls or agent.process.poll() is not None)
+    agent.process.send_signal(signal.SIGINT)
+    assert agent.process.wait(60) in (0, 130)
+    _, alive = psutil.wait_procs(children, 60)
+    assert not alive
+
+
+def test_an_agent_waits_for_a_pool_that_is_not_there_yet(
+    nats: NatsServer, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    nats.kill()
+    agent = start_agent()
+
+    async def meet() -> None:
+        nats.start()
+        async with owner_of(nats.address) as owner:
+            await owner.node()
+
+    asyncio.run(meet())
+    assert agent.end() == 0
+
+
+@pytest.mark.slow
+def test_a_wrong_token_is_refused_in_words(nats: NatsServer, tmp_path: Path) -> None:
+    address = PoolAddress(nats.address.servers, "wrong")
+    agent = Agent(address, tmp_path / "home", 1)
+    try:
+        assert agent.process.wait(60) == 1
+        assert "refused the token" in agent.log.read_text()
+        assert not list((tmp_path / "home" / "scratch").iterdir())
+    finally:
+        agent.destroy()

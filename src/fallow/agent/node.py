@@ -22,6 +22,7 @@ from fallow.agent.gpus import Gpus
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
 from fallow.agent.logs import LogSender
+from fallow.agent.modules import prune_modules
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
@@ -37,8 +38,11 @@ from fallow.wire.messages import (
     Bye,
     HandIn,
     HandInAck,
+    Held,
+    HeldLease,
     Lease,
     Msg,
+    NameLeases,
     Revoke,
     TakeBack,
 )
@@ -52,9 +56,10 @@ log = logging.getLogger("fallow.agent")
 
 AWAY_AFTER_S = 2.5 * BEAT_INTERVAL_S
 """Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
+AWAY_INTERVAL_S = 0.25
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
-PYTHONS_AFTER_S = 3.0
+HOUSEKEEPING_AFTER_S = 3.0
 SWEEP_EVERY_BEATS = 30
 
 FIRST_BEATS_S = 0.05
@@ -79,16 +84,17 @@ class Node:
         self.gpus = Gpus(self.spec.devices)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
-        self.environments = Environments(home / "environments", lambda: self.pythons)
+        self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
         self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use)
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
-        self.outbox = Outbox(self._send_hand_in, self.blobs.store, scratch / "outbox", time.monotonic)
+        self.outbox = Outbox(self._send_hand_in, self._store_result, scratch / "outbox", time.monotonic)
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
         self._home = home
         self._beat_seq = 0
         self._tell_spec = True
+        self._was_heard = False
         self._acknowledged_s = time.monotonic()
         self._coordinator_epoch = 0
         self._drained_by_operator = False
@@ -108,6 +114,10 @@ class Node:
     def _send_hand_in(self, hand_in: HandIn) -> None:
         self.send(subjects.job(hand_in.job_id), hand_in)
 
+    async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:
+        job = self.jobs.get(job_id)
+        await self.blobs.store(path, digest, size, durable=job is None or job.spec.detached)
+
     # ------------------------------------------------------------ life
 
     def start_workers(self) -> None:
@@ -118,6 +128,10 @@ class Node:
     def _jobs_in_use(self) -> set[JobId]:
         used = {held.job_id for slot in self.slots for held in slot.machine.held()}
         return used | {job_id for slot in self.slots if (job_id := slot.machine.job_id) is not None}
+
+    def _interpreters_in_use(self) -> set[str]:
+        jobs = (self.jobs.get(job_id) for job_id in self._jobs_in_use())
+        return {job.kind.python for job in jobs if job is not None}
 
     def free_gpus(self) -> None:
         """Have idle workers give up devices that their slots do not need any more."""
@@ -134,15 +148,23 @@ class Node:
         await link.connection.flush()
         if ready is not None:
             ready()
-        pythons = asyncio.ensure_future(self._find_pythons())
+        housekeeping = asyncio.ensure_future(self._keep_house())
         try:
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), BEAT_INTERVAL_S if self._coordinator_epoch else FIRST_BEATS_S)
+                    await asyncio.wait_for(ended.wait(), self._pause_s())
                 if not ended.is_set():
                     await self._second()
         finally:
-            pythons.cancel()
+            housekeeping.cancel()
+
+    def _pause_s(self) -> float:
+        """Time to the next beat. While no coordinator answers, one may appear at any moment: it is to hear of this
+        node soon."""
+        if not self._was_heard:
+            return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self._beat_seq)
+        is_away = time.monotonic() - self._acknowledged_s > AWAY_AFTER_S
+        return AWAY_INTERVAL_S if is_away else BEAT_INTERVAL_S
 
     async def _second(self) -> None:
         try:
@@ -166,19 +188,36 @@ class Node:
             session=self.session,
             seq=self._beat_seq,
             slots=tuple(slot.state() for slot in self.slots),
-            leases=tuple(lease for slot in self.slots for lease in slot.leases()),
+            busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._ending,
             spec=spec,
         )
         self.send(subjects.BEAT, beat)
+        self._tell_owners()
 
-    async def _find_pythons(self) -> None:
+    def _tell_owners(self, gone: bool = False, only: JobId | None = None) -> None:
+        """Name to the owner of each job (or of one) what this node holds of it."""
+        held: dict[JobId, list[HeldLease]] = {
+            job_id: [] for slot in self.slots if (job_id := slot.machine.job_id) is not None
+        }
+        for slot in self.slots:
+            for lease in slot.leases():
+                held.setdefault(lease.job_id, []).append(lease)
+        for job_id, leases in held.items():
+            if only is not None and job_id != only:
+                continue
+            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone)
+            self.send(subjects.job(job_id), message)
+
+    async def _keep_house(self) -> None:
+        """What may take a while, and can wait until the node is at work."""
         if self.embedded:
             return
-        await asyncio.sleep(PYTHONS_AFTER_S)
-        found = await asyncio.get_running_loop().run_in_executor(None, find_pythons)
+        await asyncio.sleep(HOUSEKEEPING_AFTER_S)
+        await asyncio.to_thread(prune_modules, self._home / "modules")
+        found = await find_pythons()
         if found:
             self.pythons.update(found)
             self.spec = msgspec.structs.replace(
@@ -208,12 +247,15 @@ class Node:
             case Revoke():
                 if self._accepts(message):
                     self._revoke(message)
+            case NameLeases():
+                if self._accepts(message):
+                    self._tell_owners(only=message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
             case _:
                 log.debug("a message that is not for agents: %s", type(message).__name__)
 
-    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke) -> bool:
+    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke | NameLeases) -> bool:
         return self.jobs.accept_epoch(message.job_id, message.epoch)
 
     def _slot(self, number: int) -> Slot | None:
@@ -235,6 +277,7 @@ class Node:
         was_away = now - self._acknowledged_s > AWAY_AFTER_S
         is_new = message.epoch > self._coordinator_epoch > 0
         self._acknowledged_s = now
+        self._was_heard = True
         self._coordinator_epoch = max(self._coordinator_epoch, message.epoch)
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
@@ -270,6 +313,7 @@ class Node:
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
             await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+        self._tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 
     async def close(self) -> None:
@@ -283,7 +327,7 @@ class Node:
             await self.link.close()
         await self.blobs.close()
         await self.workers.close()
-        await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self.scratch, ignore_errors=True))
+        await asyncio.to_thread(shutil.rmtree, self.scratch, True)
 
 
 async def _until(holds: Callable[[], bool], timeout_s: float, hurry: asyncio.Event) -> None:

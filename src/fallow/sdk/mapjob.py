@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 2 << 20
 """Input pages sent in one message."""
-FETCH_BYTES = 4 << 20
-FETCH_WAIT_S = 10.0
+FETCH_BYTES = 1 << 20
+FETCH_WAIT_S = 1.5
+"""How long the pool may hold a request for results that are not there yet."""
+FETCH_LOST_S = 1.5
+"""How long after that the request counts as lost, with the coordinator that held it. Grows where answers are slow."""
+FETCH_LOST_MOST_S = 30.0
 PARALLEL_FETCHES = 4
 
 
@@ -66,13 +71,16 @@ def new_job_id() -> JobId:
     return JobId(new_id("job", os.urandom))
 
 
-def page_blob(client: Client, segments: list[Any]) -> Blob:
+def page_blob(client: Client, segments: list[Any], durable: bool = True) -> Blob:
     """Segments as a Blob: inline where small, else put into the blob store (blocks; not for the loop's thread)."""
     size = sum(map(len, segments))
     if size <= INLINE_LIMIT_BYTES:
         digest, size = hash_segments(segments)
         return Blob(digest, size, segments[0] if len(segments) == 1 else b"".join(segments))
-    blob: Blob = client.submit_blocking(client.blobs.put_segments(segments))
+    files = client.blobs.local_files
+    if files is not None:  # here and now: no other thread is woken for it
+        return Blob(*files.write(segments, durable))
+    blob: Blob = client.submit_blocking(client.blobs.put_segments(segments, durable=durable))
     return blob
 
 
@@ -90,6 +98,7 @@ class MapJob:
         self.closed = False
         self.progress: Progress | None = None
         self.printer: OutputPrinter | None = None
+        self._lost_s = FETCH_LOST_S
         self._window = Window()
         self._room = threading.Condition()
         self._outgoing: deque[InputPage] = deque()
@@ -114,7 +123,7 @@ class MapJob:
 
     def put(self, count: int, segments: list[Any]) -> None:
         """Append a page of `count` inputs; waits while the window is full. Raises FeedStopped."""
-        blob = page_blob(self.client, segments)
+        blob = page_blob(self.client, segments, self.spec.detached)
         with self._room:
             while not self.closed and not self._window.admits(count, blob.size):
                 self._room.wait()
@@ -154,6 +163,8 @@ class MapJob:
         try:
             if self.printer is not None:
                 await self.printer.follow(self.client)
+            if self.spec.detached:
+                await self.client.sync_blobs()
             reply = await self.client.ask(subjects.POOL, SubmitJob(self.spec, pages, total))
             self.epoch = max(self.epoch, reply.epoch)
         except BaseException:
@@ -181,6 +192,8 @@ class MapJob:
             size += page.page.size if page.page.data is not None else 100
             self._unsent.append(page)
         end = self._end if self._end and not self._outgoing else None
+        if self.spec.detached:
+            await self.client.sync_blobs()
         message = AppendInputs(self.job_id, tuple(self._unsent), *(end or ()))
         reply = await self.client.ask(subjects.job(self.job_id), message)
         self.epoch = max(self.epoch, reply.epoch)
@@ -207,9 +220,13 @@ class MapJob:
         """The next results from `cursor` on, and where to go on."""
         message = FetchResults(self.job_id, cursor, ordered, consumed, FETCH_BYTES, FETCH_WAIT_S, stop)
         while True:
-            reply = await self.client.ask(subjects.job(self.job_id), message, timeout_s=FETCH_WAIT_S + 5.0)
+            began = time.monotonic()
+            reply = await self.client.ask(subjects.job(self.job_id), message, timeout_s=FETCH_WAIT_S + self._lost_s)
             if reply.epoch < self.epoch:
                 continue  # from an owner that does not know yet that it is none
+            took = time.monotonic() - began - FETCH_WAIT_S
+            if reply.epoch == self.epoch and took > self._lost_s:
+                self._lost_s = min(took * 1.2, FETCH_LOST_MOST_S)
             self.epoch = reply.epoch
             if reply.info is not None:
                 self.info = reply.info

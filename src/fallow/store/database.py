@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from fallow.store.protocol import StoreError
+from fallow.store.protocol import StoreError, StoreUnavailable
 
 Row = tuple[Any, ...]
+
+
+class Conflict(StoreUnavailable):
+    """Another transaction was in the way: nothing was kept, and trying again at once is right."""
+
+
+class Blocked(Conflict):
+    """Another transaction kept its locks for so long that it may have been left there by somebody who stopped."""
 
 
 class Session(Protocol):
@@ -17,7 +26,7 @@ class Session(Protocol):
         """Run a statement and fetch all that it returns."""
 
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run a statement once for each row."""
+        """Run a statement once for each row. What goes wrong may show with a later call of this transaction."""
 
     def begin(self) -> None:
         """Begin a transaction that writes: no other writer gets between."""
@@ -28,6 +37,9 @@ class Session(Protocol):
     def rollback(self) -> None: ...
 
     def close(self) -> None: ...
+
+    def lock_schema(self) -> None:
+        """Let nobody else make or change the schema until this transaction ends."""
 
     def tables(self) -> set[str]:
         """Names of the tables that are there."""
@@ -44,6 +56,8 @@ class Database(Protocol):
 
     where: str
     """To show to people."""
+    upgrades_itself: bool
+    """Whether opening an older schema brings it up to date: not where other coordinators may be at work."""
     errors: tuple[type[Exception], ...]
     """What the driver raises."""
 
@@ -52,5 +66,18 @@ class Database(Protocol):
 
     def connect(self) -> Session: ...
 
+    def end_stalled(self) -> None:
+        """End transactions whose coordinator was stopped, or cut off, in the middle."""
+
     def in_words(self, error: Exception) -> StoreError | None:
         """The error for people, if it is the world's fault and not the program's."""
+
+
+def load_statements(engine: str) -> tuple[dict[str, str], list[str]]:
+    """(statements by name, statements that make the schema) from what render.py wrote for the engine."""
+    text = Path(__file__).with_name(f"{engine}.sql").read_text()
+    sections = [section.partition("\n") for section in text.split("\n-- name: ")[1:]]
+    return (
+        {name: body.strip() for name, _, body in sections if name != "schema"},
+        [body.strip() for name, _, body in sections if name == "schema"],
+    )

@@ -1,8 +1,9 @@
-"""The Store protocol: the truth about jobs, behind SQLite now and PostgreSQL later.
+"""The Store protocol: the truth about jobs, behind SQLite and PostgreSQL.
 
 A store is synchronous and used from one writer thread of a coordinator (and reader threads). It reads no clock:
-times come in. Every commit is one transaction; it applies all of its operations or none, and checks that the
-committer still owns each job it writes (`OwnershipLost`). Applying the same operations again changes nothing.
+times come in; only sessions and leadership go by the database's clock, the one that all coordinators share.
+Every commit is one transaction; it applies all of its operations or none, and checks that the committer still owns
+each job it writes (`OwnershipLost`). Applying the same operations again changes nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,18 @@ class StoreUnavailable(StoreError):
 
 class SchemaTooNew(StoreError):
     """The store was written by a newer Fallow. Says which, and what to install."""
+
+
+class SchemaTooOld(StoreError):
+    """The store has the schema of an older Fallow, and is not upgraded by opening it. Says what to run."""
+
+
+class StoreMoved(StoreError):
+    """What was in this store lies in another one now. Says where."""
+
+
+class WrongPool(StoreError):
+    """The store belongs to another pool."""
 
 
 class OwnershipLost(StoreError):
@@ -195,14 +208,40 @@ class Store(Protocol):
 
     def close(self) -> None: ...
 
-    def pool_id(self, fresh: PoolId) -> PoolId:
-        """The pool that this store belongs to; `fresh` is recorded where it has none yet."""
+    def pool_id(self, fresh: PoolId, expected: PoolId | None = None) -> PoolId:
+        """The pool that this store belongs to; `fresh` is recorded where it has none yet. Raises WrongPool where it
+        is not the `expected` one."""
 
     def commit(self, ops: Sequence[Op]) -> None:
         """Apply all or nothing, in order, in one durable transaction."""
 
-    def acquire_job(self, job_id: JobId, owner: str) -> StoredJob | None:
-        """Become the owner under the next epoch; None if there is no such job."""
+    def acquire_job(self, job_id: JobId, owner: str, force: bool = True) -> StoredJob | None:
+        """Become the owner under the next epoch; None if there is no such job. Without `force` only where its owner
+        is `owner` itself, has no live session, or released it; else None too, and get_job says whose it is."""
+
+    def release_job(self, job_id: JobId, epoch: int, to: str = "") -> None:
+        """Give a job up under the next epoch: free for whoever acquires it, or `to` another coordinator, which then
+        acquires it. Raises OwnershipLost where `epoch` is not the present one."""
+
+    def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
+        """Jobs that have not ended, oldest first, which acquire_job gives without force: free ones, and those whose
+        owner did not renew its session for as long as it promised, and for `ttl_s`."""
+
+    # ------------------------------------------------------------ coordinators
+
+    def renew_session(self, owner: str, ttl_s: float, info: str = "") -> int:
+        """Live for another `ttl_s` seconds by the database's clock. Returns the session's epoch: it rises when the
+        session had ended meanwhile, so that others may have taken this owner's jobs."""
+
+    def live_sessions(self) -> list[tuple[str, float, str]]:
+        """(owner, seconds since its renewal, info), by owner."""
+
+    def end_session(self, owner: str) -> None:
+        """Say good-bye: its jobs are free at once, and so is its leadership."""
+
+    def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
+        """Lead, or lead on, for `ttl_s` seconds. Returns the term: it rises with every new leader, and with a leader
+        that was late. None while another one leads."""
 
     def get_job(self, job_id: JobId) -> StoredJob | None: ...
 

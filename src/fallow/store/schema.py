@@ -7,29 +7,69 @@ are imported only where a database is older: that takes a third of a second.
 from __future__ import annotations
 
 from fallow.store.database import Session
-from fallow.store.protocol import SchemaTooNew, StoreError
+from fallow.store.protocol import SchemaTooNew, SchemaTooOld, StoreError, StoreMoved
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """The migration that tables.py equals."""
 
+MOVING_TO = "moving_to"
+MOVED_TO = "moved_to"
+"""Names in the table meta, with where the store's content goes or went."""
 
-def bring_up_to_date(session: Session, where: str) -> None:
-    """Create the schema where there is none, upgrade an older one, inside the caller's transaction.
-    Raises SchemaTooNew, and StoreError for a database that is not a store."""
+
+def bring_up_to_date(session: Session, where: str, upgrade: bool) -> None:
+    """Create the schema where there is none, `upgrade` an older one, inside the caller's transaction.
+    Raises SchemaTooNew, SchemaTooOld, and StoreError for a database that is not a store."""
+    session.lock_schema()
     present = session.tables()
     if not present:
         session.create_schema()
         return
     if "alembic_version" not in present:
-        raise StoreError(f"{where} is a database, but not of Fallow. Name another file, or move this one away.")
-    revision = next((row[0] for row in session.run("revision")), None)
+        raise StoreError(f"{where} is a database, but not of Fallow. Name another one, or move this one away.")
+    revision = revision_of(session)
     if revision == HEAD_REVISION:
         return
     from fallow.store.upgrade import is_known
 
-    if revision is not None and not is_known(revision):
+    if revision and not is_known(revision):
         raise SchemaTooNew(
             f"{where} was written by a newer Fallow (schema {revision}; this one knows up to {HEAD_REVISION}). "
             "Install the newest one: pip install --upgrade fallow"
         )
+    if not upgrade:
+        raise SchemaTooOld(
+            f"{where} has the schema of an older Fallow ({revision or 'none'}; this one needs {HEAD_REVISION}). Stop "
+            "the pool's coordinators, then run: fallow store upgrade --store URL"
+        )
     session.upgrade()
+
+
+def revision_of(session: Session) -> str:
+    """The schema's revision; '' before the first one."""
+    return next((str(row[0]) for row in session.run("revision")), "")
+
+
+def refuse_moved(session: Session, where: str) -> None:
+    """Raises StoreMoved for a store whose content was moved, or is being moved, elsewhere."""
+    notes: dict[str, str] = dict(session.run("notes"))
+    if MOVED_TO in notes:
+        raise StoreMoved(
+            f"{where} was moved to {notes[MOVED_TO]}: start the pool with --store and that one's URL. This one is kept "
+            "as it was, and may be deleted."
+        )
+    if MOVING_TO in notes:
+        raise StoreMoved(
+            f"{where} is being moved to {notes[MOVING_TO]}, and that was not finished: run `fallow store migrate` with "
+            "the same URLs again."
+        )
+
+
+def refuse_live(session: Session, where: str, what: str) -> None:
+    """Raises StoreError while a coordinator is at work: then the store cannot be `what`."""
+    owners = [f"{owner} ({since_s:.0f} s ago)" for owner, since_s, _ in session.run("live_sessions")]
+    if owners:
+        raise StoreError(
+            f"{where} cannot be {what} while coordinators are at work: {', '.join(owners)}. Stop them, wait until "
+            "their sessions have ended, and run this again."
+        )

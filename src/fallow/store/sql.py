@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,9 +17,17 @@ from fallow.model.ids import Digest, Interval, JobId, PoolId
 from fallow.model.job import Blob, JobSpec
 from fallow.model.node import NodeSpec
 from fallow.model.states import JobState
-from fallow.store.database import Database, Row, Session
-from fallow.store.protocol import Op, PageIndex, StoredJob, StoreFull
-from fallow.store.schema import bring_up_to_date
+from fallow.store.database import Blocked, Conflict, Database, Row, Session
+from fallow.store.protocol import (
+    Op,
+    OwnershipLost,
+    PageIndex,
+    StoredJob,
+    StoreFull,
+    StoreUnavailable,
+    WrongPool,
+)
+from fallow.store.schema import bring_up_to_date, refuse_live, refuse_moved, revision_of
 from fallow.store.writes import apply
 
 ID_PREFIX_MIN = 6
@@ -27,6 +35,17 @@ ID_PREFIX_MIN = 6
 
 IDLE_READERS = 4
 """Sessions kept for reading."""
+
+CONFLICTS = 8
+"""How often a transaction is begun again because another one was in the way."""
+
+BLOCKED = 2
+"""How often it is begun again after it waited for a lock until the time was over."""
+
+SESSION_KEPT_S = 7 * 86_400.0
+"""Sessions that ended longer ago are forgotten."""
+
+_T = TypeVar("_T")
 
 _decode_spec = msgspec.msgpack.Decoder(JobSpec).decode
 _decode_node = msgspec.msgpack.Decoder(NodeSpec).decode
@@ -54,8 +73,27 @@ class SqlStore:
             with self._in_words():
                 self._database.prepare()
             with self._writing() as session:
-                bring_up_to_date(session, self._database.where)
+                bring_up_to_date(session, self._database.where, self._database.upgrades_itself)
+            with self._writing() as session:
+                refuse_moved(session, self._database.where)
             self._is_open = True
+
+    def upgrade(self) -> tuple[str, str]:
+        """Bring the schema up to date, whatever the engine's policy: (revision before, after). Raises StoreError
+        while a coordinator is at work."""
+        where = self._database.where
+        with self._write_lock:
+            with self._in_words():
+                self._database.prepare()
+            with self._writing() as session:
+                session.lock_schema()
+                there = session.tables()
+                before = revision_of(session) if "alembic_version" in there else ""
+                if "sessions" in there:
+                    refuse_live(session, where, "upgraded")
+                bring_up_to_date(session, where, upgrade=True)
+            with self._writing() as session:
+                return before, revision_of(session)
 
     def close(self) -> None:
         with self._write_lock:
@@ -64,27 +102,84 @@ class SqlStore:
             while self._idle_readers:
                 _close(self._idle_readers.pop())
 
-    def pool_id(self, fresh: PoolId) -> PoolId:
+    def pool_id(self, fresh: PoolId, expected: PoolId | None = None) -> PoolId:
         known = self._read("pool_id")
         if not known:
-            with self._writing() as session:
+
+            def put(session: Session) -> list[Row]:
                 session.run("put_meta", {"name": "pool_id", "value": fresh})
-                known = session.run("pool_id")
+                return session.run("pool_id")
+
+            known = self._write(put)
+        if expected is not None and known[0][0] != expected:
+            raise WrongPool(
+                f"{self._database.where} belongs to the pool {known[0][0]}, and this coordinator to {expected}. A "
+                "store holds one pool: name that pool's store, or begin with an empty database (one database has "
+                "room for several pools, each with its own ?schema=NAME)."
+            )
         return PoolId(known[0][0])
 
     # ------------------------------------------------------------ writing
 
     def commit(self, ops: Sequence[Op]) -> None:
-        if not ops:
-            return
-        with self._writing() as session:
-            apply(session, ops)
+        if ops:
+            self._write(lambda session: apply(session, ops))
 
-    def acquire_job(self, job_id: JobId, owner: str) -> StoredJob | None:
-        with self._writing() as session:
-            session.run("take_job", {"id": job_id, "new_owner": owner})
+    def acquire_job(self, job_id: JobId, owner: str, force: bool = True) -> StoredJob | None:
+        def take(session: Session) -> list[Row]:
+            values = {"id": job_id, "new_owner": owner}
+            before = session.run("lock_job", {"id": job_id})
+            if force:
+                session.run("take_job", values)
+            else:
+                session.run("take_free_job", {**values, "same_owner": owner})
             rows = session.run("get_job", {"id": job_id})
+            return rows if rows and before and (rows[0][2], rows[0][3]) == (owner, before[0][1] + 1) else []
+
+        rows = self._write(take)
         return _stored_job(rows[0]) if rows else None
+
+    def release_job(self, job_id: JobId, epoch: int, to: str = "") -> None:
+        def release(session: Session) -> None:
+            if [row[1] for row in session.run("lock_job", {"id": job_id})] != [epoch]:
+                raise OwnershipLost([job_id])
+            session.run("release_job", {"id": job_id, "held_epoch": epoch, "new_owner": to})
+
+        self._write(release)
+
+    # ------------------------------------------------------------ coordinators
+
+    def renew_session(self, owner: str, ttl_s: float, info: str = "") -> int:
+        def renew(session: Session) -> int:
+            session.run("renew_session", {"owner": owner, "ttl_s": ttl_s, "info": info})
+            epoch: int = session.run("session", {"owner": owner})[0][0]
+            if epoch == 1:
+                session.run("forget_sessions", {"kept_s": SESSION_KEPT_S})
+            return epoch
+
+        return self._write(renew)
+
+    def live_sessions(self) -> list[tuple[str, float, str]]:
+        return [(owner, since_s, info) for owner, since_s, info in self._read("live_sessions")]
+
+    def end_session(self, owner: str) -> None:
+        def end(session: Session) -> None:
+            session.run("end_session", {"ended_owner": owner})
+            session.run("end_leadership", {"ended_owner": owner})
+
+        self._write(end)
+
+    def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
+        def lead(session: Session) -> list[Row]:
+            session.run("lead", {"role": role, "owner": owner, "ttl_s": ttl_s})
+            return session.run("leader", {"role": role})
+
+        leaders = self._write(lead)
+        return next((term for leader, term in leaders if leader == owner), None)
+
+    def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
+        rows = self._read("jobs_of_dead_owners", silent_s=ttl_s, count=max(0, limit))
+        return [JobId(row[0]) for row in rows]
 
     # ------------------------------------------------------------ reading
 
@@ -150,20 +245,50 @@ class SqlStore:
 
     def _read(self, statement: str, **values: Any) -> list[Row]:
         with self._in_words():
+            while self._idle_readers:
+                try:
+                    session = self._idle_readers.pop()
+                except IndexError:
+                    break
+                try:
+                    return self._run_and_keep(session, statement, values)
+                except self._errors as error:
+                    # The server may have restarted since the session was last used.
+                    if not isinstance(self._database.in_words(error), StoreUnavailable):
+                        raise
+            return self._run_and_keep(self._database.connect(), statement, values)
+
+    def _run_and_keep(self, session: Session, statement: str, values: dict[str, Any]) -> list[Row]:
+        try:
+            rows = session.run(statement, values)
+        except BaseException:
+            _close(session)
+            raise
+        if self._is_open and len(self._idle_readers) < IDLE_READERS:
+            self._idle_readers.append(session)
+        else:
+            _close(session)
+        return rows
+
+    def _write(self, work: Callable[[Session], _T]) -> _T:
+        """Run it in a transaction, again where another one was in the way."""
+        blocked = 0
+        for _ in range(CONFLICTS):
             try:
-                session = self._idle_readers.pop()
-            except IndexError:
-                session = self._database.connect()
-            try:
-                rows = session.run(statement, values)
-            except BaseException:
-                _close(session)
-                raise
-            if self._is_open and len(self._idle_readers) < IDLE_READERS:
-                self._idle_readers.append(session)
-            else:
-                _close(session)
-            return rows
+                with self._writing() as session:
+                    done = work(session)
+                return done
+            except Blocked:
+                blocked += 1
+                if blocked > BLOCKED:
+                    raise
+                with self._in_words():
+                    self._database.end_stalled()
+            except Conflict:
+                continue
+        with self._writing() as session:
+            done = work(session)
+        return done
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Session]:
@@ -179,7 +304,7 @@ class SqlStore:
             except self._database.errors as error:
                 # Put into words first: what the disk is like is seen best before anything is closed.
                 in_words = self._database.in_words(error)
-                self._roll_back(session, trusted=isinstance(in_words, StoreFull))
+                self._roll_back(session, trusted=isinstance(in_words, (StoreFull, Conflict)))
                 if in_words is None:
                     raise
                 raise in_words from error

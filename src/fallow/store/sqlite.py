@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fallow.store.database import Row
+from fallow.store.database import Row, load_statements
 from fallow.store.protocol import StoreError, StoreFull, StoreUnavailable
 
 BUSY_TIMEOUT_S = 10
@@ -68,6 +68,9 @@ class SqliteSession:
     def close(self) -> None:
         self._connection.close()
 
+    def lock_schema(self) -> None:
+        """begin() has locked everything."""
+
     def tables(self) -> set[str]:
         return {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
@@ -85,11 +88,12 @@ class SqliteDatabase:
     """The database file at `path`, made with its folder where they do not exist."""
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error,)
+    upgrades_itself = True
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         self._path = path
-        self._statements, self._schema = _load_statements()
+        self._statements, self._schema = load_statements("sqlite")
 
     def prepare(self) -> None:
         """SQLite gives its -wal and -shm files the permissions of the database file."""
@@ -107,18 +111,11 @@ class SqliteDatabase:
         )
         return SqliteSession(connection, self._statements, self._schema)
 
+    def end_stalled(self) -> None:
+        """There is no way; the lock of a process that dies ends with it."""
+
     def in_words(self, error: Exception) -> StoreError | None:
         return _store_error(error, self._path)
-
-
-def _load_statements() -> tuple[dict[str, str], list[str]]:
-    """(statements by name, statements that make the schema) from sqlite.sql."""
-    text = Path(__file__).with_name("sqlite.sql").read_text()
-    sections = [section.partition("\n") for section in text.split("\n-- name: ")[1:]]
-    return (
-        {name: body.strip() for name, _, body in sections if name != "schema"},
-        [body.strip() for name, _, body in sections if name == "schema"],
-    )
 
 
 def _store_error(error: BaseException, path: Path) -> StoreError | None:

@@ -36,6 +36,15 @@ CREATE INDEX jobs_by_name ON jobs (name, number)
 CREATE INDEX jobs_by_state ON jobs (state, number)
 
 -- name: schema
+CREATE TABLE leaderships (
+  role VARCHAR NOT NULL,
+  owner VARCHAR NOT NULL,
+  term BIGINT NOT NULL,
+  until_unix_s FLOAT NOT NULL,
+  PRIMARY KEY (role)
+)
+
+-- name: schema
 CREATE TABLE meta (
   name VARCHAR NOT NULL,
   value TEXT NOT NULL,
@@ -49,6 +58,16 @@ CREATE TABLE nodes (
   unix_s FLOAT NOT NULL,
   state VARCHAR NOT NULL,
   PRIMARY KEY (node_id)
+)
+
+-- name: schema
+CREATE TABLE sessions (
+  owner VARCHAR NOT NULL,
+  epoch BIGINT NOT NULL,
+  renewed_unix_s FLOAT NOT NULL,
+  ttl_s FLOAT NOT NULL,
+  info TEXT NOT NULL,
+  PRIMARY KEY (owner)
 )
 
 -- name: schema
@@ -127,7 +146,7 @@ CREATE INDEX result_blobs ON result_pages (digest) WHERE NOT inline
 CREATE INDEX result_order ON result_pages (job, seq, start)
 
 -- name: schema
-INSERT INTO alembic_version (version_num) VALUES ('0001')
+INSERT INTO alembic_version (version_num) VALUES ('0002')
 
 -- name: revision
 SELECT alembic_version.version_num
@@ -137,6 +156,10 @@ FROM alembic_version
 SELECT meta.value
 FROM meta
 WHERE meta.name = 'pool_id'
+
+-- name: notes
+SELECT meta.name, meta.value
+FROM meta
 
 -- name: put_meta
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING
@@ -152,8 +175,7 @@ FROM job_blobs
 -- name: owned
 SELECT jobs.job_id, jobs.number, jobs.epoch, jobs.owner, jobs.inputs_below
 FROM jobs
-WHERE jobs.job_id IN (SELECT anon_1.value
-FROM json_each(:ids) AS anon_1)
+WHERE jobs.job_id IN (SELECT value FROM json_each(:ids)) ORDER BY jobs.job_id
 
 -- name: create_job
 INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below) VALUES (:job_id, :name, :state, :owner, :epoch, :reason, :total, :created_unix_s, :ended_unix_s, :nodes, :input_error, :consumed, :retried, :inputs_below)
@@ -177,6 +199,32 @@ UPDATE jobs SET inputs_below=:below WHERE jobs.number = :job
 
 -- name: take_job
 UPDATE jobs SET owner=:new_owner, epoch=(jobs.epoch + 1) WHERE jobs.job_id = :id
+
+-- name: take_free_job
+UPDATE jobs SET owner=:new_owner, epoch=(jobs.epoch + 1) WHERE jobs.job_id = :id AND (jobs.owner = :same_owner OR NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0))))
+
+-- name: release_job
+UPDATE jobs SET owner=:new_owner, epoch=(jobs.epoch + 1) WHERE jobs.job_id = :id AND jobs.epoch = :held_epoch
+
+-- name: owner_of
+SELECT jobs.owner, jobs.epoch
+FROM jobs
+WHERE jobs.job_id = :id
+
+-- name: lock_job
+SELECT jobs.owner, jobs.epoch
+FROM jobs
+WHERE jobs.job_id = :id
+
+-- name: jobs_of_dead_owners
+SELECT jobs.job_id
+FROM jobs
+WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) OR sessions.renewed_unix_s + :silent_s > ((julianday('now') - 2440587.5) * 86400.0)))) ORDER BY jobs.number
+ LIMIT :count OFFSET 0
 
 -- name: delete_job
 DELETE FROM jobs WHERE jobs.number = :job
@@ -239,16 +287,14 @@ SELECT input_pages.start, input_pages.digest, input_pages.size, input_pages.inli
 FROM input_pages
 WHERE input_pages.job = (SELECT jobs.number
 FROM jobs
-WHERE jobs.job_id = :id) AND input_pages.start IN (SELECT anon_1.value
-FROM json_each(:starts) AS anon_1)
+WHERE jobs.job_id = :id) AND input_pages.start IN (SELECT value FROM json_each(:starts))
 
 -- name: read_results
 SELECT result_pages.start, result_pages.digest, result_pages.size, result_pages.inline, result_pages.data
 FROM result_pages
 WHERE result_pages.job = (SELECT jobs.number
 FROM jobs
-WHERE jobs.job_id = :id) AND result_pages.start IN (SELECT anon_1.value
-FROM json_each(:starts) AS anon_1)
+WHERE jobs.job_id = :id) AND result_pages.start IN (SELECT value FROM json_each(:starts))
 
 -- name: drop_inputs
 DELETE FROM input_pages WHERE input_pages.job = :number AND input_pages.start < :below AND input_pages.stop <= :below
@@ -277,12 +323,12 @@ FROM result_pages
 WHERE result_pages.job = :number AND result_pages.start <= :low), :low) AND result_pages.start <= :high ORDER BY result_pages.start
 
 -- name: copy_result
-INSERT INTO result_pages (job, start, stop, seq, page_start, failed_count, failed, fault, node, digest, size, inline, data) SELECT result_pages.job, :new_start AS anon_1, :new_stop AS anon_2, result_pages.seq, result_pages.page_start, :new_failed_count AS anon_3, :new_failed AS anon_4, result_pages.fault, result_pages.node, result_pages.digest, result_pages.size, result_pages.inline, result_pages.data
+INSERT INTO result_pages (job, start, stop, seq, page_start, failed_count, failed, fault, node, digest, size, inline, data) SELECT result_pages.job, CAST(:new_start AS BIGINT) AS anon_1, CAST(:new_stop AS BIGINT) AS anon_2, result_pages.seq, result_pages.page_start, CAST(:new_failed_count AS BIGINT) AS anon_3, CAST(:new_failed AS BLOB) AS anon_4, result_pages.fault, result_pages.node, result_pages.digest, result_pages.size, result_pages.inline, result_pages.data
 FROM result_pages
 WHERE result_pages.job = :number AND result_pages.start = :old_start
 
 -- name: cut_result
-UPDATE result_pages SET start=:new_start, stop=:new_stop, failed_count=:new_failed_count, failed=:new_failed WHERE result_pages.job = :number AND result_pages.start = :old_start
+UPDATE result_pages SET start=CAST(:new_start AS BIGINT), stop=CAST(:new_stop AS BIGINT), failed_count=CAST(:new_failed_count AS BIGINT), failed=CAST(:new_failed AS BLOB) WHERE result_pages.job = :number AND result_pages.start = :old_start
 
 -- name: remove_result
 DELETE FROM result_pages WHERE result_pages.job = :number AND result_pages.start = :old_start
@@ -326,6 +372,36 @@ WHERE jobs.job_id = :id) AND logs.seq > :after ORDER BY logs.seq
 
 -- name: put_node
 INSERT INTO nodes (node_id, spec, unix_s, state) VALUES (:node_id, :spec, :unix_s, :state) ON CONFLICT (node_id) DO UPDATE SET spec = excluded.spec, unix_s = excluded.unix_s, state = excluded.state
+
+-- name: renew_session
+INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (:owner, 1, ((julianday('now') - 2440587.5) * 86400.0), :ttl_s, :info) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0)) THEN 0 ELSE 1 END), renewed_unix_s = excluded.renewed_unix_s, ttl_s = excluded.ttl_s, info = excluded.info
+
+-- name: session
+SELECT sessions.epoch
+FROM sessions
+WHERE sessions.owner = :owner
+
+-- name: live_sessions
+SELECT sessions.owner, ((julianday('now') - 2440587.5) * 86400.0) - sessions.renewed_unix_s AS anon_1, sessions.info
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) ORDER BY sessions.owner
+
+-- name: end_session
+UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = :ended_owner
+
+-- name: forget_sessions
+DELETE FROM sessions WHERE sessions.renewed_unix_s + :kept_s < ((julianday('now') - 2440587.5) * 86400.0) AND NOT (sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0))
+
+-- name: lead
+INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, (((julianday('now') - 2440587.5) * 86400.0) + :ttl_s)) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s <= ((julianday('now') - 2440587.5) * 86400.0)) THEN 1 ELSE 0 END), until_unix_s = excluded.until_unix_s WHERE leaderships.until_unix_s <= ((julianday('now') - 2440587.5) * 86400.0) OR leaderships.owner = excluded.owner
+
+-- name: leader
+SELECT leaderships.owner, leaderships.term
+FROM leaderships
+WHERE leaderships.role = :role
+
+-- name: end_leadership
+UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = :ended_owner
 
 -- name: list_nodes
 SELECT nodes.spec, nodes.unix_s, nodes.state

@@ -1,9 +1,9 @@
 """Every statement that the store runs, by name, in SQLAlchemy Core over the tables of tables.py.
 
 Importing SQLAlchemy and building these takes a fifth of a second, a third of what a script that starts its own pool
-may take in all. So they are rendered ahead: `python -m fallow.store.render` writes sqlite.sql, which the SQLite
-store runs, and a test sees to it that the file is what would be rendered now. An engine that is only used by
-long-lived servers can render them as it starts.
+may take in all. So they are rendered ahead: `python -m fallow.store.render` writes sqlite.sql and postgresql.sql,
+which the stores run, and a test sees to it that the files are what would be rendered now. What differs from one
+engine to the other is in dialects.py.
 """
 
 from __future__ import annotations
@@ -11,27 +11,34 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ClauseElement,
     ColumnElement,
+    Float,
     Table,
-    TableValuedAlias,
+    and_,
     bindparam,
+    case,
+    cast,
     delete,
+    exists,
     func,
     insert,
     literal_column,
+    or_,
     select,
     text,
     union,
     update,
 )
-from sqlalchemy.dialects import sqlite
 
 from fallow.model.states import JobState
 from fallow.store import tables
+from fallow.store.dialects import Now, is_listed, upsert
 
 _jobs, _inputs, _results = tables.jobs.c, tables.input_pages.c, tables.result_pages.c
 _done, _logs, _specs = tables.done_intervals.c, tables.logs.c, tables.job_specs.c
+_sessions, _leaders = tables.sessions.c, tables.leaderships.c
 
 SETTABLE = (
     "state",
@@ -44,12 +51,6 @@ SETTABLE = (
     "retried",
 )
 """Columns of a job that SetJob sets."""
-
-
-def _listed(name: str) -> Any:
-    """The values of a parameter that is a JSON array."""
-    rows: TableValuedAlias = func.json_each(bindparam(name)).table_valued("value")
-    return select(rows.c.value)
 
 
 def _near(table: Any, *columns: Any) -> Any:
@@ -73,12 +74,12 @@ def _names(table: Table) -> list[str]:
 
 def _put(table: Any) -> Any:
     """Insert a row; one that is there is left alone."""
-    return sqlite.insert(table).values({name: bindparam(name) for name in _names(table)}).on_conflict_do_nothing()
+    return upsert(table).values({name: bindparam(name) for name in _names(table)}).on_conflict_do_nothing()
 
 
 def _read(table: Any) -> Any:
     return select(table.c.start, table.c.digest, table.c.size, table.c.inline, table.c.data).where(
-        table.c.job == _NUMBER, table.c.start.in_(_listed("starts"))
+        table.c.job == _NUMBER, is_listed(table.c.start, "starts")
     )
 
 
@@ -90,22 +91,77 @@ _JOB = select(
     _specs.spec,
 ).join(tables.job_specs, _specs.job == _jobs.number)
 _ACTIVE: list[ColumnElement[str]] = [literal_column(f"'{state}'") for state in JobState if not state.is_final]
-_LIST = _JOB.order_by(_jobs.number.desc()).limit(bindparam("count")).offset(_NONE)
+_HOW_MANY = bindparam("count", type_=BigInteger)
+_LIST = _JOB.order_by(_jobs.number.desc()).limit(_HOW_MANY).offset(_NONE)
 
+_LIVE = (
+    _sessions.ttl_s > literal_column("0.0"),
+    _sessions.renewed_unix_s + _sessions.ttl_s > Now(),
+)
+_OWNER_LIVES = exists(select(_sessions.owner).where(_sessions.owner == _jobs.owner, *_LIVE))
+_OWNER_SILENT = ~exists(
+    select(_sessions.owner).where(
+        _sessions.owner == _jobs.owner,
+        *_LIVE[:1],
+        or_(_LIVE[1], _sessions.renewed_unix_s + bindparam("silent_s", type_=Float) > Now()),
+    )
+)
 _BELOW_INDEX = (
     _results.job == bindparam("number"), _results.start < bindparam("below"), _results.stop <= bindparam("below")
 )  # fmt: skip
 _BELOW_SEQ = (_results.job == bindparam("number"), _results.seq < bindparam("below"))
 _ONE_RESULT = (_results.job == bindparam("number"), _results.start == bindparam("old_start"))
 _CUT = {
-    name: bindparam(f"new_{name}", type_=_results[name].type) for name in ("start", "stop", "failed_count", "failed")
+    name: cast(bindparam(f"new_{name}"), _results[name].type) for name in ("start", "stop", "failed_count", "failed")
 }
-_NODE = sqlite.insert(tables.nodes).values({name: bindparam(name) for name in _names(tables.nodes)})
+_NODE = upsert(tables.nodes).values({name: bindparam(name) for name in _names(tables.nodes)})
+
+
+def _renewed() -> Any:
+    """A new session begins where there is none, or where the old one was over."""
+    put = upsert(tables.sessions).values(
+        owner=bindparam("owner"),
+        epoch=literal_column("1"),
+        renewed_unix_s=Now(),
+        ttl_s=bindparam("ttl_s"),
+        info=bindparam("info"),
+    )
+    return put.on_conflict_do_update(
+        index_elements=["owner"],
+        set_={
+            "epoch": _sessions.epoch + case((and_(*_LIVE), literal_column("0")), else_=literal_column("1")),
+            "renewed_unix_s": put.excluded.renewed_unix_s,
+            "ttl_s": put.excluded.ttl_s,
+            "info": put.excluded.info,
+        },
+    )
+
+
+def _led() -> Any:
+    """Taken where nobody leads, prolonged where it is one's own: a term that ended, even one's own, is a new one."""
+    put = upsert(tables.leaderships).values(
+        role=bindparam("role"),
+        owner=bindparam("owner"),
+        term=literal_column("1"),
+        until_unix_s=Now() + bindparam("ttl_s", type_=Float),
+    )
+    over = _leaders.until_unix_s <= Now()
+    return put.on_conflict_do_update(
+        index_elements=["role"],
+        set_={
+            "owner": put.excluded.owner,
+            "term": _leaders.term + case((over, literal_column("1")), else_=literal_column("0")),
+            "until_unix_s": put.excluded.until_unix_s,
+        },
+        where=or_(over, _leaders.owner == put.excluded.owner),
+    )
+
 
 STATEMENTS: dict[str, ClauseElement] = {
     # ------------------------------------------------------------ the store as a whole
     "revision": select(tables.alembic_version.c.version_num),
     "pool_id": select(tables.meta.c.value).where(tables.meta.c.name == literal_column("'pool_id'")),
+    "notes": select(tables.meta.c.name, tables.meta.c.value),
     "put_meta": _put(tables.meta),
     "live_digests": union(
         select(_inputs.digest).where(text("NOT input_pages.inline")),
@@ -114,11 +170,12 @@ STATEMENTS: dict[str, ClauseElement] = {
     ),
     # ------------------------------------------------------------ jobs
     "owned": select(_jobs.job_id, _jobs.number, _jobs.epoch, _jobs.owner, _jobs.inputs_below)
-    .where(_jobs.job_id.in_(_listed("ids")))
+    .where(is_listed(_jobs.job_id, "ids"))
+    .order_by(_jobs.job_id)
     .with_for_update(),
-    "create_job": insert(tables.jobs).values(
-        {name: bindparam(name) for name in _names(tables.jobs) if name != "number"}
-    ),
+    "create_job": insert(tables.jobs)
+    .values({name: bindparam(name) for name in _names(tables.jobs) if name != "number"})
+    .inline(),
     "number": select(_jobs.number).where(_jobs.job_id == bindparam("id")),
     "put_spec": _put(tables.job_specs),
     "put_job_blob": _put(tables.job_blobs),
@@ -131,6 +188,22 @@ STATEMENTS: dict[str, ClauseElement] = {
     "take_job": update(tables.jobs)
     .where(_jobs.job_id == bindparam("id"))
     .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
+    "take_free_job": update(tables.jobs)
+    .where(
+        _jobs.job_id == bindparam("id"),
+        or_(_jobs.owner == bindparam("same_owner"), ~_OWNER_LIVES),
+    )
+    .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
+    "release_job": update(tables.jobs)
+    .where(_jobs.job_id == bindparam("id"), _jobs.epoch == bindparam("held_epoch"))
+    .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
+    "owner_of": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")),
+    "lock_job": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")).with_for_update(),
+    "jobs_of_dead_owners": select(_jobs.job_id)
+    .where(_jobs.state.in_(_ACTIVE), _OWNER_SILENT)
+    .order_by(_jobs.number)
+    .limit(_HOW_MANY)
+    .offset(_NONE),
     "delete_job": delete(tables.jobs).where(_jobs.number == bindparam("job")),
     "get_job": _JOB.where(_jobs.job_id == bindparam("id")),
     "list_jobs": _LIST,
@@ -189,17 +262,34 @@ STATEMENTS: dict[str, ClauseElement] = {
         .where(_logs.job == bindparam("number"))
         .order_by(_logs.seq.desc())
         .limit(literal_column("1"))
-        .offset(bindparam("keep"))
+        .offset(bindparam("keep", type_=BigInteger))
         .scalar_subquery(),
     ),
     "read_logs": select(_logs.seq, _logs.line)
     .where(_logs.job == _NUMBER, _logs.seq > bindparam("after"))
     .order_by(_logs.seq)
-    .limit(bindparam("count"))
+    .limit(_HOW_MANY)
     .offset(_NONE),
     "put_node": _NODE.on_conflict_do_update(
         index_elements=["node_id"], set_={name: _NODE.excluded[name] for name in ("spec", "unix_s", "state")}
     ),
+    # ------------------------------------------------------------ coordinators
+    "renew_session": _renewed(),
+    "session": select(_sessions.epoch).where(_sessions.owner == bindparam("owner")),
+    "live_sessions": select(_sessions.owner, Now() - _sessions.renewed_unix_s, _sessions.info)
+    .where(*_LIVE)
+    .order_by(_sessions.owner),
+    "end_session": update(tables.sessions)
+    .where(_sessions.owner == bindparam("ended_owner"))
+    .values(ttl_s=literal_column("-1.0")),
+    "forget_sessions": delete(tables.sessions).where(
+        _sessions.renewed_unix_s + bindparam("kept_s", type_=Float) < Now(), ~and_(*_LIVE)
+    ),
+    "lead": _led(),
+    "leader": select(_leaders.owner, _leaders.term).where(_leaders.role == bindparam("role")),
+    "end_leadership": update(tables.leaderships)
+    .where(_leaders.owner == bindparam("ended_owner"))
+    .values(until_unix_s=literal_column("0.0")),
     "list_nodes": select(tables.nodes.c.spec, tables.nodes.c.unix_s, tables.nodes.c.state).order_by(
         tables.nodes.c.node_id
     ),

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     Float,
     ForeignKey,
     Index,
@@ -28,10 +29,14 @@ metadata = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only in a column whose type is INTEGER."""
 
+_Real = Float().with_variant(Double(), "postgresql")
+_Key = String().with_variant(String(collation="C"), "postgresql")
+"""Text that is compared by its bytes, in whatever language the database was made."""
+
 meta = Table(
     "meta",
     metadata,
-    Column("name", String, primary_key=True),
+    Column("name", _Key, primary_key=True),
     Column("value", Text, nullable=False),
 )
 
@@ -46,15 +51,15 @@ jobs = Table(
     "jobs",
     metadata,
     Column("number", _Number, primary_key=True),
-    Column("job_id", String, nullable=False),
-    Column("name", String, nullable=False),
+    Column("job_id", _Key, nullable=False),
+    Column("name", _Key, nullable=False),
     Column("state", String, nullable=False),
-    Column("owner", String, nullable=False),
+    Column("owner", _Key, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("total", BigInteger, nullable=False),
-    Column("created_unix_s", Float, nullable=False),
-    Column("ended_unix_s", Float, nullable=False),
+    Column("created_unix_s", _Real, nullable=False),
+    Column("ended_unix_s", _Real, nullable=False),
     Column("nodes", LargeBinary, nullable=False),
     Column("input_error", Text, nullable=False),
     Column("consumed", BigInteger, nullable=False),
@@ -76,7 +81,7 @@ job_blobs = Table(
     "job_blobs",
     metadata,
     Column("job", _Number, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True, autoincrement=False),
-    Column("digest", String, primary_key=True),
+    Column("digest", _Key, primary_key=True),
 )
 """Blobs that a job's spec names: function, modules."""
 
@@ -86,7 +91,7 @@ input_pages = Table(
     Column("job", _Number, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("start", BigInteger, primary_key=True, autoincrement=False),
     Column("stop", BigInteger, nullable=False),
-    Column("digest", String, nullable=False),
+    Column("digest", _Key, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("inline", Boolean, nullable=False),
     Column("data", LargeBinary),
@@ -105,7 +110,7 @@ result_pages = Table(
     Column("failed", LargeBinary),
     Column("fault", LargeBinary),
     Column("node", String, nullable=False),
-    Column("digest", String, nullable=False),
+    Column("digest", _Key, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("inline", Boolean, nullable=False),
     Column("data", LargeBinary),
@@ -133,8 +138,29 @@ logs = Table(
 nodes = Table(
     "nodes",
     metadata,
-    Column("node_id", String, primary_key=True),
+    Column("node_id", _Key, primary_key=True),
     Column("spec", LargeBinary, nullable=False),
-    Column("unix_s", Float, nullable=False),
+    Column("unix_s", _Real, nullable=False),
     Column("state", String, nullable=False),
 )
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("owner", _Key, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("renewed_unix_s", _Real, nullable=False),
+    Column("ttl_s", _Real, nullable=False),
+    Column("info", Text, nullable=False),
+)
+"""One row a coordinator; times are by the database's clock. A negative ttl_s: ended by itself."""
+
+leaderships = Table(
+    "leaderships",
+    metadata,
+    Column("role", _Key, primary_key=True),
+    Column("owner", _Key, nullable=False),
+    Column("term", BigInteger, nullable=False),
+    Column("until_unix_s", _Real, nullable=False),
+)
+"""Who leads in a role, until when by the database's clock."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from alembic import command
@@ -11,6 +12,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection
+
+if TYPE_CHECKING:
+    import psycopg
 
 
 def _config() -> Config:
@@ -34,9 +38,31 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     command.upgrade(config, revision)
 
 
+def upgrade_store(url: str) -> tuple[str, str]:
+    """Bring the store that the URL names up to date, while no coordinator is at work: (revision before, after).
+    Raises StoreError in words."""
+    from fallow.store.open import database_of
+    from fallow.store.sql import SqlStore
+
+    store = SqlStore(database_of(url))
+    try:
+        return store.upgrade()
+    finally:
+        store.close()
+
+
 def upgrade_sqlite(raw: sqlite3.Connection) -> None:
     """Run what is missing over a connection that is in a transaction, and commit it."""
-    engine = sqlalchemy.create_engine("sqlite://", creator=lambda: raw, poolclass=sqlalchemy.StaticPool)
+    _upgrade_over("sqlite://", raw)
+
+
+def upgrade_postgresql(raw: psycopg.Connection[Any]) -> None:
+    """Run what is missing over a connection that is in a transaction, and commit it."""
+    _upgrade_over("postgresql+psycopg://", raw)
+
+
+def _upgrade_over(url: str, raw: object) -> None:
+    engine = sqlalchemy.create_engine(url, creator=lambda: raw, poolclass=sqlalchemy.StaticPool)
     with engine.connect() as connection:
         upgrade(connection)
         connection.commit()

@@ -146,6 +146,7 @@ def _delete_jobs(batch: Batch, ops: list[DeleteJob]) -> None:
 
 
 def _put_nodes(batch: Batch, ops: list[PutNode]) -> None:
+    ops.sort(key=lambda op: op.spec.node_id)  # in one order, so that coordinators do not lock each other out
     batch.session.run_many(
         "put_node",
         [{"node_id": op.spec.node_id, "spec": encode(op.spec), "unix_s": op.unix_s, "state": op.state} for op in ops],

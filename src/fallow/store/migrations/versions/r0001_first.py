@@ -9,6 +9,8 @@ revision = "0001"
 down_revision = None
 
 _number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_real = sa.Float().with_variant(sa.Double(), "postgresql")
+_key = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 
 def _job() -> sa.Column[int]:
@@ -18,7 +20,7 @@ def _job() -> sa.Column[int]:
 
 def _page() -> list[sa.Column[object]]:
     return [
-        sa.Column("digest", sa.String, nullable=False),
+        sa.Column("digest", _key, nullable=False),
         sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("inline", sa.Boolean, nullable=False),
         sa.Column("data", sa.LargeBinary),
@@ -26,19 +28,19 @@ def _page() -> list[sa.Column[object]]:
 
 
 def upgrade() -> None:
-    op.create_table("meta", sa.Column("name", sa.String, primary_key=True), sa.Column("value", sa.Text, nullable=False))
+    op.create_table("meta", sa.Column("name", _key, primary_key=True), sa.Column("value", sa.Text, nullable=False))
     op.create_table(
         "jobs",
         sa.Column("number", _number, primary_key=True),
-        sa.Column("job_id", sa.String, nullable=False),
-        sa.Column("name", sa.String, nullable=False),
+        sa.Column("job_id", _key, nullable=False),
+        sa.Column("name", _key, nullable=False),
         sa.Column("state", sa.String, nullable=False),
-        sa.Column("owner", sa.String, nullable=False),
+        sa.Column("owner", _key, nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("total", sa.BigInteger, nullable=False),
-        sa.Column("created_unix_s", sa.Float, nullable=False),
-        sa.Column("ended_unix_s", sa.Float, nullable=False),
+        sa.Column("created_unix_s", _real, nullable=False),
+        sa.Column("ended_unix_s", _real, nullable=False),
         sa.Column("nodes", sa.LargeBinary, nullable=False),
         sa.Column("input_error", sa.Text, nullable=False),
         sa.Column("consumed", sa.BigInteger, nullable=False),
@@ -49,7 +51,7 @@ def upgrade() -> None:
     op.create_index("jobs_by_name", "jobs", ["name", "number"])
     op.create_index("jobs_by_state", "jobs", ["state", "number"])
     op.create_table("job_specs", _job(), sa.Column("spec", sa.LargeBinary, nullable=False))
-    op.create_table("job_blobs", _job(), sa.Column("digest", sa.String, primary_key=True))
+    op.create_table("job_blobs", _job(), sa.Column("digest", _key, primary_key=True))
     op.create_table(
         "input_pages",
         _job(),
@@ -88,8 +90,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "nodes",
-        sa.Column("node_id", sa.String, primary_key=True),
+        sa.Column("node_id", _key, primary_key=True),
         sa.Column("spec", sa.LargeBinary, nullable=False),
-        sa.Column("unix_s", sa.Float, nullable=False),
+        sa.Column("unix_s", _real, nullable=False),
         sa.Column("state", sa.String, nullable=False),
     )
