@@ -254,7 +254,10 @@ class JobProgress(Progress):
             if self.failures:
                 self.failures.settled(start, stop)
             return
-        self.todo.remove(start, stop)
+        waited = sum(b - a for a, b in self.todo.remove(start, stop))
+        if waited == stop - start and is_alone:
+            self._forget_marks(start, stop)
+            return
         for other in list(self.leases.values()):
             if other.pending.remove(start, stop) and other.token != token and not other.pending:
                 effects.append(Drop(other.node, (other.token,), "recorded elsewhere"))

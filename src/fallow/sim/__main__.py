@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from dataclasses import fields
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         def show(now: float) -> None:
             print(f"\r{now / 3600:.1f} h, {now / until:.0%}", end="", file=sys.stderr, flush=True)
 
+    gc.freeze()  # the pool lives as long as the run: it need not be looked through again and again
+    gc.set_threshold(50_000, 20, 50)
     try:
         summary = world.run(show)
     except AssertionError as error:

@@ -26,6 +26,9 @@ from fallow.wire.messages import NODE_LOST_AFTER_S
 ARRIVALS_SHARE = 0.8
 """Jobs arrive within this share of the time."""
 SAMPLES = 200
+JOBS_DIFFER = 3.0
+JOBS_DIFFER_MEAN = (JOBS_DIFFER - 1 / JOBS_DIFFER) / (2 * math.log(JOBS_DIFFER))
+"""Of jobs with equal work, whose lengths of task differ so: makes the mean over all tasks what was asked for."""
 
 
 class World:
@@ -67,7 +70,7 @@ class World:
         work_s *= self.availability.share * options.load / options.jobs
         rows = []
         for number in range(options.jobs):
-            task_s = options.task_s * 3 ** self.chance.uniform(-1, 1)
+            task_s = options.task_s * JOBS_DIFFER_MEAN * JOBS_DIFFER ** self.chance.uniform(-1, 1)
             name = f"job-{number:06d}"
             spec = JobSpec(JobId(name), name, JobKind.MAP, ClientId("client"), Blob(Digest(""), 0, b""))
             row = JobRow(spec, max(1, round(work_s / task_s)), task_s, options.poison)
