@@ -119,7 +119,10 @@ class Books:
     def _touch(self, node: PlannedNode) -> list[JobId | None]:
         """Remember what its slots have now, until the plan says what became of them."""
         if node.before is None:
-            node.before = [None if head is None else head.job_id for head in node.heads]
+            if node.free_count == len(node.heads):
+                node.before = [None] * len(node.heads)
+            else:
+                node.before = [None if head is None else head.job_id for head in node.heads]
             self._touched[node.number] = node
         return node.before
 

@@ -28,10 +28,12 @@ SPREAD_NODES = 8
 few nodes need its environment and data."""
 ROUNDS_LIMIT = 16
 JOB_ROUNDS_LIMIT = 1_000
-"""Jobs times rounds of one plan, from the fourth round on: what is left then moves with the next plan."""
+"""Jobs times rounds of one plan, from the second round on: what is left then moves with the next plan."""
 TRIES_LIMIT = 100
 """Places of one class looked at for one job that cannot go just anywhere (adjacent slots, GPUs, refusals): in a large
 pool it may have to wait for a better one; what is at most asked of a plan is bounded."""
+LEVEL_TRIES_LIMIT = 2_000
+"""The same for all jobs together in one round of step 3."""
 
 
 class Planner(Books):
@@ -40,6 +42,7 @@ class Planner(Books):
     def __init__(self) -> None:
         super().__init__()
         self._tries = 0
+        self._level_tries = 0
 
     # ------------------------------------------------------------ the plan
 
@@ -47,7 +50,7 @@ class Planner(Books):
         """Move slots until every job has what is fair, and say what changed since the last plan."""
         jobs = sorted(self._jobs.values(), key=lambda job: (job.demand.served, job.demand.order))
         self._set_shares(jobs)
-        for _ in range(min(ROUNDS_LIMIT, 3 + JOB_ROUNDS_LIMIT // max(1, len(jobs)))):
+        for _ in range(min(ROUNDS_LIMIT, 1 + JOB_ROUNDS_LIMIT // max(1, len(jobs)))):
             moved = self._fill(jobs)
             moved += self._level(jobs)
             moved += self._hand_out_rest(jobs)
@@ -131,7 +134,8 @@ class Planner(Books):
         for heap in rich.values():
             heapq.heapify(heap)
         hopeless: dict[Need, int] = {}
-        while lacking:
+        self._level_tries = LEVEL_TRIES_LIMIT
+        while lacking and self._level_tries > 0:
             count, at, job = heapq.heappop(lacking)
             if job.is_plain and count >= hopeless.get(job.need, 1 << 62):
                 continue
@@ -163,6 +167,7 @@ class Planner(Books):
                     found = True
                     break
                 passed.append(heapq.heappop(heap))
+            self._level_tries -= TRIES_LIMIT - self._tries
             for entry in passed:
                 heapq.heappush(heap, entry)  # type: ignore[arg-type]
             if found:
