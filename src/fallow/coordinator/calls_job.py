@@ -44,6 +44,8 @@ class CallsJob(OwnedJob):
         super().__init__(context, spec, epoch, adopt=False)
         self._by_index: dict[int, InputPage] = {}
         self._acks: dict[NodeId, list[tuple[Token, int]]] = {}
+        self._is_told = False
+        """The agent has sent what it hands in to the client itself."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
 
@@ -159,6 +161,13 @@ class CallsJob(OwnedJob):
 
     # ------------------------------------------------------------ agents
 
+    def on_hand_in(self, message: HandIn) -> None:
+        self._is_told = message.told
+        try:
+            super().on_hand_in(message)
+        finally:
+            self._is_told = False
+
     def before_hand_in(self, message: HandIn) -> None:
         """Answers of a lease from before a take-over: the numbers are news to this owner."""
         for page in message.results:
@@ -180,8 +189,10 @@ class CallsJob(OwnedJob):
             ops.append(self.ending_op(ended))
 
     def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
-        if recorded:
-            self._push(recorded)
+        # Where the agent's own message is lost, the client asks (SyncCalls).
+        entries = [entry for entry in recorded if entry.fault is not None] if self._is_told else recorded
+        if entries:
+            self._push(entries)
         super().tell_recorded(recorded, None)
         if ack is None:
             return

@@ -44,7 +44,7 @@ ADOPTION_S = 0.7
 anew."""
 RESTART_ADOPTION_S = 2.5
 """The same where the pool's only coordinator starts anew, perhaps with its NATS: agents reconnect first."""
-KEPT_RESULT_BYTES = 64 * 1024 * 1024
+KEPT_RESULT_BYTES = 16 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""

@@ -378,6 +378,9 @@ class HandIn(Msg, frozen=True):
     cpu_s: float = 0.0
     pull: Pull | None = None
     """The slot's next Pull, in the same message."""
+    told: bool = False
+    """The agent has sent these results of single calls to their client itself, as CallResults: the owner keeps them
+    only until the client has named them."""
 
 
 class AssignRefused(Msg, frozen=True):
