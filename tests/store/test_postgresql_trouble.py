@@ -218,8 +218,7 @@ def test_many_jobs_in_few_sessions(server: Postgres, tmp_path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert not errors
-    row = store._writer.raw.execute(  # type: ignore[attr-defined]
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fallow'"
-    ).fetchone()
-    assert row[0] <= 5
+    connection = store._writer.raw  # type: ignore[attr-defined]
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fallow'"
+    wait_for(lambda: connection.execute(count).fetchone()[0] <= 5)
     store.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,8 +47,26 @@ class Session(Protocol):
     def create_schema(self) -> None:
         """Make the present schema in an empty database."""
 
-    def upgrade(self) -> None:
-        """Run the migrations that are missing."""
+    def upgrade(self, revision: str = "head") -> None:
+        """Run the migrations that are missing up to that one."""
+
+    # ------------------------------------------------------------ whole tables, for moves and backups
+
+    def begin_snapshot(self) -> None:
+        """Begin a transaction that only reads, and sees one moment."""
+
+    def begin_alone(self) -> None:
+        """Begin a transaction that writes, however long it takes. Raises StoreError where others have the store
+        open and the engine can tell."""
+
+    def read_table(self, table: str, columns: Sequence[str]) -> Iterator[Row]:
+        """All rows, in any order, a few at a time."""
+
+    def write_table(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        """Insert rows."""
+
+    def renumber(self, table: str, column: str) -> None:
+        """Go on counting where the highest number of a column ends that was written by write_table."""
 
 
 class Database(Protocol):
@@ -60,6 +78,9 @@ class Database(Protocol):
     """Whether opening an older schema brings it up to date: not where other coordinators may be at work."""
     errors: tuple[type[Exception], ...]
     """What the driver raises."""
+
+    def exists(self) -> bool:
+        """False where it is known that there is nothing yet."""
 
     def prepare(self) -> None:
         """Before the first session: make folders and files."""

@@ -63,6 +63,7 @@ class SqlStore:
         self._writer: Session | None = None
         self._write_lock = threading.RLock()
         self._idle_readers: list[Session] = []
+        self._readers_lock = threading.Lock()
         self._is_open = False
 
     def open(self) -> None:
@@ -72,10 +73,13 @@ class SqlStore:
                 return
             with self._in_words():
                 self._database.prepare()
-            with self._writing() as session:
-                bring_up_to_date(session, self._database.where, self._database.upgrades_itself)
-            with self._writing() as session:
-                refuse_moved(session, self._database.where)
+            try:
+                with self._writing() as session:
+                    bring_up_to_date(session, self._database.where, self._database.upgrades_itself)
+                    refuse_moved(session, self._database.where)
+            except BaseException:
+                self._drop_writer()
+                raise
             self._is_open = True
 
     def upgrade(self) -> tuple[str, str]:
@@ -264,9 +268,11 @@ class SqlStore:
         except BaseException:
             _close(session)
             raise
-        if self._is_open and len(self._idle_readers) < IDLE_READERS:
-            self._idle_readers.append(session)
-        else:
+        with self._readers_lock:
+            kept = self._is_open and len(self._idle_readers) < IDLE_READERS
+            if kept:
+                self._idle_readers.append(session)
+        if not kept:
             _close(session)
         return rows
 

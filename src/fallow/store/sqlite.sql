@@ -164,6 +164,15 @@ FROM meta
 -- name: put_meta
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING
 
+-- name: drop_meta
+DELETE FROM meta WHERE meta.name = :note
+
+-- name: raise_epochs
+UPDATE jobs SET epoch=(jobs.epoch + :by)
+
+-- name: raise_terms
+UPDATE leaderships SET term=(leaderships.term + :by), until_unix_s=0.0
+
 -- name: live_digests
 SELECT input_pages.digest
 FROM input_pages
