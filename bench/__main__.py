@@ -21,7 +21,8 @@ from bench import blocks
 from bench.peers import NAMES
 from bench.plan import Settings, run_rows
 from bench.plot import write_plot
-from bench.report import as_json, print_report, write_json
+from bench.processes import busy_share
+from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--memory-sizes", default="", help="tasks of the memory row for Fallow; peers run the first")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: bench-out/bench.json")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="default: bench-out/bench.png")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for the documents there")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-out", help="folder of environments and results")
     parser.add_argument(
         "--python", action="append", default=[], metavar="PEER=PATH", help="use this interpreter for a peer"
@@ -67,10 +69,15 @@ def main() -> int:
     sizes = tuple(int(float(size)) for size in (arguments.memory_sizes or default_sizes).split(","))
     pythons = {peer: Path(path).absolute() for peer, _, path in (pair.partition("=") for pair in arguments.python)}
     settings = Settings(arguments.quick, arguments.out.resolve(), sizes, pythons, arguments.repeat)
+    busy = busy_share(1.0)
+    if busy > 0.1:
+        console.print(f"Other programs use {busy:.0%} of this machine: times and ratios below will suffer from it.")
     measurements = run_rows(rows, peers, settings, lambda line: console.print(line, highlight=False, markup=False))
     console.print()
     print_report(rows, measurements, console)
-    content = as_json(rows, measurements, arguments.quick)
+    content = as_json(rows, measurements, arguments.quick) | {"busy_share_before": round(busy, 3)}
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(rows, measurements))
     json_path = arguments.json or settings.out / "bench.json"
     write_json(json_path, content)
     plot_path = arguments.plot or settings.out / "bench.png"

@@ -79,3 +79,16 @@ def touch_free_memory(size_bytes: int) -> None:
             piece[offset] = 1
         held.append(piece)
     held.clear()
+
+
+def busy_share(seconds: float) -> float:
+    """Share of all CPUs that others use, watched for so long."""
+
+    def read() -> tuple[int, int]:
+        numbers = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(numbers), numbers[3] + numbers[4]
+
+    total, idle = read()
+    time.sleep(seconds)
+    total_after, idle_after = read()
+    return 1.0 - (idle_after - idle) / max(1, total_after - total)

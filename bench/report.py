@@ -61,6 +61,31 @@ def print_report(rows: Sequence[Row], measurements: Sequence[Measurement], conso
     console.print(targets)
 
 
+def markdown(rows: Sequence[Row], measurements: Sequence[Measurement]) -> str:
+    """The same two tables for the documents."""
+    peers = list(dict.fromkeys(one.peer for one in measurements))
+    lines = ["| measure | target | measured | |", "|---|---|---|---|"]
+    words = {True: "met", False: "missed", None: "not measured"}
+    for row in rows:
+        for check in row.checks(values_of(row, measurements)):
+            lines.append(f"| {row.title} | {check.text} | {check.measured} | {words[check.met]} |")
+    lines += [
+        "",
+        f"| measure | {' | '.join(peer_class(peer).title for peer in peers)} |",
+        "|---" * (len(peers) + 1) + "|",
+    ]
+    for row in rows:
+        cells = []
+        for peer in peers:
+            one = next((one for one in measurements if one.row == row.name and one.peer == peer), None)
+            if one is None or (not one.values and one.error.startswith("not applicable")):
+                cells.append("-")
+            else:
+                cells.append(row.show(one.values) if one.values else one.error.split(":")[0])
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _note(row: Row, one: Measurement) -> str:
     notes = []
     if row.name == "map" and "tasks_per_s" in one.values:

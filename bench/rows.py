@@ -161,11 +161,13 @@ def _found(values: Values) -> str:
 
 
 def _show_kill(values: Values) -> str:
+    if not _complete(values):
+        return f"not complete: {_found(values)}"
     return f"{_found(values)}, {values['longer_s']:+.2f} s"
 
 
 def _show_control(values: Values) -> str:
-    return f"{_found(values)}, {values['took_s']:.1f} s"
+    return ("" if _complete(values) else "not complete: ") + f"{_found(values)}, {values['took_s']:.1f} s"
 
 
 def _show_map(values: Values) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -35,6 +36,14 @@ def wait_for(what: str, condition: Callable[[], T], deadline_s: float = DEADLINE
         if time.monotonic() > end:
             raise AssertionError(f"waited {deadline_s:g} s for {what}")
         time.sleep(0.02)
+
+
+def read_line(process: subprocess.Popen[str], deadline_s: float = DEADLINE_S) -> str:
+    """The next line that a script prints; '' if none comes in time or it has ended."""
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], deadline_s)[0]:
+        return ""
+    return process.stdout.readline().strip()
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:

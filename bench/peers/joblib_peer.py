@@ -25,8 +25,11 @@ class JoblibPeer(Peer):
         self.delayed = delayed
         self.parallel = Parallel(n_jobs=WORKERS, return_as="generator")
         self.parallel.__enter__()
+        self.single = Parallel(n_jobs=WORKERS)
+        self.single.__enter__()
 
     def stop(self) -> None:
+        self.single.__exit__(None, None, None)
         self.parallel.__exit__(None, None, None)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
@@ -45,7 +48,7 @@ class JoblibPeer(Peer):
         return results
 
     def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        return next(iter(self.parallel([self.delayed(function)(argument)])))
+        return self.single([self.delayed(function)(argument)])[0]
 
     def broadcast(self, function: Callable[[Any], Any], array: Any, count: int) -> list[Any]:
         return list(self.map(function, [array] * count))

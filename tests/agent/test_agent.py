@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +16,8 @@ import pytest
 
 from fallow.model.ids import Digest, JobId
 from fallow.model.job import Blob
-from tests.agent.owner import Agent, NatsServer, Owner, given_back, is_alive, spec, values
+from fallow.wire.address import PoolAddress
+from tests.agent.owner import Agent, NatsServer, Owner, given_back, is_alive, owner_of, spec, values
 
 StartAgent = Callable[..., Agent]
 
@@ -246,3 +250,46 @@ async def test_a_new_owner_takes_the_place_of_a_stale_one(owner: Owner, start_ag
     owner.epoch = 2
     assert len(values(await owner.ended((1, 1)))) == 3
     assert len(values(await owner.ended((2, 1)))) == 1
+
+
+@pytest.mark.slow
+async def test_a_second_signal_ends_the_agent_at_once(owner: Owner, start_agent: StartAgent) -> None:
+    agent = start_agent()
+    node = await owner.node()
+    owner.assign(node, 0, spec(nap))
+    owner.lease(await owner.pull(), (1, 1), [600.0])
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    children = agent.descendants()
+    agent.process.send_signal(signal.SIGINT)
+    await owner.until("it to begin its end", lambda: owner.unpulls or agent.process.poll() is not None)
+    agent.process.send_signal(signal.SIGINT)
+    assert agent.process.wait(60) in (0, 130)
+    _, alive = psutil.wait_procs(children, 60)
+    assert not alive
+
+
+def test_an_agent_waits_for_a_pool_that_is_not_there_yet(
+    nats: NatsServer, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    nats.kill()
+    agent = start_agent()
+
+    async def meet() -> None:
+        nats.start()
+        async with owner_of(nats.address) as owner:
+            await owner.node()
+
+    asyncio.run(meet())
+    assert agent.end() == 0
+
+
+@pytest.mark.slow
+def test_a_wrong_token_is_refused_in_words(nats: NatsServer, tmp_path: Path) -> None:
+    address = PoolAddress(nats.address.servers, "wrong")
+    agent = Agent(address, tmp_path / "home", 1)
+    try:
+        assert agent.process.wait(60) == 1
+        assert "refused the token" in agent.log.read_text()
+        assert not list((tmp_path / "home" / "scratch").iterdir())
+    finally:
+        agent.destroy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,17 @@ def test_worker_requirements_are_those_of_the_project() -> None:
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert set(WORKER_REQUIREMENTS) <= set(project["dependencies"])
+
+
+@pytest.mark.slow
+async def test_environments_used_longest_ago_go_but_not_those_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fallow.agent.environments.KEPT_LIMIT", 2)
+    for age, name in enumerate("abc"):
+        (tmp_path / (name * 32)).mkdir()
+        os.utime(tmp_path / (name * 32), (age, age))
+    used = str(tmp_path / ("a" * 32) / "bin" / "python")
+    await Environments(tmp_path, lambda: {}, lambda: {used}).ensure(SIX)
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left == {"a" * 32, "c" * 32, environment_digest(SIX)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from fallow.agent.modules import safe_member, unpack_modules
+from fallow.agent.modules import prune_modules, safe_member, unpack_modules
 from fallow.model.errors import EnvironmentFailed
 from fallow.model.ids import Digest
 
@@ -71,3 +72,14 @@ def test_too_much_is_refused_before_it_is_written(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fallow.agent.modules.UNPACKED_LIMIT_BYTES", 10)
     with pytest.raises(EnvironmentFailed, match=r"fallow\.put"):
         unpack_modules(DIGEST, archive(**{"big.py": "x" * 11}), tmp_path)
+
+
+def test_old_folders_and_halves_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fallow.agent.modules.KEPT_LIMIT", 2)
+    for number in range(4):
+        folder = unpack_modules(Digest(f"{number:064x}"), archive(**{"x.py": ""}), tmp_path)
+        os.utime(folder, (number, number))
+    (tmp_path / ".unpacking-ab-1").mkdir()
+    prune_modules(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"{2:064x}", f"{3:064x}"]
+    prune_modules(tmp_path / "nowhere")

@@ -149,3 +149,4 @@ async def test_a_job_that_ended_is_dropped_with_what_is_being_stored(
     run.gate.set()
     await asyncio.sleep(0.02)
     assert len(run.sent) == 1
+    assert not path.exists()

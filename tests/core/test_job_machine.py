@@ -172,7 +172,13 @@ class World:
         for node in sorted({slot[0] for slot in self.slots}):
             names = tuple(
                 HeldLease(
-                    self.progress.spec.job_id, h.token, h.slot[1], h.at, h.stop, h.at if h.at < h.stop else -1, 0.5
+                    self.progress.spec.job_id,
+                    h.token,
+                    h.slot[1],
+                    h.at,
+                    h.stop,
+                    h.at if h.at < h.stop else -1,
+                    self.random.choice([0.1, 9.0]),
                 )
                 for h in self.held.values()
                 if h.slot[0] == node

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.pool import Pool, wait_for
+from tests.pool import DEADLINE_S, Pool, read_line, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,14 +40,14 @@ def run_and_kill(pool: Pool, kill: Callable[[], object]) -> dict[str, object]:
     """Run the job, kill in its middle, check that it completes; the job as the pool tells it."""
     script = pool.start_script(SCRIPT)
     try:
-        assert script.stdout is not None
-        assert script.stdout.readline().strip() == "midway", script.communicate()[1]
+        if read_line(script) != "midway":
+            raise subprocess.TimeoutExpired("the first part of the job", DEADLINE_S)
         kill()
-        out, errors = script.communicate(timeout=240)
+        out, errors = script.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         script.kill()
         out, errors = script.communicate()
-        raise AssertionError(f"the job did not end after the kill: {out}{errors}\n{pool.said()}") from None
+        raise AssertionError(f"the job stands still: {out}{errors}\n{pool.said()}\n{_story(pool)}") from None
     finally:
         script.kill()
         script.wait()
@@ -57,6 +57,13 @@ def run_and_kill(pool: Pool, kill: Callable[[], object]) -> dict[str, object]:
     assert job["counts"]["done"] == TASKS, job
     assert job["counts"]["failed"] == 0, job
     return dict(job)
+
+
+def _story(pool: Pool) -> str:
+    """What the pool knows and its parts have said, for the failure's message."""
+    logs = [path.read_text(errors="replace")[-3000:] for path in sorted((pool.home / "pool").glob("*.log"))]
+    asked = [pool.cli(*command).stdout for command in (("jobs", "--json"), ("nodes", "--json"))]
+    return "\n".join([*asked, *logs])
 
 
 def workers_of(pool: Pool) -> list[psutil.Process]:

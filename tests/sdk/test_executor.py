@@ -138,6 +138,19 @@ def test_arguments_of_the_executor() -> None:
         assert isinstance(executor.submit(time.sleep, 60).exception(90), TimeoutError)
 
 
+def test_files_and_objects_as_arguments(executor: fallow.Executor, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello")
+    file = fallow.File(path)
+    assert executor.submit(tasks.read_text.fn, file).result(60) == ("notes.txt", "hello")
+    assert executor.submit(sum, fallow.put([1, 2, 3])).result(60) == 6
+    deep = fallow.File(path)
+    error = executor.submit(len, [deep]).exception(60)
+    assert isinstance(error, errors.UnserialisableInput)
+    assert "upload()" in str(error)
+    assert executor.submit(len, [deep.upload()]).result(60) == 1
+
+
 # ---------------------------------------------------------------- map
 
 

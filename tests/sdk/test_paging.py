@@ -5,11 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fallow.sdk.calls import WINDOW_LIMIT, RateWindow
 from fallow.sdk.paging import (
+    CALLS_WINDOW_LIMIT,
     PAGE_BYTES_AIM,
     PAGE_GROWTH,
     PAGE_ITEMS_LIMIT,
+    RateWindow,
     Window,
     next_count,
     range_cuts,
@@ -74,7 +75,7 @@ def test_call_window_stays_within_bounds(answers: list[tuple[int, float]], slots
     for count, took in answers:
         now += took
         window.answered(count, now, False)
-        assert 2 * max(1, slots) <= window.size <= WINDOW_LIMIT
+        assert 2 * max(1, slots) <= window.size <= CALLS_WINDOW_LIMIT
 
 
 def test_call_window_follows_the_rate() -> None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from fallow.agent.memory import MachineMemory, choose_victim, private_bytes, reserve_bytes
+from tests.worker.harness import Bench
 
 GB = 1 << 30
 
@@ -37,3 +38,29 @@ def test_the_machine_is_measured() -> None:
     held = bytearray(os.urandom(1024)) * 50_000
     assert private_bytes(os.getpid()) > len(held)
     assert private_bytes(2**22 + 1) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_task_without_limit_is_ended_before_the_machine_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(available: int, total: int, used: dict[int, int]) -> int | None:
+        """As if every worker's 100 MB were all there is."""
+        return next((key for key, value in used.items() if value > 100_000_000), None)
+
+    monkeypatch.setattr("fallow.agent.zygote.choose_victim", scarce)
+
+    def work(x: int) -> int:
+        import os
+        import time
+
+        held = []
+        while x == 1:
+            held.append(bytearray(os.urandom(1024) * 1024))
+            time.sleep(0.002)
+        return x
+
+    bench.run(work, range(3))
+    death = await bench.recorder.death()
+    assert (death.kind, death.index) == ("memory", 1)
+    assert "the machine is out of memory" in death.message

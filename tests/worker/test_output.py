@@ -67,6 +67,7 @@ async def test_last_lines_before_a_crash_are_kept(bench: Bench) -> None:
     assert [line.text for line in bench.recorder.lines] == ["about to crash"]
 
 
+@pytest.mark.slow
 async def test_a_flood_is_cut_in_the_middle(bench: Bench) -> None:
     def work(x: int) -> int:
         for n in range(100_000):

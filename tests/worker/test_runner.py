@@ -63,7 +63,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases(), st.booleans())
 def test_every_task_is_accounted_for_once(case: dict[str, Any], reduce: bool) -> None:
     start, stop, total = case["start"], case["stop"], case["total"]

@@ -260,7 +260,7 @@ class TestBudgets:
         assert sorted(done) == list(range(start))
         assert stop == 1000
         assert start >= 1
-        assert sum(report.run_s for report in reports) == pytest.approx(0.05 * start, rel=0.9)
+        assert sum(report.run_s for report in reports) >= 0.045 * start
 
     async def test_at_least_one_task_runs(self, bench: Bench) -> None:
         reports = await bench.recorder.ended(bench.run(lambda x: x, range(10), budget_s=0.0))
@@ -276,10 +276,8 @@ class TestBudgets:
             return x
 
         token = bench.run(work, range(10))
-        await bench.recorder.until(lambda: bench.recorder.reports)
-        first = bench.recorder.reports[0]
-        assert not first.ended
-        assert sorted(results_of([first])) == list(range(7))
+        await bench.recorder.until(lambda: sorted(results_of(bench.recorder.reports)) == list(range(7)))
+        assert not any(report.ended for report in bench.recorder.reports)
         assert bench.worker.progress()[:2] == (token, 7)
         gate.touch()
         assert sorted(results_of(await bench.recorder.ended(token))) == list(range(10))
@@ -293,9 +291,8 @@ class TestBudgets:
             return x
 
         token = bench.run(work, range(100))
-        await bench.recorder.until(lambda: bench.recorder.reports)
+        await bench.until_index(token, 7)
         bench.worker.limit(token, 40)
-        assert bench.worker.progress()[1] == 7
         gate.touch()
         reports = await bench.recorder.ended(token)
         assert sorted(results_of(reports)) == list(range(40))

@@ -25,6 +25,8 @@ log = logging.getLogger("fallow.agent")
 IN_USE_S = 300.0
 """A cached blob that was asked for so recently is not removed."""
 ASK_TIMEOUT_S = 5.0
+TRANSFERS_LIMIT = 8
+"""Blobs that are fetched at the same time."""
 CACHE_BYTES = 20 * 1024**3
 PRUNE_EVERY_BYTES = 1024**3
 
@@ -38,6 +40,7 @@ class BlobAccess:
         self._client: asyncio.Task[BlobClient] | None = None
         self._fetches: dict[str, asyncio.Task[Path]] = {}
         self._fetched_bytes = 0
+        self._transfers = asyncio.Semaphore(TRANSFERS_LIMIT)
         self.pool: PoolInfo | None = None
 
     async def pool_info(self) -> PoolInfo:
@@ -80,7 +83,8 @@ class BlobAccess:
 
     async def _fetch(self, digest: str, size: int) -> Path:
         client = await self.client()
-        path = Path(await client.fetch_file(Digest(digest), size, self._cache))
+        async with self._transfers:
+            path = Path(await client.fetch_file(Digest(digest), size, self._cache))
         if self._cache in path.parents:
             with contextlib.suppress(OSError):
                 os.utime(path)

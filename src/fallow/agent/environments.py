@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 
 import msgspec
@@ -49,11 +49,15 @@ def environment_digest(env: EnvSpec) -> str:
 
 
 class Environments:
-    """Builds under `root`. `pythons` tells the interpreters of other minor versions, when they are known."""
+    """Builds under `root`. `pythons` tells the interpreters of other minor versions, when they are known; `in_use`
+    the interpreters whose environments must stay."""
 
-    def __init__(self, root: Path, pythons: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self, root: Path, pythons: Callable[[], Mapping[str, str]], in_use: Callable[[], Container[str]] = frozenset
+    ) -> None:
         self._root = root
         self._pythons = pythons
+        self._in_use = in_use
         self._builds: dict[str, asyncio.Task[str]] = {}
 
     def ready(self, env: EnvSpec) -> str | None:
@@ -167,12 +171,13 @@ class Environments:
     def _sweep(self) -> None:
         """Remove what crashed builds left, and the environments used longest ago."""
         kept: list[tuple[float, Path]] = []
+        used = self._in_use()
         for entry in self._root.iterdir():
             if entry.name.startswith(".building-"):
                 owner = entry.name.rpartition("-")[2]
                 if not (owner.isdigit() and _is_alive(int(owner))):
                     shutil.rmtree(entry, ignore_errors=True)
-            elif entry.is_dir() and len(entry.name) == 32:
+            elif len(entry.name) == 32 and str(entry / _BIN / _PYTHON) not in used:
                 kept.append((entry.stat().st_mtime, entry))
         for _, entry in sorted(kept)[: max(0, len(kept) - KEPT_LIMIT + 1)]:
             shutil.rmtree(entry, ignore_errors=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 from fallow.wire.messages import Death
 from fallow.worker.orders import LOADING
 
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
+_STACK_HEADS = ("Current thread 0x", "Stack (most recent call first)")
 
 
 def exit_cause(status: int) -> str:
@@ -35,16 +37,20 @@ def death_of(status: int, oom: bool, phase: int, index: int, detail: str) -> Dea
     return Death(index, "worker_lost", f"the worker {cause}", detail)
 
 
-def hung_at(last_words: list[str]) -> str:
-    """From what a worker printed when it was asked where it is (faulthandler's words, most recent call first): the
-    frames of the task alone, in the order that Python's tracebacks have."""
-    try:
-        first = next(at for at, line in enumerate(last_words) if line.startswith(("Current thread", "Stack (most")))
-    except StopIteration:
+def task_stack(last_words: Sequence[str]) -> str:
+    """What a worker printed last. Where Python's fault handler showed a stack (most recent call first), only the
+    frames of the task itself, in the order that tracebacks have."""
+    heads = [at for at, line in enumerate(last_words) if line.startswith(_STACK_HEADS)]
+    if not heads:
         return "\n".join(last_words)
+    before = [line for line in last_words[: heads[0]] if line and not line.startswith("Thread 0x")]
+    if any(line.startswith("  File ") for line in before):  # stacks of other threads
+        before = before[: next(at for at, line in enumerate(before) if line.startswith("  File "))]
     frames = []
-    for line in last_words[first + 1 :]:
+    for line in last_words[heads[0] + 1 :]:
         if not line.startswith("  File ") or "fallow/worker/" in line:
             break
         frames.append(line)
-    return "\n".join(["The task was here (most recent call last):", *reversed(frames)]) if frames else ""
+    if frames:
+        before += ["The task was here (most recent call last):", *reversed(frames)]
+    return "\n".join(before)

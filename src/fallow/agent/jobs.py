@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from msgspec import Struct
@@ -21,6 +21,8 @@ from fallow.model.job import JobSpec
 log = logging.getLogger("fallow.agent")
 
 EPOCHS_LIMIT = 10_000
+READY_LIMIT = 64
+"""Jobs that are kept ready though no slot works for them now."""
 
 
 class Ready(Struct, frozen=True):
@@ -42,11 +44,19 @@ class NotReady(Struct, frozen=True):
 class Jobs:
     """Jobs that slots are assigned to. A job is prepared once, however many slots ask."""
 
-    def __init__(self, environments: Environments, blobs: BlobAccess, modules: Path, node_name: str) -> None:
+    def __init__(
+        self,
+        environments: Environments,
+        blobs: BlobAccess,
+        modules: Path,
+        node_name: str,
+        in_use: Callable[[], Container[JobId]],
+    ) -> None:
         self._environments = environments
         self._blobs = blobs
         self._modules = modules
         self._node_name = node_name
+        self._in_use = in_use
         self._ready: dict[JobId, Ready] = {}
         self._preparing: dict[JobId, asyncio.Task[Ready | NotReady]] = {}
         self._epochs: OrderedDict[JobId, int] = OrderedDict()
@@ -69,7 +79,7 @@ class Jobs:
         """Make the job ready and say so; at once where nothing has to be built or fetched."""
         ready = self._ready.get(spec.job_id) or self._at_once(spec)
         if ready is not None:
-            self._ready[spec.job_id] = ready
+            self._keep(ready)
             done(ready)
             return
         task = self._preparing.get(spec.job_id)
@@ -97,6 +107,15 @@ class Jobs:
 
     # ------------------------------------------------------------ inside
 
+    def _keep(self, ready: Ready) -> None:
+        self._ready.pop(ready.spec.job_id, None)
+        self._ready[ready.spec.job_id] = ready
+        if len(self._ready) > READY_LIMIT:
+            used = self._in_use()
+            for job_id in [job_id for job_id in self._ready if job_id not in used][: len(self._ready) - READY_LIMIT]:
+                if job_id != ready.spec.job_id:
+                    del self._ready[job_id]
+
     def _at_once(self, spec: JobSpec) -> Ready | None:
         python = self._environments.ready(spec.env)
         if python is None or spec.function.data is None or spec.env.modules is not None:
@@ -118,7 +137,7 @@ class Jobs:
             log.exception("job %s cannot be prepared", spec.job_id)
             return NotReady("environment", f"{self._node_name} cannot prepare the job: {error}", fatal=False)
         ready = Ready(spec, _kind(spec, python, modules), function)
-        self._ready[spec.job_id] = ready
+        self._keep(ready)
         return ready
 
     async def _unpack(self, spec: JobSpec) -> Path:

@@ -25,6 +25,8 @@ KILL_AFTER_S = 0.3
 """A revoked task that has not ended so long after it was limited is killed."""
 RESTART_MAX_S = 5.0
 GPU_AGAIN_S = 0.1
+LIVED_S = 5.0
+"""A worker that lived for so long does not count as one that could not start."""
 
 
 class Seat:
@@ -35,6 +37,7 @@ class Seat:
         self.kind = kind
         self.process: WorkerProcess | None = None
         self.death: Death | None = None
+        self.since_s = time.monotonic()
         node = lane.slot.node
         self.relay = WorkerRelay(lambda: node.connection, lambda: self.process)
 
@@ -212,6 +215,8 @@ class Lane:
 
     def died(self, token: Token | None, death: Death) -> None:
         """The worker is gone: tell it, and have a new one at once."""
+        if self.seat is not None and time.monotonic() - self.seat.since_s > LIVED_S:
+            self._failures = 0
         held, self.running, self.seat = self.running, None, None
         if held is not None:
             # Whatever the worker thought it was doing, the lease that it had is lost.

@@ -14,6 +14,8 @@ from fallow.model.ids import Digest
 
 UNPACKED_LIMIT_BYTES = 1024 * 1024 * 1024
 FILES_LIMIT = 50_000
+KEPT_LIMIT = 64
+"""Unpacked folders that are kept for later."""
 
 
 def unpack_modules(digest: Digest, archive: bytes | memoryview | Path, root: Path) -> Path:
@@ -84,3 +86,20 @@ def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> Non
         while left > 0 and (piece := source.read(min(left, 1 << 20))):
             file.write(piece)
             left -= len(piece)
+
+
+def prune_modules(root: Path) -> None:
+    """Remove what crashed agents left, and the folders used longest ago beyond KEPT_LIMIT."""
+    kept: list[tuple[float, Path]] = []
+    try:
+        entries = list(root.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".unpacking-"):
+            if not entry.name.endswith(f"-{os.getpid()}"):
+                shutil.rmtree(entry, ignore_errors=True)
+        else:
+            kept.append((entry.stat().st_mtime, entry))
+    for _, entry in sorted(kept)[: max(0, len(kept) - KEPT_LIMIT)]:
+        shutil.rmtree(entry, ignore_errors=True)

@@ -22,12 +22,13 @@ from fallow.agent.gpus import Gpus
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
 from fallow.agent.logs import LogSender
+from fallow.agent.modules import prune_modules
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
 from fallow.agent.slot import Slot
 from fallow.agent.workers import Workers, own_kind
-from fallow.model.ids import NodeId, new_id
+from fallow.model.ids import JobId, NodeId, new_id
 from fallow.wire import subjects
 from fallow.wire.messages import (
     BEAT_INTERVAL_S,
@@ -52,9 +53,10 @@ log = logging.getLogger("fallow.agent")
 
 AWAY_AFTER_S = 2.5 * BEAT_INTERVAL_S
 """Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
+AWAY_INTERVAL_S = 0.25
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
-PYTHONS_AFTER_S = 3.0
+HOUSEKEEPING_AFTER_S = 3.0
 SWEEP_EVERY_BEATS = 30
 
 FIRST_BEATS_S = 0.05
@@ -79,8 +81,8 @@ class Node:
         self.gpus = Gpus(self.spec.devices)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
-        self.environments = Environments(home / "environments", lambda: self.pythons)
-        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name)
+        self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
+        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use)
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
@@ -89,6 +91,7 @@ class Node:
         self._home = home
         self._beat_seq = 0
         self._tell_spec = True
+        self._was_heard = False
         self._acknowledged_s = time.monotonic()
         self._coordinator_epoch = 0
         self._drained_by_operator = False
@@ -115,6 +118,14 @@ class Node:
         for slot in self.slots:
             slot.lanes[0].want_worker(self.default_kind)
 
+    def _jobs_in_use(self) -> set[JobId]:
+        used = {held.job_id for slot in self.slots for held in slot.machine.held()}
+        return used | {job_id for slot in self.slots if (job_id := slot.machine.job_id) is not None}
+
+    def _interpreters_in_use(self) -> set[str]:
+        jobs = (self.jobs.get(job_id) for job_id in self._jobs_in_use())
+        return {job.kind.python for job in jobs if job is not None}
+
     def free_gpus(self) -> None:
         """Have idle workers give up devices that their slots do not need any more."""
         for slot in self.slots:
@@ -130,15 +141,23 @@ class Node:
         await link.connection.flush()
         if ready is not None:
             ready()
-        pythons = asyncio.ensure_future(self._find_pythons())
+        housekeeping = asyncio.ensure_future(self._keep_house())
         try:
             while not ended.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), BEAT_INTERVAL_S if self._coordinator_epoch else FIRST_BEATS_S)
+                    await asyncio.wait_for(ended.wait(), self._pause_s())
                 if not ended.is_set():
                     await self._second()
         finally:
-            pythons.cancel()
+            housekeeping.cancel()
+
+    def _pause_s(self) -> float:
+        """Time to the next beat. While no coordinator answers, one may appear at any moment: it is to hear of this
+        node soon."""
+        if not self._was_heard:
+            return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self._beat_seq)
+        is_away = time.monotonic() - self._acknowledged_s > AWAY_AFTER_S
+        return AWAY_INTERVAL_S if is_away else BEAT_INTERVAL_S
 
     async def _second(self) -> None:
         try:
@@ -170,11 +189,13 @@ class Node:
         )
         self.send(subjects.BEAT, beat)
 
-    async def _find_pythons(self) -> None:
+    async def _keep_house(self) -> None:
+        """What may take a while, and can wait until the node is at work."""
         if self.embedded:
             return
-        await asyncio.sleep(PYTHONS_AFTER_S)
-        found = await asyncio.get_running_loop().run_in_executor(None, find_pythons)
+        await asyncio.sleep(HOUSEKEEPING_AFTER_S)
+        await asyncio.to_thread(prune_modules, self._home / "modules")
+        found = await asyncio.to_thread(find_pythons)
         if found:
             self.pythons.update(found)
             self.spec = msgspec.structs.replace(
@@ -231,6 +252,7 @@ class Node:
         was_away = now - self._acknowledged_s > AWAY_AFTER_S
         is_new = message.epoch > self._coordinator_epoch > 0
         self._acknowledged_s = now
+        self._was_heard = True
         self._coordinator_epoch = max(self._coordinator_epoch, message.epoch)
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
@@ -279,7 +301,7 @@ class Node:
             await self.link.close()
         await self.blobs.close()
         await self.workers.close()
-        await asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self.scratch, ignore_errors=True))
+        await asyncio.to_thread(shutil.rmtree, self.scratch, True)
 
 
 async def _until(holds: Callable[[], bool], timeout_s: float, hurry: asyncio.Event) -> None:

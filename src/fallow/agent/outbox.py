@@ -36,17 +36,21 @@ LeaseKey = tuple[JobId, Token]
 class Entry:
     """One hand-in that is not acknowledged."""
 
-    __slots__ = ("due_s", "hand_in", "is_sent", "is_stored", "seq", "size", "spilled")
+    __slots__ = ("due_s", "files", "hand_in", "is_sent", "seq", "size", "spilled")
 
-    def __init__(self, hand_in: HandIn, is_stored: bool) -> None:
+    def __init__(self, hand_in: HandIn, files: dict[str, str]) -> None:
         self.hand_in: HandIn | None = hand_in
+        self.files = dict(files)
+        """Results that are not in the blob store yet."""
         self.seq = hand_in.seq
         self.size = 256 + sum(len(page.page.data or b"") for page in hand_in.results)
         self.spilled: Path | None = None
-        self.is_stored = is_stored
-        """Its files are in the blob store (or it has none)."""
         self.is_sent = False
         self.due_s = 0.0
+
+    @property
+    def is_stored(self) -> bool:
+        return not self.files
 
 
 class Outbox:
@@ -85,12 +89,12 @@ class Outbox:
     def add(self, hand_in: HandIn, files: dict[str, str]) -> None:
         """Take over a hand-in, and the files (by digest) that hold those of its results that have no data."""
         key = (hand_in.job_id, hand_in.token)
-        entry = Entry(hand_in, not files)
+        entry = Entry(hand_in, files)
         self._leases.setdefault(key, {})[hand_in.seq] = entry
         self._memory += entry.size
         if files:
             sizes = {str(page.page.digest): page.page.size for page in hand_in.results}
-            task = asyncio.ensure_future(self._store(key, entry, files, sizes))
+            task = asyncio.ensure_future(self._store(key, entry, sizes))
             self._storing[key, entry.seq] = task
             task.add_done_callback(lambda _task: self._storing.pop((key, entry.seq), None))
         self._advance(key)
@@ -179,9 +183,9 @@ class Outbox:
         entry.due_s = self._now() + repeat_s
         self._send(hand_in)
 
-    async def _store(self, key: LeaseKey, entry: Entry, files: dict[str, str], sizes: dict[str, int]) -> None:
+    async def _store(self, key: LeaseKey, entry: Entry, sizes: dict[str, int]) -> None:
         delay_s = STORE_RETRY_S
-        for digest, path in files.items():
+        for digest, path in list(entry.files.items()):
             while True:
                 try:
                     await self._store_file(path, digest, sizes[digest])
@@ -195,7 +199,7 @@ class Outbox:
                     )
                 await asyncio.sleep(delay_s)
                 delay_s = min(STORE_RETRY_MAX_S, delay_s * 2)
-        entry.is_stored = True
+            del entry.files[digest]
         self._advance(key)
 
     def _spill_excess(self) -> None:
@@ -230,3 +234,6 @@ class Outbox:
         if entry.spilled is not None:
             with contextlib.suppress(OSError):
                 os.unlink(entry.spilled)
+        for path in entry.files.values():
+            with contextlib.suppress(OSError):
+                os.unlink(path)

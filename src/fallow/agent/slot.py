@@ -47,6 +47,8 @@ log = logging.getLogger("fallow.agent")
 
 CUT_SETTLES_S = 0.003
 """A worker that was limited has seen the limit after so long, or is inside a task."""
+INPUTS_AGAIN_S = 0.5
+INPUTS_TRIES = 5
 
 Paths = dict[int, str]
 
@@ -62,6 +64,7 @@ class Slot:
         self._paths: dict[Held, Paths | None] = {}
         """Files of large pages of leases that have not begun; None: still being fetched."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._missing_count = 0
 
     # ------------------------------------------------------------ events
 
@@ -268,20 +271,29 @@ class Slot:
         return self.node.pages.find(held.job_id, held.start, held.stop)
 
     async def _fetch(self, held: Held, large: list[InputPage]) -> None:
-        paths: Paths = {}
         try:
-            for page in large:
-                paths[page.start] = str(await self.node.blobs.path(page.page.digest, page.page.size))
+            found = await asyncio.gather(*(self.node.blobs.path(page.page.digest, page.page.size) for page in large))
         except Exception as error:
-            log.warning("inputs of %r cannot be had: %s", held, error)
-            self.lack_pages(held)
+            await self._inputs_missing(held, error)
             return
+        self._missing_count = 0
         if held not in self._paths:
             return
-        self._paths[held] = paths
+        self._paths[held] = {page.start: str(path) for page, path in zip(large, found, strict=True)}
         for lane in self.lanes.values():
             if lane.waiting is held:
                 lane.advance()
+
+    async def _inputs_missing(self, held: Held, error: Exception) -> None:
+        """Give the lease back, but not at once: it may well come here again. In the end leave the job to others."""
+        self._missing_count += 1
+        log.warning("inputs of %r cannot be had: %s", held, error)
+        await asyncio.sleep(INPUTS_AGAIN_S * self._missing_count)
+        self.lack_pages(held)
+        if self._missing_count >= INPUTS_TRIES:
+            self._missing_count = 0
+            words = f"{self.node.name} cannot get inputs of the job from the pool's store: {error}"
+            self.refuse(held.job_id, "environment", words, fatal=False)
 
     # ------------------------------------------------------------ the end
 

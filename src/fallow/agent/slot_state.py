@@ -20,6 +20,7 @@ from math import ceil
 
 import msgspec
 
+from fallow.agent.hand_ins import make_hand_ins
 from fallow.agent.slot_effects import (
     Abort,
     Begin,
@@ -39,8 +40,8 @@ from fallow.agent.slot_effects import (
 from fallow.agent.worker_api import Report
 from fallow.model.ids import Interval, JobId, NodeId, Token
 from fallow.model.job import JobSpec
-from fallow.model.parts import Death, ResultPage
-from fallow.wire.messages import HandIn, Lease
+from fallow.model.parts import Death
+from fallow.wire.messages import Lease
 
 PULL_AGAIN_S = 5.0
 AHEAD_AFTER_S = 0.002
@@ -50,8 +51,6 @@ LEND_LIMIT = 4
 LEND_GRACE_S = 0.05
 """So long a lent slot waits for an assignment to the nested job before it goes on with its own."""
 QUEUE_LIMIT = 4
-HAND_IN_BYTES = 2 * 1024 * 1024
-"""Results beyond this go into a further hand-in."""
 RECENT_LIMIT = 128
 
 
@@ -441,22 +440,8 @@ class SlotMachine:
 
     def _give_back_whole(self, held: Held) -> Deliver:
         self._remember(held)
-        held.seq += 1
         give_back = held.missing(held.start, held.cut)
-        return Deliver(self._hand_in(held, give_back=give_back, ended=True))
-
-    def _hand_in(self, held: Held, *, give_back: tuple[Interval, ...] = (), ended: bool = False) -> HandIn:
-        return HandIn(
-            job_id=held.job_id,
-            node_id=self.node_id,
-            slot=self.slot,
-            token=held.token,
-            seq=held.seq,
-            start=held.start,
-            stop=held.stop,
-            give_back=give_back,
-            ended=ended,
-        )
+        return make_hand_ins(self.node_id, self.slot, held, Report(held.token, ended=True), give_back)[0]
 
     def _deliver(
         self,
@@ -466,49 +451,10 @@ class SlotMachine:
         pull: StandingPull | None,
         deaths: tuple[Death, ...] = (),
     ) -> list[Effect]:
-        """As few hand-ins as fit into messages; the last one carries the end."""
-        parts = split_results(report.results)
-        tasks = sum(page.stop - page.start for page in report.results)
-        effects: list[Effect] = []
-        for at, results in enumerate(parts):
-            held.seq += 1
-            share = sum(page.stop - page.start for page in results) / tasks if tasks else 1.0
-            hand_in = msgspec.structs.replace(
-                self._hand_in(held),
-                results=results,
-                run_s=report.run_s * share,
-                cpu_s=report.cpu_s * share,
-                reduced=report.reduced,
-            )
-            is_last = at == len(parts) - 1
-            if is_last:
-                hand_in = msgspec.structs.replace(
-                    hand_in,
-                    give_back=give_back,
-                    deaths=deaths,
-                    retry_later=report.retry_later,
-                    ended=report.ended,
-                )
-            digests = {page.page.digest for page in results} if report.files else set()
-            files = {digest: path for digest, path in report.files.items() if digest in digests}
-            own_pull = pull if is_last and pull is not None and pull.job_id == held.job_id else None
-            effects.append(Deliver(hand_in, files, own_pull))
-        if pull is not None and pull.job_id != held.job_id:
-            effects.append(SendPull(pull))
-        return effects
-
-
-def split_results(results: tuple[ResultPage, ...]) -> list[tuple[ResultPage, ...]]:
-    """Cut into runs of at most HAND_IN_BYTES each (one page may be more); at least one run, perhaps empty."""
-    if sum(len(page.page.data or b"") for page in results) <= HAND_IN_BYTES:
-        return [results]
-    runs: list[list[ResultPage]] = [[]]
-    size = 0
-    for page in results:
-        length = len(page.page.data or b"")
-        if runs[-1] and size + length > HAND_IN_BYTES:
-            runs.append([])
-            size = 0
-        runs[-1].append(page)
-        size += length
-    return [tuple(run) for run in runs]
+        """The hand-ins of a report; the pull goes with the last of them, or alone where it is another job's."""
+        delivers = make_hand_ins(self.node_id, self.slot, held, report, give_back, deaths)
+        if pull is None:
+            return [*delivers]
+        if pull.job_id != held.job_id:
+            return [*delivers, SendPull(pull)]
+        return [*delivers[:-1], msgspec.structs.replace(delivers[-1], pull=pull)]

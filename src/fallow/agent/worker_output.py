@@ -27,6 +27,8 @@ class OutputPipe:
         self._bucket = Bucket(clock)
         self._gap = Gap()
         self.last_words: deque[str] = deque(maxlen=KEPT_LINES)
+        self.muted = False
+        """Lines without a label are only kept in last_words: it is the stack of a worker that ends."""
 
     def read(self, index: int) -> list[OutputLine]:
         """Read once what is there; lines without a label get `index`. Empty when there is nothing."""
@@ -62,6 +64,9 @@ class OutputPipe:
         if len(line) > LINE_LIMIT:
             text += " [... line cut]"
         self.last_words.append(text)
+        if self.muted:
+            return
+        self.muted = text.startswith("Fatal Python error: ")
         if self._gap.lines and self._bucket.recovered():
             self._end_gap(out)
         if self._gap.lines or not self._bucket.take(len(line)):

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from fallow.agent.exit_words import death_of, hung_at
+from fallow.agent.exit_words import death_of, task_stack
 from fallow.agent.memory import private_bytes
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
 from fallow.agent.worker_output import OutputPipe
@@ -225,6 +225,7 @@ class Process:
     def _time_out(self, index: int, limit_s: float) -> None:
         """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
         self._hung = index
+        self._pipes[1].muted = True
         self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
         self._zygote.show_worker(self._serial)
         self._loop.call_later(SHOW_S, self._zygote.kill_worker, self._serial)
@@ -336,17 +337,16 @@ class Process:
             return
         self._drain()
         self._gone = True
-        last_words = list(self._pipes[1].last_words)
         for pipe in self._pipes:
             self._hand_on(pipe.drain(self._index()))
-        last_words = list(self._pipes[1].last_words) or last_words
+        last_words = list(self._pipes[1].last_words)
         self._close()
         if not self.exited.done():
             self.exited.set_result(status)
         if not self._pid or (self._stopping and self._token is None):
             return  # it never was, or it ended as it was told
         token, self._token = self._token, None
-        self._callbacks.died(token, self._death(status, oom, words, "\n".join(last_words), token))
+        self._callbacks.died(token, self._death(status, oom, words, task_stack(last_words), token))
 
     def _death(self, status: int, oom: bool, words: str, detail: str, token: Token | None) -> Death:
         if self._setup is not None:
@@ -356,7 +356,7 @@ class Process:
             index = self._hung if self._hung >= 0 else self._suspect()
         if self._verdict is not None:
             kind, message = self._verdict
-            return Death(index, kind, message, hung_at(detail.splitlines()) if kind == "timeout" else detail)
+            return Death(index, kind, message, detail)
         death = death_of(status, oom, self._words[orders.PHASE], index, detail)
         return Death(death.index, death.kind, words, detail) if words else death
 

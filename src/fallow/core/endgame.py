@@ -51,6 +51,7 @@ def find_double(
     rate: Rate,
     doubled: Container[int],
     slot: SlotKey,
+    timeout_s: float,
     now: float,
 ) -> int | float | None:
     """A task in progress that has run for long, on another node where there is one: its index (int). A float: the
@@ -58,6 +59,8 @@ def find_double(
     if rate.per_s <= 0:
         return None
     threshold = max(DOUBLE_AFTER_S, DOUBLE_FACTOR / rate.per_s)
+    if 0 < timeout_s < 2 * threshold:
+        return None  # a task that runs for so long will meet its time limit soon, and so would its double
     soonest: float | None = None
     best: tuple[bool, float, int] | None = None
     for lease in leases:

@@ -34,9 +34,9 @@ class FailureBook:
         self.delayed: list[Delayed] = []
         """Heap of tasks that are not to run before a time."""
 
-    def died(self, death: Death, *, alone: bool, attempt: int, node: NodeId, now: float) -> str:
+    def died(self, death: Death, *, alone: bool, attempt: int, node: NodeId, now: float, runs_on: bool = False) -> str:
         """A worker ended under this task. Returns what is to become of it: 'fault' (it has failed for good),
-        'delayed' (it is in `delayed` now) or 'suspect' (it is in `waiting` now)."""
+        'delayed' (in `delayed` now), 'suspect' (in `waiting` now) or 'runs_on' (another copy of it runs)."""
         index = death.index
         if death.kind == "timeout":
             tried = self.attempts.get(index, attempt) + 1
@@ -54,6 +54,8 @@ class FailureBook:
             suspect.lone_deaths += 1
             if suspect.lone_deaths >= LONE_DEATHS_LIMIT:
                 return "fault"
+        if runs_on:
+            return "runs_on"
         self.waiting.append(index)
         return "suspect"
 

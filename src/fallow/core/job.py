@@ -150,7 +150,9 @@ class JobProgress(Progress):
                 continue
             if not self.spec.speculate or self.spec.kind is JobKind.CALLS:
                 break
-            found = find_double(self.leases.values(), self.by_slot, self.rate, self._doubled, pull.slot, now)
+            found = find_double(
+                self.leases.values(), self.by_slot, self.rate, self._doubled, pull.slot, self.spec.timeout_s, now
+            )
             if isinstance(found, float):
                 effects.append(Wake(found))
                 break
@@ -273,18 +275,32 @@ class JobProgress(Progress):
             return []
         if not lease.pending.remove(index, index + 1):
             return []
-        if lease.doubled:
+        effects: list[Effect] = []
+        if death.kind == "timeout":
+            # Another copy would only run into the same limit later.
+            self._drop_copies(index, effects)
+        elif lease.doubled:
             self._doubled.discard(index)
             return []
-        if not self._not_elsewhere(lease, index, index + 1):
-            return []
-        verdict = self.failures.died(death, alone=lease.alone, attempt=lease.attempt, node=lease.node, now=now)
+        runs_on = not self._not_elsewhere(lease, index, index + 1)
+        verdict = self.failures.died(
+            death, alone=lease.alone or runs_on, attempt=lease.attempt, node=lease.node, now=now, runs_on=runs_on
+        )
         if verdict == "fault":
-            return self._fault(index, death, lease.node)
+            self._drop_copies(index, effects)
+            return effects + self._fault(index, death, lease.node)
         self.retried += 1
         if verdict == "suspect" and not lease.alone:
             self._size_cap = max(1, (lease.stop - lease.start) // 2)
-        return []
+        return effects
+
+    def _drop_copies(self, index: int, effects: list[Effect]) -> None:
+        """No lease is to run this task any more."""
+        self._doubled.discard(index)
+        for other in list(self.leases.values()):
+            if other.pending.remove(index, index + 1) and not other.pending:
+                effects.append(Drop(other.node, (other.token,), "it is not to run any more"))
+                self._close(other)
 
     def _fault(self, index: int, death: Death, node: NodeId | None) -> list[Effect]:
         effects: list[Effect] = []

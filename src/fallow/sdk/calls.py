@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fallow.core.intervals import IntervalSet
 from fallow.model.errors import JobCancelled, JobError, TaskCancelled, UnserialisableInput
-from fallow.model.ids import JobId
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
 from fallow.sdk.failures import ending, fault_exception, task_exception
+from fallow.sdk.paging import RateWindow
+from fallow.sdk.reply import Reply, Sink
 from fallow.wire import subjects
 from fallow.wire.blobs import hash_segments
 from fallow.wire.messages import (
@@ -42,60 +43,7 @@ if TYPE_CHECKING:
 PAGE_CALLS_LIMIT = 8192
 PAGE_BYTES_AIM = 128 * 1024
 MESSAGE_BYTES = 2 << 20
-WINDOW_S = 0.05
-"""Calls sent ahead of their answers: so much work, and at least two for each slot."""
-WINDOW_LIMIT = 65_536
 RECEIVED_INTERVALS_LIMIT = 1000
-
-
-class Sink(Protocol):
-    """Where an answer goes: a concurrent.futures.Future, or a Reply."""
-
-    def set_running_or_notify_cancel(self) -> bool: ...
-
-    def set_result(self, result: Any) -> None: ...
-
-    def set_exception(self, exception: BaseException | None) -> None: ...
-
-
-class Reply:
-    """What a thread that waits for one call waits on: a lock is all it takes."""
-
-    __slots__ = ("_error", "_lock", "_page", "index")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        self._page: tuple[Any, int] | None = None
-        self._error: BaseException | None = None
-        self.index = -1
-
-    def set_running_or_notify_cancel(self) -> bool:
-        return True
-
-    def set_page(self, buffer: Any, offset: int) -> None:
-        """The answer, still encoded: it is decoded by the thread that waits."""
-        self._page = (buffer, offset)
-        self._lock.release()
-
-    def set_result(self, result: Any) -> None:
-        raise NotImplementedError("answers for a Reply come as pages")
-
-    def set_exception(self, exception: BaseException | None) -> None:
-        self._error = exception
-        self._lock.release()
-
-    def wait(self, name: str) -> Any:
-        """The result; raises what the task raised."""
-        self._lock.acquire()
-        if self._page is None:
-            assert self._error is not None
-            raise self._error
-        buffer, offset = self._page
-        item = decode_page(buffer)[offset]
-        if type(item) is Failure:
-            raise task_exception(item, -1, name)
-        return item
 
 
 class _Sent:
@@ -106,36 +54,6 @@ class _Sent:
     def __init__(self, page: InputPage) -> None:
         self.page = page
         self.left = page.stop - page.start
-
-
-class RateWindow:
-    """How many calls may be out at once: two for each slot, or WINDOW_S of work at the measured rate."""
-
-    def __init__(self, slots: int) -> None:
-        self._least = 2 * max(1, slots)
-        self.size = self._least
-        self._since = 0.0
-        self._count = 0
-
-    def set_slots(self, slots: int) -> None:
-        """The pool has so many slots now."""
-        self._least = 2 * max(1, slots)
-        self.size = max(self.size, self._least)
-
-    def answered(self, count: int, now: float, idle: bool) -> None:
-        """`count` calls were answered at `now` (seconds); `idle`: none is out any more."""
-        self._count += count
-        took = now - self._since
-        if took < 0.005:
-            return
-        if took < 1.0:
-            wanted = int(self._count / took * WINDOW_S)
-            # Grows fast and shrinks slowly: a pause of the caller says nothing about the pool.
-            self.size = max(self._least, min(WINDOW_LIMIT, max(wanted, self.size - self.size // 8)))
-            self.size = min(self.size, max(self._least, 8 * self._count + self._least))
-        self._since, self._count = now, 0
-        if idle:
-            self._since = now
 
 
 class Calls:
@@ -555,6 +473,3 @@ def _as_single(error: UnserialisableInput) -> UnserialisableInput:
     """For a single call there are arguments, not numbered inputs."""
     old, new = f"input {error.index}", "the call's arguments"
     return UnserialisableInput(str(error).replace(old, new, 1), error.where.replace(old, new, 1), -1)
-
-
-OpenCalls = Callable[[JobId], JobSpec]

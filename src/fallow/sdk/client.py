@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from fallow.sdk.transport import LoopThread, Transport
     from fallow.wire.messages import Msg, PoolInfo
 
-REQUEST_S = 5.0
+REQUEST_S = 2.0
+REQUEST_MOST_S = 15.0
+"""Each try gets more time: a killed coordinator is noticed soon, and a slow one gets its chance."""
 PATIENCE_S = 900.0
 """How long a request is repeated to a pool that does not answer, once it has answered at all."""
 FIRST_ANSWER_S = 30.0
@@ -139,6 +141,7 @@ class Client:
                 self._in_trouble(loop.time())
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
                 delay = min(delay * 1.6, most_delay_s)
+                timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
                 continue
             self._trouble_since = 0.0
             if not isinstance(reply, Refused):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fallow.model.errors import SettingError
 from fallow.sdk.client import Client, current_bridge, get_client
+from fallow.sdk.objects import File
 from fallow.sdk.options import Options, check_callable, read_options
 from fallow.sdk.shipped import Shipper, run_chunk, run_shipped
 
@@ -52,6 +53,11 @@ class Executor(StandardExecutor):
         self._shipper = Shipper(self._dump)
         get_client().executors.add(self)
 
+    @property
+    def _max_workers(self) -> int:
+        """How many calls run at once; Dask asks executors for it by this name."""
+        return self._max_leases or get_client().slots()
+
     # ------------------------------------------------------------ one call
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -70,6 +76,9 @@ class Executor(StandardExecutor):
             future.add_done_callback(lambda _: lending.end(bridge))
         try:
             calls = self._open_calls()
+            for value in args:
+                if type(value) is File:
+                    value.upload()  # pages are encoded on the client's loop, which must not wait for it
             calls.submit(future, (self._shipper.ship(fn), args, kwargs))
         except BaseException:
             future.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
 
 MESSAGE_BYTES = 2 << 20
 """Input pages sent in one message."""
-FETCH_BYTES = 4 << 20
-FETCH_WAIT_S = 10.0
+FETCH_BYTES = 1 << 20
+FETCH_WAIT_S = 1.5
+"""How long the pool may hold a request for results that are not there yet."""
+FETCH_LOST_S = 1.5
+"""How long after that the request counts as lost, with the coordinator that held it. Grows where answers are slow."""
+FETCH_LOST_MOST_S = 30.0
 PARALLEL_FETCHES = 4
 
 
@@ -90,6 +95,7 @@ class MapJob:
         self.closed = False
         self.progress: Progress | None = None
         self.printer: OutputPrinter | None = None
+        self._lost_s = FETCH_LOST_S
         self._window = Window()
         self._room = threading.Condition()
         self._outgoing: deque[InputPage] = deque()
@@ -207,9 +213,13 @@ class MapJob:
         """The next results from `cursor` on, and where to go on."""
         message = FetchResults(self.job_id, cursor, ordered, consumed, FETCH_BYTES, FETCH_WAIT_S, stop)
         while True:
-            reply = await self.client.ask(subjects.job(self.job_id), message, timeout_s=FETCH_WAIT_S + 5.0)
+            began = time.monotonic()
+            reply = await self.client.ask(subjects.job(self.job_id), message, timeout_s=FETCH_WAIT_S + self._lost_s)
             if reply.epoch < self.epoch:
                 continue  # from an owner that does not know yet that it is none
+            took = time.monotonic() - began - FETCH_WAIT_S
+            if reply.epoch == self.epoch and took > self._lost_s:
+                self._lost_s = min(took * 1.2, FETCH_LOST_MOST_S)
             self.epoch = reply.epoch
             if reply.info is not None:
                 self.info = reply.info

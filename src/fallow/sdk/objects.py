@@ -133,6 +133,10 @@ class File:
             mark = (stat.st_mtime_ns, stat.st_size)
             client = get_client()
             if self._shipped is None or self._shipped[0] is not client or self._shipped[3] != mark:
+                if threading.current_thread() is client.thread.thread:
+                    raise SettingError(
+                        f"{self!r} lies deep inside an argument: call its .upload() before submitting it."
+                    )
                 client.ready()
                 blob = client.submit_blocking(client.blobs.put_file(self.path))
                 self._shipped = (client, blob.digest, blob.size, mark)

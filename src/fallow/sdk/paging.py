@@ -17,6 +17,10 @@ WINDOW_TASKS = 4 << 20
 WINDOW_BYTES = 64 << 20
 """The same in bytes of inputs, until the pool names its own bound."""
 
+CALLS_WINDOW_S = 0.05
+"""Single calls sent ahead of their answers: so much work, and at least two for each slot."""
+CALLS_WINDOW_LIMIT = 65_536
+
 
 def next_count(count: int, took_s: float, page_bytes: int) -> int:
     """Items to draw for the next page, after one of `count` items that took `took_s` to draw and came to `page_bytes`.
@@ -25,7 +29,7 @@ def next_count(count: int, took_s: float, page_bytes: int) -> int:
     wanted = min(count * PAGE_GROWTH, PAGE_ITEMS_LIMIT)
     if page_bytes > 0:
         wanted = min(wanted, max(1, PAGE_BYTES_AIM * count // page_bytes))
-    if took_s > 0:
+    if took_s * wanted > DRAW_AIM_S * count:
         wanted = min(wanted, max(1, int(count * DRAW_AIM_S / took_s)))
     return max(1, wanted)
 
@@ -63,3 +67,33 @@ class Window:
         self.received += count
         while self._pages and self._pages[0][0] <= self.received:
             self._bytes -= self._pages.popleft()[1]
+
+
+class RateWindow:
+    """How many calls may be out at once: two for each slot, or CALLS_WINDOW_S of work at the measured rate."""
+
+    def __init__(self, slots: int) -> None:
+        self._least = 2 * max(1, slots)
+        self.size = self._least
+        self._since = 0.0
+        self._count = 0
+
+    def set_slots(self, slots: int) -> None:
+        """The pool has so many slots now."""
+        self._least = 2 * max(1, slots)
+        self.size = max(self.size, self._least)
+
+    def answered(self, count: int, now: float, idle: bool) -> None:
+        """`count` calls were answered at `now` (seconds); `idle`: none is out any more."""
+        self._count += count
+        took = now - self._since
+        if took < 0.005:
+            return
+        if took < 1.0:
+            wanted = int(self._count / took * CALLS_WINDOW_S)
+            # Grows fast and shrinks slowly: a pause of the caller says nothing about the pool.
+            self.size = max(self._least, min(CALLS_WINDOW_LIMIT, max(wanted, self.size - self.size // 8)))
+            self.size = min(self.size, max(self._least, 8 * self._count + self._least))
+        self._since, self._count = now, 0
+        if idle:
+            self._since = now

@@ -96,7 +96,9 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[story]}"),
         )
-        with Bar(*columns, console=console, auto_refresh=False, transient=False) as bar:
+        # Where stdout goes to a file, it must go on doing so while the bar is shown.
+        shared = sys.stdout is not None and sys.stdout.isatty()
+        with Bar(*columns, console=console, auto_refresh=False, redirect_stdout=shared) as bar:
             total = self._total()
             task = bar.add_task(self._job.spec.name, total=total if total >= 0 else None, story="")
             while True:

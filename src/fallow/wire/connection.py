@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
 import sys
 from collections import deque
@@ -30,6 +31,8 @@ from nats.aio.msg import Msg as NatsMessage
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
 from fallow.wire.messages import Msg, decode, encode
+
+log = logging.getLogger("fallow.wire")
 
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 """The server's max_payload in a pool of ours; no message may exceed it."""
@@ -102,7 +105,11 @@ class Connection:
                 message = decode(raw.data)
             except msgspec.DecodeError:
                 return
-            handler(message, raw.reply)
+            try:
+                handler(message, raw.reply)
+            except Exception:
+                # The client library would keep this to itself.
+                log.exception("a %s on %s could not be handled", type(message).__name__, raw.subject)
 
         return await self._client.subscribe(
             subject, queue=queue, cb=receive, pending_msgs_limit=1_000_000, pending_bytes_limit=PENDING_BYTES_LIMIT

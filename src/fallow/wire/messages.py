@@ -33,11 +33,11 @@ class Msg(Struct, frozen=True, array_like=True, tag=True, gc=False):
 # ---------------------------------------------------------------- client -> any coordinator (subject POOL)
 
 
-class GetPool(Msg):
+class GetPool(Msg, frozen=True):
     """-> PoolInfo"""
 
 
-class SubmitJob(Msg):
+class SubmitJob(Msg, frozen=True):
     """Idempotent by spec.job_id. May carry the first pages and the end. -> Submitted | Refused"""
 
     spec: JobSpec
@@ -45,24 +45,24 @@ class SubmitJob(Msg):
     total: int = -1
 
 
-class ListJobs(Msg):
+class ListJobs(Msg, frozen=True):
     """Newest first. -> Jobs"""
 
     limit: int = 100
     active_only: bool = False
 
 
-class ListNodes(Msg):
+class ListNodes(Msg, frozen=True):
     """-> Nodes"""
 
 
-class FindJob(Msg):
+class FindJob(Msg, frozen=True):
     """By id or unique prefix of id or exact name (newest wins). -> JobStatus | Refused"""
 
     text: str
 
 
-class SignBlobs(Msg):
+class SignBlobs(Msg, frozen=True):
     """URLs to get or put blobs, good for some minutes. -> SignedBlobs | Refused"""
 
     method: str
@@ -71,7 +71,7 @@ class SignBlobs(Msg):
     """(digest, size)"""
 
 
-class NodeControl(Msg):
+class NodeControl(Msg, frozen=True):
     """Operator's order for a node: 'drain' or 'resume'. -> Done | Refused"""
 
     node_id: NodeId
@@ -81,7 +81,7 @@ class NodeControl(Msg):
 # ---------------------------------------------------------------- client -> owner (subject job(id))
 
 
-class AppendInputs(Msg):
+class AppendInputs(Msg, frozen=True):
     """Pages must follow each other; repeats are fine. Acknowledged once durable. total >= 0 also ends the inputs.
     -> Appended | Refused"""
 
@@ -92,7 +92,7 @@ class AppendInputs(Msg):
     """With total: the caller's iterator raised; what was submitted still runs."""
 
 
-class FetchResults(Msg):
+class FetchResults(Msg, frozen=True):
     """Results from `cursor` on, in index order; parks at the owner up to wait_s until there is one.
     ordered=False: results in order of recording, `cursor` is then the sequence number to go on from.
     `consumed` (attached jobs): everything below it, by the same order, may be dropped. -> Results | Refused"""
@@ -107,33 +107,33 @@ class FetchResults(Msg):
     """Ordered only: no result at or after this index is wanted."""
 
 
-class GetJob(Msg):
+class GetJob(Msg, frozen=True):
     """-> JobStatus | Refused"""
 
     job_id: JobId
 
 
-class CancelJob(Msg):
+class CancelJob(Msg, frozen=True):
     """-> Done | Refused"""
 
     job_id: JobId
     reason: str
 
 
-class RetryFailed(Msg):
+class RetryFailed(Msg, frozen=True):
     """Run again what failed, in the same job. -> JobStatus | Refused"""
 
     job_id: JobId
 
 
-class Ping(Msg):
+class Ping(Msg, frozen=True):
     """Keeps an attached job alive. No reply."""
 
     job_id: JobId
     client_id: ClientId
 
 
-class GetLogs(Msg):
+class GetLogs(Msg, frozen=True):
     """Kept output lines from `after_seq` on (the coordinator keeps a bounded tail per job). -> LogLines | Refused"""
 
     job_id: JobId
@@ -141,7 +141,7 @@ class GetLogs(Msg):
     limit: int = 1000
 
 
-class AppendCalls(Msg):
+class AppendCalls(Msg, frozen=True):
     """Inputs of single calls for a standing job. Not acknowledged: the answers are (CallResults). No reply."""
 
     job_id: JobId
@@ -151,7 +151,7 @@ class AppendCalls(Msg):
     """Answers that the client has: the owner forgets them."""
 
 
-class SyncCalls(Msg):
+class SyncCalls(Msg, frozen=True):
     """What the client still waits for; sent every few seconds while it waits, and answered with CallsUnknown.
     Answers that were lost are pushed again. No reply."""
 
@@ -161,7 +161,7 @@ class SyncCalls(Msg):
     received: tuple[Interval, ...] = ()
 
 
-class CancelCalls(Msg):
+class CancelCalls(Msg, frozen=True):
     """Calls that nobody wants any more. Those not begun never run. No reply."""
 
     job_id: JobId
@@ -171,7 +171,7 @@ class CancelCalls(Msg):
 # ---------------------------------------------------------------- coordinator -> client
 
 
-class PoolInfo(Msg):
+class PoolInfo(Msg, frozen=True):
     pool_id: str
     name: str
     version: str
@@ -185,13 +185,13 @@ class PoolInfo(Msg):
     unix_s: float = 0.0
 
 
-class Submitted(Msg):
+class Submitted(Msg, frozen=True):
     job_id: JobId
     epoch: int
     cursor: int
 
 
-class Refused(Msg):
+class Refused(Msg, frozen=True):
     """kind: 'invalid', 'not_found', 'overloaded', 'store_full', 'too_large', 'embedded', 'not_owner', 'ended',
     'python'. `message` is for people: what was wrong and what to do."""
 
@@ -201,11 +201,11 @@ class Refused(Msg):
     retry_after_s: float = 0.0
 
 
-class Done(Msg):
+class Done(Msg, frozen=True):
     epoch: int = 0
 
 
-class Appended(Msg):
+class Appended(Msg, frozen=True):
     """All inputs below `cursor` are durable. The client may have at most `window` inputs, and as many bytes as
     `window_bytes`, beyond what it has consumed."""
 
@@ -214,7 +214,7 @@ class Appended(Msg):
     window_bytes: int
 
 
-class Results(Msg):
+class Results(Msg, frozen=True):
     """Pages in the order asked for. `next_cursor` is where to go on. `total` is -1 until known.
     state is the job's; once it is final and next_cursor has passed the last result, there is no more."""
 
@@ -232,20 +232,20 @@ class Results(Msg):
     """See JobInfo.reason_kind."""
 
 
-class JobStatus(Msg):
+class JobStatus(Msg, frozen=True):
     epoch: int
     info: JobInfo
 
 
-class Jobs(Msg):
+class Jobs(Msg, frozen=True):
     jobs: tuple[JobInfo, ...]
 
 
-class Nodes(Msg):
+class Nodes(Msg, frozen=True):
     nodes: tuple[NodeInfo, ...]
 
 
-class SignedBlobs(Msg):
+class SignedBlobs(Msg, frozen=True):
     urls: tuple[str, ...]
 
 
@@ -258,11 +258,11 @@ class LogLine(Struct, frozen=True, array_like=True, gc=False):
     unix_s: float = 0.0
 
 
-class LogLines(Msg):
+class LogLines(Msg, frozen=True):
     lines: tuple[LogLine, ...]
 
 
-class CallResults(Msg):
+class CallResults(Msg, frozen=True):
     """Pushed to the client's subject; the client names what it has in its next AppendCalls or SyncCalls."""
 
     job_id: JobId
@@ -273,7 +273,7 @@ class CallResults(Msg):
     """Set when the standing job ended: the reason."""
 
 
-class CallsUnknown(Msg):
+class CallsUnknown(Msg, frozen=True):
     """Calls that the owner does not have: send them again (AppendCalls)."""
 
     job_id: JobId
@@ -292,7 +292,7 @@ class SlotState(Struct, frozen=True, array_like=True, gc=False):
     """What the slot is assigned to."""
 
 
-class Beat(Msg):
+class Beat(Msg, frozen=True):
     """Every BEAT_INTERVAL_S. `spec` in the first of a session, and when asked for."""
 
     node_id: NodeId
@@ -310,7 +310,7 @@ BEAT_INTERVAL_S = 1.0
 NODE_LOST_AFTER_S = 6.0
 
 
-class Bye(Msg):
+class Bye(Msg, frozen=True):
     """The agent ends; whatever it held is to be leased elsewhere at once."""
 
     node_id: NodeId
@@ -320,7 +320,7 @@ class Bye(Msg):
 # ---------------------------------------------------------------- agent -> owner (subject job(id))
 
 
-class Pull(Msg):
+class Pull(Msg, frozen=True):
     """The slot wants a lease of this job. Stands until it is answered by Lease or replaced by the slot's next
     Pull (highest `seq` counts). `idle` says that the slot has nothing else to run; else it asks ahead.
     `pages`: starts of input pages of the job that the agent still holds."""
@@ -333,7 +333,7 @@ class Pull(Msg):
     pages: tuple[int, ...] = ()
 
 
-class Unpull(Msg):
+class Unpull(Msg, frozen=True):
     """The slot takes its Pull back (it was assigned to another job)."""
 
     job_id: JobId
@@ -342,7 +342,7 @@ class Unpull(Msg):
     seq: int
 
 
-class HandIn(Msg):
+class HandIn(Msg, frozen=True):
     """What came of (part of) a lease. Sent again until acknowledged by HandInAck with the same (token, seq).
     `ended`: the lease is over; whatever of it is in neither results nor give_back is lost and runs again."""
 
@@ -367,7 +367,7 @@ class HandIn(Msg):
     """The slot's next Pull, in the same message."""
 
 
-class AssignRefused(Msg):
+class AssignRefused(Msg, frozen=True):
     """The agent cannot run this job (environment failed, Python missing, node drains). `fatal`: no node could
     (the resolver's own words): the job fails with `message`."""
 
@@ -378,7 +378,7 @@ class AssignRefused(Msg):
     kind: str = "environment"
 
 
-class NodeLog(Msg):
+class NodeLog(Msg, frozen=True):
     """Published on log(job_id): output lines of tasks."""
 
     job_id: JobId
@@ -389,7 +389,7 @@ class NodeLog(Msg):
 # ---------------------------------------------------------------- coordinator -> agent (subject node(id))
 
 
-class BeatAck(Msg):
+class BeatAck(Msg, frozen=True):
     """want_spec: send the NodeSpec again. drain: the operator wants the node to take no more work."""
 
     seq: int
@@ -398,7 +398,7 @@ class BeatAck(Msg):
     epoch: int = 0
 
 
-class Assign(Msg):
+class Assign(Msg, frozen=True):
     """The slot shall work for the job from now on (until the next Assign of the slot): it finishes what it runs,
     gives back what it has not begun of other jobs, and pulls. spec is None for 'no job'.
     Highest (epoch, seq) counts."""
@@ -409,7 +409,7 @@ class Assign(Msg):
     spec: JobSpec | None
 
 
-class Lease(Msg):
+class Lease(Msg, frozen=True):
     """A range for a slot. `pages` covers [start, stop), without those named in the Pull.
     budget_s: after it, hand in what is done and give the rest back. alone: a suspect, run with nothing else.
     attempt: number of earlier attempts of this (single) task."""
@@ -427,7 +427,7 @@ class Lease(Msg):
     attempt: int = 0
 
 
-class TakeBack(Msg):
+class TakeBack(Msg, frozen=True):
     """Give back about `share` (0 to 1) of what is not begun of this lease; 1.0 for a prefetched lease: all.
     Answered by HandIn(give_back=...), with an empty one where nothing is left."""
 
@@ -438,7 +438,7 @@ class TakeBack(Msg):
     share: float
 
 
-class Revoke(Msg):
+class Revoke(Msg, frozen=True):
     """Stop working on these leases now and forget them (job cancelled or ended, task recorded elsewhere).
     tokens empty: every lease of the job, and forget the job."""
 
@@ -448,7 +448,7 @@ class Revoke(Msg):
     reason: str = ""
 
 
-class HandInAck(Msg):
+class HandInAck(Msg, frozen=True):
     """These hand-ins are durable: (token, seq) each."""
 
     job_id: JobId

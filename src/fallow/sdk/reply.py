@@ -1,0 +1,59 @@
+"""Where the answer to a single call goes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+from fallow.sdk.failures import task_exception
+from fallow.wire.page import Failure, decode_page
+
+
+class Sink(Protocol):
+    """Where an answer goes: a concurrent.futures.Future, or a Reply."""
+
+    def set_running_or_notify_cancel(self) -> bool: ...
+
+    def set_result(self, result: Any) -> None: ...
+
+    def set_exception(self, exception: BaseException | None) -> None: ...
+
+
+class Reply:
+    """What a thread that waits for one call waits on: a lock is all it takes."""
+
+    __slots__ = ("_error", "_lock", "_page", "index")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._page: tuple[Any, int] | None = None
+        self._error: BaseException | None = None
+        self.index = -1
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return True
+
+    def set_page(self, buffer: Any, offset: int) -> None:
+        """The answer, still encoded: it is decoded by the thread that waits."""
+        self._page = (buffer, offset)
+        self._lock.release()
+
+    def set_result(self, result: Any) -> None:
+        raise NotImplementedError("answers for a Reply come as pages")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._error = exception
+        self._lock.release()
+
+    def wait(self, name: str) -> Any:
+        """The result; raises what the task raised."""
+        self._lock.acquire()
+        if self._page is None:
+            assert self._error is not None
+            raise self._error
+        buffer, offset = self._page
+        item = decode_page(buffer)[offset]
+        if type(item) is Failure:
+            raise task_exception(item, -1, name)
+        return item
