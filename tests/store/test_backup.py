@@ -15,7 +15,8 @@ from fallow.store.backup import EPOCHS_AHEAD, MANIFEST, Manifest, backup, read_m
 from fallow.store.open import open_store
 from fallow.store.protocol import SchemaTooNew, Store, StoreError
 from tests.engines.postgres import Postgres
-from tests.store.conformance import give, job_id, put, spec, wait_for
+from tests.store.conformance import give, job_id, put, spec
+from tests.store.coordination import wait_for
 from tests.store.filled import all_of, fill
 from tests.store.test_postgresql import schema_for
 

@@ -27,7 +27,8 @@ from fallow.store.schema import HEAD_REVISION
 from fallow.store.upgrade import upgrade_store
 from fallow.store.writes import apply
 from tests.engines.postgres import Postgres, free_port
-from tests.store.conformance import StoreConformance, give, job_id, spec, wait_for
+from tests.store.conformance import StoreConformance, give, job_id, spec
+from tests.store.coordination import CoordinationConformance, wait_for
 
 
 def schema_for(folder: Path) -> str:
@@ -36,7 +37,7 @@ def schema_for(folder: Path) -> str:
 
 
 @pytest.mark.slow
-class TestPostgresql(StoreConformance):
+class TestPostgresql(CoordinationConformance, StoreConformance):
     @pytest.fixture(autouse=True)
     def server(self, postgres: Postgres) -> None:
         self.postgres = postgres

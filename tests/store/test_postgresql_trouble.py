@@ -16,7 +16,8 @@ from fallow.model.ids import JobId
 from fallow.store.open import open_store
 from fallow.store.protocol import CreateJob, Store, StoreError, StoreFull, StoreUnavailable
 from tests.engines.postgres import Postgres, programs
-from tests.store.conformance import give, inline, job_id, spec, wait_for
+from tests.store.conformance import give, inline, job_id, spec
+from tests.store.coordination import wait_for
 from tests.store.test_postgresql import schema_for
 
 pytestmark = pytest.mark.slow

@@ -34,6 +34,7 @@ from fallow.store.schema import HEAD_REVISION
 from fallow.store.statements import SETTABLE
 from fallow.store.upgrade import upgrade
 from tests.store.conformance import StoreConformance, give, job_id, put, spec
+from tests.store.coordination import CoordinationConformance
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +48,7 @@ def connection_of(store: Store) -> sqlite3.Connection:
     return store._writer._connection  # type: ignore[attr-defined, no-any-return]
 
 
-class TestSqlite(StoreConformance):
+class TestSqlite(CoordinationConformance, StoreConformance):
     def open_at(self, folder: Path) -> Store:
         return open_store(url(folder))
 

@@ -104,6 +104,9 @@ CREATE TABLE job_blobs (
 )
 
 -- name: schema
+CREATE INDEX job_blobs_by_digest ON job_blobs (digest)
+
+-- name: schema
 CREATE TABLE job_specs (
   job BIGINT NOT NULL,
   spec BYTEA NOT NULL,
@@ -180,6 +183,15 @@ WHERE NOT input_pages.inline UNION SELECT result_pages.digest
 FROM result_pages
 WHERE NOT result_pages.inline UNION SELECT job_blobs.digest
 FROM job_blobs
+
+-- name: live_among
+SELECT input_pages.digest
+FROM input_pages
+WHERE NOT input_pages.inline AND input_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT result_pages.digest
+FROM result_pages
+WHERE NOT result_pages.inline AND result_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT job_blobs.digest
+FROM job_blobs
+WHERE job_blobs.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT)))
 
 -- name: owned
 SELECT jobs.job_id, jobs.number, jobs.epoch, jobs.owner, jobs.inputs_below

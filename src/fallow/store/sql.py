@@ -239,6 +239,11 @@ class SqlStore:
     def live_digests(self) -> set[str]:
         return {row[0] for row in self._read("live_digests")}
 
+    def live_among(self, digests: Sequence[str]) -> set[str]:
+        if not digests:
+            return set()
+        return {row[0] for row in self._read("live_among", digests=msgspec.json.encode(list(digests)).decode())}
+
     # ------------------------------------------------------------ inside
 
     def _read_pages(self, statement: str, job_id: JobId, starts: Sequence[int]) -> dict[int, Blob]:

@@ -173,6 +173,11 @@ STATEMENTS: dict[str, ClauseElement] = {
         select(_results.digest).where(text("NOT result_pages.inline")),
         select(tables.job_blobs.c.digest),
     ),
+    "live_among": union(
+        select(_inputs.digest).where(text("NOT input_pages.inline"), is_listed(_inputs.digest, "digests")),
+        select(_results.digest).where(text("NOT result_pages.inline"), is_listed(_results.digest, "digests")),
+        select(tables.job_blobs.c.digest).where(is_listed(tables.job_blobs.c.digest, "digests")),
+    ),
     # ------------------------------------------------------------ jobs
     "owned": select(_jobs.job_id, _jobs.number, _jobs.epoch, _jobs.owner, _jobs.inputs_below)
     .where(is_listed(_jobs.job_id, "ids"))
