@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fallow.coordinator.blob_copies import Copied, copy_in, copy_out
 from fallow.coordinator.blob_store import open_blob_store
 from fallow.coordinator.s3_blobs import POOL_ID, TRASH, TRASH_KEPT_S, S3Blobs
 from fallow.model.errors import PoolRefused, PoolUnreachable, SettingError
@@ -207,6 +208,27 @@ def test_a_place_is_one_pools(seaweed: Seaweed, blobs: S3Blobs, tmp_path: Path) 
         S3Blobs(seaweed.url(tmp_path.name)).prepare("pool-b")
     S3Blobs(seaweed.url(tmp_path.name + "-b")).prepare("pool-b")
     assert names(blobs) == set(), "nothing is left of the probing"
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_a_copy_and_back(seaweed: Seaweed, blobs: S3Blobs, tmp_path: Path) -> None:
+    bodies = [noise(700_000, 1), b"small", b""]
+    digests = [put(blobs, body) for body in bodies]
+    folder = tmp_path / "copy"
+    assert copy_out(blobs, folder, digests) == Copied(3, 0)
+    fourth = put(blobs, b"fourth")
+    assert copy_out(blobs, folder, [*digests, "e" * 64]) == Copied(1, 3, ("e" * 64,))
+    other = S3Blobs(seaweed.url(tmp_path.name + "-other"))
+    other.write(digests[1], folder / digests[1][:2] / digests[1])
+    assert copy_in(folder, other, digests) == Copied(3, 1)
+    for digest, body in zip([*digests, fourth], [*bodies, b"fourth"], strict=True):
+        assert b"".join(other.read(digest)) == body
+    with pytest.raises(SettingError, match="lacks 1 of the blobs"):
+        copy_in(folder, other, ["e" * 64])
+    with pytest.raises(SettingError, match="no such bucket"):
+        copy_out(S3Blobs(seaweed.url(bucket="missing")), folder, [])
 
 
 # ---------------------------------------------------------------- garbage

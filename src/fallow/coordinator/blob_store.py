@@ -11,11 +11,12 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fallow.model.errors import SettingError
+from fallow.wire.blob_files import BlobFiles, Buffer, is_digest
 
 if TYPE_CHECKING:
     from fallow.coordinator.blob_server import BlobServer
@@ -26,6 +27,7 @@ LiveAmong = Callable[[Sequence[str]], Collection[str]]
 """Which of these digests some job needs: Store.live_among."""
 
 LOCAL_REMOVE_AFTER_S = 15.0
+_READ_BYTES = 4 << 20
 
 
 class BlobStore(Protocol):
@@ -58,6 +60,20 @@ class BlobStore(Protocol):
     def collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         """Delete whatever no job needs and was neither put nor, in a folder, asked for during `older_than_s`.
         Returns how many. May be ended at any point, and run again."""
+
+    # ------------------------------------------------------------ copies, for backups
+
+    def digests(self) -> Iterator[str]:
+        """All blobs that are there."""
+
+    def size_of(self, digest: str) -> int | None:
+        """Bytes; None where it is not there."""
+
+    def read(self, digest: str) -> Iterator[Buffer]:
+        """The blob's bytes, some at a time; a buffer is good until the next one. Raises FileNotFoundError."""
+
+    def write(self, digest: str, source: Path) -> None:
+        """Put a copy of a file, of whose digest the caller is sure."""
 
 
 def open_blob_store(where: str, secret: str, http_host: str = "127.0.0.1", http_port: int = 0) -> BlobStore:
@@ -140,9 +156,30 @@ class FolderBlobs:
 
     def collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         from fallow.coordinator.blob_garbage import delete_unreferenced
-        from fallow.wire.blob_files import BlobFiles
 
         return delete_unreferenced(BlobFiles(self._path), _Asked(live_among), older_than_s)
+
+    # ------------------------------------------------------------ copies, for backups
+
+    def digests(self) -> Iterator[str]:
+        for folder in sorted(self._path.glob("[0-9a-f][0-9a-f]")):
+            yield from sorted(name for name in os.listdir(folder) if is_digest(name) and name[:2] == folder.name)
+
+    def size_of(self, digest: str) -> int | None:
+        try:
+            return (self._path / digest[:2] / digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, digest: str) -> Iterator[Buffer]:
+        with (self._path / digest[:2] / digest).open("rb", buffering=0) as file:
+            while chunk := file.read(_READ_BYTES):
+                yield chunk
+
+    def write(self, digest: str, source: Path) -> None:
+        files = BlobFiles(self._path)
+        files.prepare()
+        files.copy(source, digest)
 
 
 class _Asked(Container[str]):

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -23,7 +24,7 @@ from obstore.store import S3Store
 
 from fallow.coordinator.blob_store import LiveAmong
 from fallow.model.errors import FallowError, PoolUnreachable, SettingError
-from fallow.wire.blob_files import is_digest
+from fallow.wire.blob_files import Buffer, is_digest
 from fallow.wire.blob_http import S3_SKIP_S
 
 URL_LIFETIME_S = 900
@@ -32,6 +33,7 @@ COMMIT_WITHIN_S = 900.0
 """The longest time from putting a blob, or finding it there, to committing the job that names it."""
 TRASH_KEPT_S = 3600.0
 LISTED = 1000
+_READ_BYTES = 4 << 20
 
 TRASH = ".trash"
 POOL_ID = ".pool-id"
@@ -93,18 +95,16 @@ class S3Blobs:
     def prepare(self, pool_id: str) -> None:
         """Put, list, get and delete an object, and see to it that no other pool uses the place."""
         probe = f"{TRASH}/probe-{pool_id}"
-        step = "write"
-        try:
+        with self._worded("write"):
             obstore.put(self._store, probe, b"probe")
-            step = "list"
+        with self._worded("list"):
             next(iter(obstore.list(self._store, prefix=TRASH, chunk_size=1)), None)
-            step = "read"
+        with self._worded("read"):
             read = bytes(obstore.get_range(self._store, probe, start=1, length=2))
-            step = "delete"
+        with self._worded("delete"):
             obstore.delete(self._store, probe)
+        with self._worded("write"):
             owner = self._owner(pool_id)
-        except (BaseError, OSError) as error:
-            raise self._in_words(error, step) from error
         if read != b"ro":
             raise SettingError(f"blobs in {self.where}: the service does not give back what was put there.")
         if owner != pool_id:
@@ -134,20 +134,29 @@ class S3Blobs:
 
     # ------------------------------------------------------------ copies, for backups
 
+    def digests(self) -> Iterator[str]:
+        with self._worded("list"):
+            for batch in obstore.list(self._store, chunk_size=LISTED):
+                for entry in batch:
+                    name = entry["path"].rpartition("/")[2]
+                    if is_digest(name) and entry["path"] == _path(name):
+                        yield name
+
     def size_of(self, digest: str) -> int | None:
-        """Bytes of a blob; None where it is not there."""
         try:
-            return int(obstore.head(self._store, _path(digest))["size"])
+            with self._worded("read"):
+                return int(obstore.head(self._store, _path(digest))["size"])
         except FileNotFoundError:
             return None
 
-    def read(self, digest: str) -> Any:
-        """The blob's bytes, some at a time. Raises FileNotFoundError."""
-        return obstore.get(self._store, _path(digest)).stream(min_chunk_size=4 << 20)
+    def read(self, digest: str) -> Iterator[Buffer]:
+        with self._worded("read"):
+            for chunk in obstore.get(self._store, _path(digest)).stream(min_chunk_size=_READ_BYTES):
+                yield memoryview(chunk)
 
-    def write(self, digest: str, source: Any) -> None:
-        """Put what an open file holds."""
-        obstore.put(self._store, _path(digest), source)
+    def write(self, digest: str, source: Path) -> None:
+        with source.open("rb") as file, self._worded("write"):
+            obstore.put(self._store, _path(digest), file)
 
     # ------------------------------------------------------------ deleting
 
@@ -203,6 +212,16 @@ class S3Blobs:
         return _unix_s(obstore.head(self._store, probe)["last_modified"])
 
     # ------------------------------------------------------------ words
+
+    @contextlib.contextmanager
+    def _worded(self, step: str) -> Iterator[None]:
+        """Errors in words; that an object is not there stays FileNotFoundError."""
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                raise
+            raise self._in_words(error, step) from error
 
     def _in_words(self, error: Exception, step: str) -> FallowError:
         words = " ".join(str(error).split())
