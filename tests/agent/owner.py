@@ -19,7 +19,7 @@ import psutil
 
 from fallow.model.ids import ClientId, Digest, JobId, NodeId, Token
 from fallow.model.job import Blob, EnvSpec, JobKind, JobSpec, Resources
-from fallow.model.parts import InputPage
+from fallow.model.parts import HeldLease, InputPage
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
 from fallow.wire.code import dump_function
@@ -33,6 +33,7 @@ from fallow.wire.messages import (
     GetPool,
     HandIn,
     HandInAck,
+    Held,
     Lease,
     NodeLog,
     PoolInfo,
@@ -152,6 +153,8 @@ class Owner:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.beats: list[Beat] = []
+        self.held: tuple[HeldLease, ...] = ()
+        """What the last Held named."""
         self.byes: list[Bye] = []
         self.pulls: list[Pull] = []
         self.unpulls: list[Unpull] = []
@@ -191,6 +194,8 @@ class Owner:
 
     def _on_job(self, message: Any, reply: str) -> None:
         match message:
+            case Held():
+                self.held = message.leases
             case Pull():
                 self.pulls.append(message)
             case Unpull():

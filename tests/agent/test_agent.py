@@ -84,7 +84,7 @@ async def test_what_is_not_begun_can_be_taken_back(owner: Owner, start_agent: St
     owner.assign(node, 0, spec(nap))
     running = owner.lease(await owner.pull(), (1, 1), [0.4] * 10)
     waiting = owner.lease(await owner.pull(idle=False), (1, 2), [0.4] * 10, start=10)
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     owner.take_back(waiting, node, 1.0)
     owner.take_back(running, node, 0.5)
     await owner.until("a part of the running lease", lambda: given_back(owner.hand_ins) & set(range(10)))
@@ -179,7 +179,7 @@ async def test_sigterm_hands_in_what_is_done_and_leaves_nothing(owner: Owner, st
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [0.3] * 50)
     owner.lease(await owner.pull(idle=False), (1, 2), [0.3] * 5, start=50)
-    await owner.until("a task in progress", lambda: any(x.index >= 1 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 1 for x in owner.held))
     assert agent.end() == 0
     await owner.until("the goodbye", lambda: owner.byes)
     hand_ins = await owner.ended((1, 1))
@@ -196,7 +196,7 @@ async def test_results_survive_the_loss_of_the_nats_server(
     node = await owner.node()
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [0.5] * 4)
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     nats.kill()
     beats = len(owner.beats)
     nats.start()
@@ -227,7 +227,7 @@ async def test_a_killed_agent_leaves_no_process(owner: Owner, start_agent: Start
     node = await owner.node()
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [600.0])
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     children = agent.descendants()
     assert children
     agent.process.kill()
@@ -244,7 +244,7 @@ async def test_a_new_owner_takes_the_place_of_a_stale_one(owner: Owner, start_ag
     owner.lease(await owner.pull(), (1, 1), [0.7] * 3)
     owner.epoch = 2
     owner.lease(await owner.pull(idle=False), (2, 1), [0.0], start=3)
-    await owner.until("the second lease", lambda: any(x.token == (2, 1) for x in owner.beats[-1].leases))
+    await owner.until("the second lease", lambda: any(x.token == (2, 1) for x in owner.held))
     owner.epoch = 1
     owner.revoke(JobId("job-aaaaaa"), node)
     owner.epoch = 2
@@ -258,7 +258,7 @@ async def test_a_second_signal_ends_the_agent_at_once(owner: Owner, start_agent:
     node = await owner.node()
     owner.assign(node, 0, spec(nap))
     owner.lease(await owner.pull(), (1, 1), [600.0])
-    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.beats[-1].leases))
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
     children = agent.descendants()
     agent.process.send_signal(signal.SIGINT)
     await owner.until("it to begin its end", lambda: owner.unpulls or agent.process.poll() is not None)

@@ -17,7 +17,7 @@ from fallow.model.node import NodeSpec
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
 from fallow.wire.connection import Connection, connect
-from fallow.wire.messages import Beat, InputPage, Lease, Msg, Pull, SlotState
+from fallow.wire.messages import Beat, Held, InputPage, Lease, Msg, Pull, SlotState
 
 M = TypeVar("M", bound=Msg)
 DEADLINE_S = 40.0
@@ -46,13 +46,14 @@ class NatsProcess:
 class CoordinatorProcess:
     """`run_coordinator` in a process of its own, so that it can be killed."""
 
-    def __init__(self, address: PoolAddress, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, address: PoolAddress, folder: Path, store_url: str = "", owner: str = "") -> None:
+        self.owner = owner
+        store_url = store_url or f"sqlite:///{folder}/store.sqlite"
         code = (
             "import sys; from pathlib import Path; from fallow.wire.address import parse_address;"
             "from fallow.coordinator.main import CoordinatorOptions, run_coordinator;"
             f"sys.exit(run_coordinator(CoordinatorOptions(parse_address({str(address)!r}),"
-            f"'sqlite:///{folder}/store.sqlite', Path('{folder}/blobs'), 'test',"
+            f"{store_url!r}, Path('{folder}/blobs'), 'test', owner_name={owner!r},"
             "ready=lambda: print('ready', flush=True))))"
         )
         self._command = [sys.executable, "-c", code]
@@ -110,6 +111,7 @@ class HandAgent:
         self.seq = 0
         self.held: list[Any] = []
         self.jobs: dict[int, JobId | None] = {}
+        self.works_for: set[JobId] = set()
 
     async def start(self) -> None:
         await self.connection.subscribe(subjects.node(self.node_id), self.inbox)
@@ -118,14 +120,19 @@ class HandAgent:
     def beat(self, spec: NodeSpec | None = None) -> None:
         self.seq += 1
         slots = tuple(SlotState(slot, self.jobs.get(slot)) for slot in range(self.slots))
-        beat = Beat(self.node_id, self.session, self.seq, slots, tuple(self.held), spec=spec)
+        beat = Beat(self.node_id, self.session, self.seq, slots, len(self.held), spec=spec)
         self.connection.send(subjects.BEAT, beat)
+        for job_id in {lease.job_id for lease in self.held} | self.works_for:
+            leases = tuple(lease for lease in self.held if lease.job_id == job_id)
+            self.send(Held(job_id, self.node_id, self.spec.name, self.session, leases))
 
     def send(self, message: Any) -> None:
         self.connection.send(subjects.job(message.job_id), message)
 
     async def lease(self, job_id: JobId, slot: int = 0, idle: bool = True) -> Lease:
         self.seq += 1
+        self.works_for.add(job_id)
+        self.send(Held(job_id, self.node_id, self.spec.name, self.session, tuple(self.held)))
         self.send(Pull(job_id, self.node_id, slot, self.seq, idle))
         return await self.inbox.take(Lease)
 

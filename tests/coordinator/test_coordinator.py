@@ -52,7 +52,13 @@ def results(start: int, stop: int, **fields: Any) -> ResultPage:
 
 
 async def ask(connection: Connection, subject: str, message: Any) -> Any:
-    return await connection.request(subject, message, 30.0)
+    """Requests may be lost and are asked again, as every client does."""
+    for _ in range(10):
+        try:
+            return await connection.request(subject, message, 30.0 if isinstance(message, FetchResults) else 3.0)
+        except TimeoutError:
+            continue
+    raise AssertionError(f"no answer to {message}")
 
 
 async def submit(connection: Connection, job: Any, count: int = 0) -> None:

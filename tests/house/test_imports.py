@@ -26,7 +26,13 @@ ARROWS: dict[str, tuple[set[str], str]] = {
         "the command line starts everything, and nothing depends on it",
     ),
 }
-WORKER_MAY_IMPORT = {"fallow.wire.page", "fallow.wire.code", "fallow.wire.by_value", "fallow.wire"}
+WORKER_MAY_IMPORT = {
+    "fallow.wire.page",
+    "fallow.wire.code",
+    "fallow.wire.by_value",
+    "fallow.wire.offender",
+    "fallow.wire",
+}
 WORKER_PACKAGES = {"msgspec", "cloudpickle", "blake3"}
 LINUX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "uvloop", "_posixsubprocess"}
 

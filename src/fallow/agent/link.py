@@ -32,7 +32,8 @@ class Link:
 
     async def listen(self, node_id: NodeId) -> None:
         """Take orders from now on."""
-        await self.connection.subscribe(subjects.node(node_id), lambda message, _reply: self._on_message(message))
+        for subject in (subjects.node(node_id), subjects.NODES):
+            await self.connection.subscribe(subject, lambda message, _reply: self._on_message(message))
         await self.connection.flush()
 
     @property

@@ -38,8 +38,11 @@ from fallow.wire.messages import (
     Bye,
     HandIn,
     HandInAck,
+    Held,
+    HeldLease,
     Lease,
     Msg,
+    NameLeases,
     Revoke,
     TakeBack,
 )
@@ -181,13 +184,28 @@ class Node:
             session=self.session,
             seq=self._beat_seq,
             slots=tuple(slot.state() for slot in self.slots),
-            leases=tuple(lease for slot in self.slots for lease in slot.leases()),
+            busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._ending,
             spec=spec,
         )
         self.send(subjects.BEAT, beat)
+        self._tell_owners()
+
+    def _tell_owners(self, gone: bool = False, only: JobId | None = None) -> None:
+        """Name to the owner of each job (or of one) what this node holds of it."""
+        held: dict[JobId, list[HeldLease]] = {
+            job_id: [] for slot in self.slots if (job_id := slot.machine.job_id) is not None
+        }
+        for slot in self.slots:
+            for lease in slot.leases():
+                held.setdefault(lease.job_id, []).append(lease)
+        for job_id, leases in held.items():
+            if only is not None and job_id != only:
+                continue
+            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone)
+            self.send(subjects.job(job_id), message)
 
     async def _keep_house(self) -> None:
         """What may take a while, and can wait until the node is at work."""
@@ -195,7 +213,7 @@ class Node:
             return
         await asyncio.sleep(HOUSEKEEPING_AFTER_S)
         await asyncio.to_thread(prune_modules, self._home / "modules")
-        found = await asyncio.to_thread(find_pythons)
+        found = await find_pythons()
         if found:
             self.pythons.update(found)
             self.spec = msgspec.structs.replace(
@@ -225,12 +243,15 @@ class Node:
             case Revoke():
                 if self._accepts(message):
                     self._revoke(message)
+            case NameLeases():
+                if self._accepts(message):
+                    self._tell_owners(only=message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
             case _:
                 log.debug("a message that is not for agents: %s", type(message).__name__)
 
-    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke) -> bool:
+    def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke | NameLeases) -> bool:
         return self.jobs.accept_epoch(message.job_id, message.epoch)
 
     def _slot(self, number: int) -> Slot | None:
@@ -288,6 +309,7 @@ class Node:
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
             await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+        self._tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 
     async def close(self) -> None:

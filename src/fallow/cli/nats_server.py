@@ -94,12 +94,25 @@ def wait_until_serving(host: str, port: int, alive: Callable[[], bool], timeout_
     deadline = time.monotonic() + timeout_s
     while alive() and time.monotonic() < deadline:
         try:
-            with socket.create_connection((reachable_host(host), port), timeout=1.0) as connection:
+            with _connect(reachable_host(host), port) as connection:
                 if connection.recv(4096).startswith(b"INFO"):
                     return True
         except OSError:
             time.sleep(0.002)
     return False
+
+
+def _connect(host: str, port: int) -> socket.socket:
+    """Connect to an address of this machine. socket.create_connection would look names up, and load the tables of
+    international ones for it, which a cold start can do without."""
+    connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    connection.settimeout(1.0)
+    try:
+        connection.connect((host, port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def port_is_free(host: str, port: int) -> bool:

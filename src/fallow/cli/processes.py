@@ -95,6 +95,9 @@ def fork_child(
     What the body returns is the exit code; an exception is printed and makes it 1. `close` are descriptors of the
     parent that the child must not keep."""
     parent = os.getpid()
+    if sys.platform == "linux":
+        # Every child needs it at once (die_with_parent): loaded here, it is loaded once.
+        import ctypes  # noqa: F401
     read_fd, write_fd = os.pipe()
     alive_fd = -1 if sys.platform == "linux" else _alive_pipe()
     _put_aside(log)

@@ -31,6 +31,12 @@ class BlobRefs:
             del self._counts[digest]
             self._doomed.append((now + DELETE_AFTER_S, digest))
 
+    def release(self, digest: str) -> None:
+        """One reference goes to another coordinator: the blob is not ours to delete."""
+        self._counts[digest] -= 1
+        if self._counts[digest] <= 0:
+            del self._counts[digest]
+
     def needed(self, digest: str) -> bool:
         return digest in self._counts
 

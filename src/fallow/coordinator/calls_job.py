@@ -15,7 +15,7 @@ from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
 from fallow.model.ids import Interval, NodeId, Token
 from fallow.model.job import JobSpec
-from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
+from fallow.model.parts import FaultPage, InputPage, ResultPage
 from fallow.store.protocol import Op
 from fallow.wire import subjects
 from fallow.wire.messages import (
@@ -24,6 +24,7 @@ from fallow.wire.messages import (
     CallsUnknown,
     CancelCalls,
     HandIn,
+    Held,
     SyncCalls,
 )
 
@@ -136,11 +137,11 @@ class CallsJob(OwnedJob):
         if message.stop > self.progress.cursor and not message.results:
             self.progress.add_call(message.start, message.stop)
 
-    def on_beat(self, node_id: NodeId, held: Sequence[object]) -> None:
-        for lease in held:
-            if isinstance(lease, HeldLease) and lease.stop > self.progress.cursor:
+    def on_held(self, message: Held) -> None:
+        for lease in message.leases:
+            if lease.stop > self.progress.cursor:
                 self.progress.add_call(lease.start, lease.stop)
-        super().on_beat(node_id, held)
+        super().on_held(message)
 
     def keep(self, ops: list[Op], recorded: list[Recorded], ended: Ended | None) -> None:
         if ended is not None:

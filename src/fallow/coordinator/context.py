@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from fallow.coordinator.blob_refs import BlobRefs
 from fallow.coordinator.journal import Journal
 from fallow.coordinator.nodes import NodeRegistry
+from fallow.coordinator.session import Session
+from fallow.model.ids import NodeId
 from fallow.store.protocol import Store
 from fallow.wire.connection import Connection
 
@@ -27,11 +29,17 @@ class Context:
     store: Store
     journal: Journal
     nodes: NodeRegistry
+    session: Session
     blobs: BlobRefs
     owner: str
     loop: asyncio.AbstractEventLoop
     reader: ThreadPoolExecutor
     kick_matcher: Callable[[], None] = field(default=_nothing)
+    node_names: dict[NodeId, str] = field(default_factory=dict)
+    """Names of nodes that worked for jobs owned here."""
+    tasks_done_here: dict[NodeId, int] = field(default_factory=dict)
+    """Tasks done by node since the last report to the leader."""
+    draining: bool = False
 
     def now(self) -> float:
         """Monotonic seconds."""

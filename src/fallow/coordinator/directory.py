@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import MapJob
 from fallow.coordinator.owned_job import OwnedJob, info_of_stored
-from fallow.model.ids import JobId
+from fallow.coordinator.session import TTL_S
+from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.store.protocol import StoredJob, StoreError
-from fallow.wire.messages import Jobs, JobStatus, ListJobs, Msg, Refused
+from fallow.wire.messages import HeldLease, JobReport, Jobs, JobStatus, ListJobs, Msg, Refused
 
 log = logging.getLogger(__name__)
 
@@ -59,21 +60,28 @@ class Directory:
 
     # ------------------------------------------------------------ from the store
 
-    async def load_active(self) -> list[JobId]:
-        """Become the owner of every job that has not ended."""
-        loaded = []
-        for stored in await self._read(self._context.store.list_jobs, LIST_LIMIT * 10, True):
-            if await self._load(stored.spec.job_id):
-                loaded.append(stored.spec.job_id)
-        return loaded
+    async def orphans(self) -> list[JobId]:
+        """Jobs that have not ended and are nobody's (on a store of one's own: all that this process has not got)."""
+        context = self._context
+        if context.session.shared:
+            found: list[JobId] = await self._read(context.store.jobs_of_dead_owners, TTL_S, LIST_LIMIT)
+            return found
+        return [stored.spec.job_id for stored in await self._read(context.store.list_jobs, LIST_LIMIT * 10, True)]
 
-    async def _load(self, job_id: JobId) -> bool:
-        stored: StoredJob | None = await self._read(self._context.store.acquire_job, job_id, self._context.owner)
+    async def take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> bool:
+        """Become the owner, unless another is. `leases`: what the last owner had out; without them, agents get a
+        moment to name theirs."""
+        context = self._context
+        present: StoredJob | None = await self._read(context.store.get_job, job_id)
+        if present is None:
+            return False
+        force = not context.session.shared or present.state.is_final
+        stored: StoredJob | None = await self._read(context.store.acquire_job, job_id, context.owner, force)
         if stored is None:
             return False
-        owned = self.make(stored.spec, stored.epoch, adopt=not stored.state.is_final)
+        owned = self.make(stored.spec, stored.epoch, adopt=leases is None and not stored.state.is_final)
         if isinstance(owned, MapJob):
-            store = self._context.store
+            store = context.store
             inputs = await self._read(store.input_pages, job_id)
             results = await self._read(store.result_pages, job_id)
             done = await self._read(store.done_intervals, job_id)
@@ -82,6 +90,7 @@ class Directory:
             return True
         self.add(owned)
         if not owned.progress.is_final:
+            owned.adopt(leases or ())
             owned.perform(owned.progress.finish_if_done())
         return True
 
@@ -97,7 +106,7 @@ class Directory:
     async def _revive(self, job_id: JobId) -> None:
         try:
             if job_id not in self.active:
-                await self._load(job_id)
+                await self.take(job_id)
         except StoreError as error:
             log.warning("cannot load %s: %s", job_id, error)
         for then in self._loading.pop(job_id, ()):
@@ -108,7 +117,7 @@ class Directory:
 
     # ------------------------------------------------------------ listings
 
-    def list_jobs(self, message: ListJobs, reply: Callable[[Msg], None]) -> None:
+    def list_jobs(self, message: ListJobs, elsewhere: Mapping[JobId, JobReport], reply: Callable[[Msg], None]) -> None:
         limit = max(1, min(message.limit, LIST_LIMIT))
 
         async def answer() -> None:
@@ -118,6 +127,8 @@ class Directory:
                 reply(Refused("overloaded", f"the store cannot be read: {error}"))
                 return
             infos: dict[JobId, JobInfo] = {row.spec.job_id: info_of_stored(row) for row in stored}
+            for job_id, report in elsewhere.items():
+                infos[job_id] = report.info
             for job_id, owned in self.active.items():
                 if job_id in infos or not owned.progress.is_final or not message.active_only:
                     infos[job_id] = owned.info()
@@ -128,7 +139,7 @@ class Directory:
 
         self._context.loop.create_task(answer())
 
-    def find(self, text: str, reply: Callable[[Msg], None]) -> None:
+    def find(self, text: str, elsewhere: Callable[[JobId], JobInfo | None], reply: Callable[[Msg], None]) -> None:
         exact = self.active.get(JobId(text))
         if exact is not None:
             reply(JobStatus(exact.epoch, exact.info()))
@@ -145,10 +156,13 @@ class Directory:
                 reply(Refused("not_found", f"no job is called {text!r}, and no one job's id begins with it"))
                 return
             owned = self.active.get(stored.spec.job_id)
+            other = elsewhere(stored.spec.job_id)
             if owned is not None:
                 reply(JobStatus(owned.epoch, owned.info()))
+            elif other is not None:
+                reply(JobStatus(other.epoch, other))
             else:
-                await self._load(stored.spec.job_id)
+                await self.take(stored.spec.job_id)
                 if self.on_loaded is not None:
                     await self.on_loaded(stored.spec.job_id)
                 owned = self.active.get(stored.spec.job_id)

@@ -34,7 +34,7 @@ class Journal:
         self._store = store
         self._loop = loop
         self._on_lost = on_lost
-        self._waiting: list[tuple[Sequence[Op], Callback | None]] = []
+        self._waiting: list[tuple[Sequence[Op] | Callable[[], None], Callback | None]] = []
         self._waiting_ops = 0
         self._condition = threading.Condition()
         self._closing = False
@@ -48,6 +48,12 @@ class Journal:
         with self._condition:
             self._waiting.append((ops, then))
             self._waiting_ops += len(ops)
+            self._condition.notify()
+
+    def run(self, action: Callable[[], None], then: Callback | None = None) -> None:
+        """Do something with the store after everything that was appended before, then call `then` on the loop."""
+        with self._condition:
+            self._waiting.append((action, then))
             self._condition.notify()
 
     @property
@@ -77,14 +83,34 @@ class Journal:
                 if not self._waiting:
                     return
                 batch: list[tuple[Sequence[Op], Callback | None]] = []
+                action: tuple[Callable[[], None], Callback | None] | None = None
                 count = 0
-                while self._waiting and count < BATCH_OPS:
-                    batch.append(self._waiting[0])
-                    count += len(self._waiting[0][0])
-                    del self._waiting[0]
-            self._write(batch)
+                taken = 0
+                for what, then in self._waiting:
+                    if count >= BATCH_OPS or (callable(what) and batch):
+                        break
+                    taken += 1
+                    if callable(what):
+                        action = (what, then)
+                        break
+                    batch.append((what, then))
+                    count += len(what)
+                del self._waiting[:taken]
+            if action is not None:
+                self._act(*action)
+            else:
+                self._write(batch)
             with self._condition:
                 self._waiting_ops -= count
+
+    def _act(self, action: Callable[[], None], then: Callback | None) -> None:
+        try:
+            action()
+        except StoreError as error:
+            log.warning("an action of the journal failed: %s", error)
+            return
+        if then is not None:
+            self._call(then)
 
     def _write(self, batch: list[tuple[Sequence[Op], Callback | None]]) -> None:
         lost: set[JobId] = set()

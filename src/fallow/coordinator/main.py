@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_S = 2.0
+EMBEDDED_HTTP_DELAY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.journal import Journal
     from fallow.coordinator.nodes import NodeRegistry
     from fallow.coordinator.service import TICK_S, Service
+    from fallow.coordinator.session import Session
     from fallow.store.open import open_store
     from fallow.wire.connection import connect
 
@@ -105,14 +107,22 @@ async def _serve(options: CoordinatorOptions) -> None:
         for service in services:
             service.lost_ownership(job_ids)
 
+    async def session_lapsed() -> None:
+        for service in services:
+            await service.session_lapsed()
+
+    owner = options.owner_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    session = Session(store, owner, loop, session_lapsed, shared=not options.store_url.startswith("sqlite"))
+    await session.start()
     journal = Journal(store, loop, lost_ownership)
     context = Context(
         connection=connection,
         store=store,
         journal=journal,
-        nodes=NodeRegistry(connection, assign_epoch=int(time.time() * 1000)),
+        nodes=NodeRegistry(connection),
+        session=session,
         blobs=BlobRefs(options.blob_dir),
-        owner=options.owner_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        owner=owner,
         loop=loop,
         reader=ThreadPoolExecutor(1, "reader"),
     )
@@ -129,7 +139,7 @@ async def _serve(options: CoordinatorOptions) -> None:
             blob_dir=str(options.blob_dir.resolve()),
             blob_nonce=nonce,
             embedded=options.embedded,
-            slots=context.nodes.slot_count(),
+            slots=context.nodes.slot_count() if session.leads else service.peers.pool_slots,
             unix_s=time.time(),
         )
 
@@ -153,10 +163,12 @@ async def _serve(options: CoordinatorOptions) -> None:
                 await context.blobs.sweep(loop, context.reader, loop.time())
     finally:
         starting_http.cancel()
+        await service.drain()
         await http.stop()
         await connection.flush()
         await connection.close()
-        journal.close()
+        await loop.run_in_executor(None, journal.close)
+        await session.close()
         context.reader.shutdown(wait=False)
         store.close()
         (options.blob_dir / f".fallow-{nonce}").unlink(missing_ok=True)
@@ -181,6 +193,8 @@ class _Http:
         self._server: BlobServer | None = None
 
     async def start(self) -> None:
+        # Everyone in an embedded pool reads the folder itself; its cold start is not to pay for a server's imports.
+        await asyncio.sleep(EMBEDDED_HTTP_DELAY_S if self._options.embedded else 0.0)
         from fallow.coordinator.blob_server import BlobServer
 
         server = BlobServer(self._options.blob_dir, self._options.address.secret)

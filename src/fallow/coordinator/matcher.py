@@ -1,13 +1,17 @@
-"""Runs the matching when something changed, and sends what the plan changes."""
+"""Runs the matching when something changed, and sends what the plan changes. Only the leader's runs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
-from fallow.coordinator.owned_job import OwnedJob
+from fallow.coordinator.peers import Peers
 from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, plan, too_large
+from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobKind
-from fallow.model.node import NodeSpec
+from fallow.wire import subjects
+from fallow.wire.messages import Verdict
 
 LEAST_INTERVAL_S = 0.005
 TICK_S = 1.0
@@ -16,18 +20,32 @@ MISFIT_GRACE_S = 5.0
 DEMAND_LIMIT = 1 << 20
 
 
+@dataclass(slots=True)
+class _Wanting:
+    """A job as the plan sees it, whoever owns it. `refused`: nodes, with words where they are known."""
+
+    demand: JobDemand
+    refused: dict[NodeId, str]
+    busy: bool
+
+
 class Matcher:
     """See the module. `kick` may be called at any rate."""
 
-    def __init__(self, context: Context, directory: Directory) -> None:
+    def __init__(self, context: Context, directory: Directory, peers: Peers) -> None:
         self._context = context
         self._directory = directory
+        self._peers = peers
         self._scheduled = False
         self._ran_at = -1e9
         self._misfit_since: dict[str, float] = {}
+        self._served: dict[JobId, float] = {}
 
     def kick(self) -> None:
-        """Plan soon: at once if the last plan is a while ago."""
+        """Plan soon: at once if the last plan is a while ago. Where another leads, tell it what changed."""
+        if not self._context.session.leads:
+            self._peers.changed()
+            return
         if self._scheduled:
             return
         self._scheduled = True
@@ -38,60 +56,88 @@ class Matcher:
             self._context.loop.call_soon(self._run)
 
     def tick(self, now: float) -> None:
-        if now - self._ran_at >= TICK_S and not self._scheduled:
+        if self._context.session.leads and now - self._ran_at >= TICK_S and not self._scheduled:
             self.kick()
 
     def _run(self) -> None:
         self._scheduled = False
+        if not self._context.session.leads:
+            return
         now = self._context.now()
         elapsed = min(now - self._ran_at, TICK_S * 2)
         self._ran_at = now
-        jobs = [owned for owned in self._directory.active.values() if not owned.progress.is_final]
-        keep = 0.5 ** (elapsed / SERVED_HALF_LIFE_S)
-        demands = []
-        for order, owned in enumerate(jobs):
-            owned.served = owned.served * keep + len(owned.progress.by_slot) * elapsed
-            demands.append(
-                JobDemand(
-                    spec=owned.spec,
-                    want=min(owned.progress.demand, DEMAND_LIMIT),
-                    served=owned.served,
-                    order=order,
-                    refused=frozenset(owned.refused),
-                )
-            )
         nodes = self._context.nodes
-        result = plan(demands, nodes.views())
-        for owned in jobs:
-            owned.progress.slots = max(1, result.shares.get(owned.job_id, 0))
+        jobs = self._wanting(elapsed)
+        views = nodes.views()
+        for view in views:
+            refused = [
+                slot
+                for slot, job_id in view.assigned.items()
+                if job_id is not None and job_id in jobs and view.spec.node_id in jobs[job_id].refused
+            ]
+            if refused:
+                view.assigned = {slot: job for slot, job in view.assigned.items() if slot not in refused}
+        result = plan([job.demand for job in jobs.values()], views)
+        for job_id, owned in self._directory.active.items():
+            owned.progress.slots = max(1, result.shares.get(job_id, 0))
         nodes.assign(result.changes.items(), now)
         self._check_misfits(jobs, now)
 
-    def _check_misfits(self, jobs: list[OwnedJob], now: float) -> None:
-        """Fail jobs for which the pool has nodes, but for a while now none that could run them."""
-        specs: list[NodeSpec] = self._context.nodes.alive_specs()
-        seen: set[str] = set()
-        for owned in jobs:
-            if (
-                owned.progress.slots > 1
-                or owned.progress.by_slot
-                or (owned.spec.kind is JobKind.CALLS and not owned.progress.demand)
-            ):
+    def _wanting(self, elapsed: float) -> dict[JobId, _Wanting]:
+        """Every job that has not ended, with how much it was served of late."""
+        keep = 0.5 ** (elapsed / SERVED_HALF_LIFE_S)
+        holding: dict[JobId, int] = {}
+        for entry in self._context.nodes.entries.values():
+            for job_id in entry.assigned.values():
+                if job_id is not None:
+                    holding[job_id] = holding.get(job_id, 0) + 1
+        found: dict[JobId, _Wanting] = {}
+        served: dict[JobId, float] = {}
+        own = {job_id: job for job_id, job in self._directory.active.items() if not job.progress.is_final}
+        for job_id, owned in own.items():
+            served[job_id] = owned.served = owned.served * keep + len(owned.progress.by_slot) * elapsed
+            want = min(owned.progress.demand, DEMAND_LIMIT)
+            demand = JobDemand(owned.spec, want, owned.served, len(found), frozenset(owned.refused))
+            found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.by_slot))
+        for job_id, report in self._peers.jobs().items():
+            if job_id in found or report.info.state not in ("open", "running"):
                 continue
-            usable = [spec for spec in specs if spec.node_id not in owned.refused]
-            reason = too_large(owned.spec, usable) if usable else None
-            kind = "too_large"
-            if reason is not None and "needs Python" in reason:
-                kind = "python"
-            if reason is None and specs and not usable:
-                words = sorted(set(owned.refused.values()))
-                reason = f"every node of the pool refused {owned.spec.name!r}: {'; '.join(words[:3])}"
+            before = self._served.get(job_id, report.served)
+            served[job_id] = before * keep + min(holding.get(job_id, 0), report.want) * elapsed
+            demand = JobDemand(
+                report.spec, min(report.want, DEMAND_LIMIT), served[job_id], len(found), frozenset(report.refused)
+            )
+            found[job_id] = _Wanting(demand, dict.fromkeys(report.refused, ""), report.info.counts.running > 0)
+        self._served = served
+        return found
+
+    def _check_misfits(self, jobs: dict[JobId, _Wanting], now: float) -> None:
+        """Fail jobs for which the pool has nodes, but for a while now none that could run them."""
+        specs = self._context.nodes.alive_specs()
+        seen: set[str] = set()
+        for job_id, job in jobs.items():
+            spec = job.demand.spec
+            if job.busy or (spec.kind is JobKind.CALLS and not job.demand.want):
+                continue
+            usable = [node for node in specs if node.node_id not in job.refused]
+            reason = too_large(spec, usable) if usable else None
+            kind = "python" if reason is not None and "needs Python" in reason else "too_large"
+            if specs and not usable:
+                words = sorted(set(job.refused.values()))
+                reason = f"every node of the pool refused {spec.name!r}: {'; '.join(words[:3])}"
                 kind = "environment"
             if reason is None:
                 continue
-            seen.add(owned.job_id)
-            since = self._misfit_since.setdefault(owned.job_id, now)
-            if now - since >= MISFIT_GRACE_S:
-                owned.perform(owned.progress.fail(reason, kind))
-        for job_id in [j for j in self._misfit_since if j not in seen]:
-            del self._misfit_since[job_id]
+            seen.add(job_id)
+            if now - self._misfit_since.setdefault(job_id, now) >= MISFIT_GRACE_S:
+                self._fail(job_id, reason, kind)
+        for gone in [j for j in self._misfit_since if j not in seen]:
+            del self._misfit_since[gone]
+
+    def _fail(self, job_id: JobId, reason: str, kind: str) -> None:
+        owned = self._directory.active.get(job_id)
+        if owned is not None:
+            owned.perform(owned.progress.fail(reason, kind))
+        else:
+            verdict = Verdict(job_id, self._context.session.leader_term, reason, kind)
+            self._context.connection.send(subjects.job(job_id), verdict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fallow.core.matching import NodeView
@@ -12,7 +12,7 @@ from fallow.model.node import NodeInfo, NodeSpec
 from fallow.model.states import NodeEvent, NodeState, node_transition
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
-from fallow.wire.messages import NODE_LOST_AFTER_S, Assign, Beat, BeatAck
+from fallow.wire.messages import NODE_LOST_AFTER_S, Assign, Beat, BeatAck, Place
 
 REASSIGN_AFTER_S = 1.5
 """An assignment that a beat does not show by then is sent again."""
@@ -40,12 +40,18 @@ class NodeEntry:
 class NodeRegistry:
     """Presence and assignments. `spec_of` finds a job's spec for an Assign that must be sent again."""
 
-    def __init__(self, connection: Connection, assign_epoch: int) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._epoch = assign_epoch
+        self._epoch = 0
         self._seq = 0
         self.entries: dict[NodeId, NodeEntry] = {}
         self.spec_of: Callable[[JobId], JobSpec | None] = lambda _: None
+        self.place_elsewhere: Callable[[Place], bool] = lambda _: False
+
+    def lead(self, epoch: int) -> None:
+        """This coordinator's plans count from now on, under this epoch; what nodes do is learnt from their beats."""
+        self._epoch = epoch
+        self.entries.clear()
 
     # ------------------------------------------------------------ presence
 
@@ -56,6 +62,7 @@ class NodeRegistry:
         changed = False
         if beat.spec is not None and (entry is None or entry.session != beat.session or entry.spec != beat.spec):
             fresh = NodeEntry(beat.spec, beat.session, NodeState.ALIVE, now, unix_s)
+            fresh.assigned = {slot.slot: slot.job_id for slot in beat.slots}
             if entry is not None:
                 fresh.drain_wanted = entry.drain_wanted
                 fresh.tasks_done = entry.tasks_done
@@ -76,7 +83,7 @@ class NodeRegistry:
         entry.seen_unix_s = unix_s
         entry.load = beat.load
         entry.memory_used_bytes = beat.memory_used_bytes
-        entry.lease_count = len(beat.leases)
+        entry.lease_count = beat.busy
         before = entry.state
         entry.state = node_transition(before, NodeEvent.BEAT, beat.node_id)
         if beat.draining and entry.state is NodeState.ALIVE:
@@ -92,7 +99,7 @@ class NodeRegistry:
                 self.send_assign((beat.node_id, slot.slot), wanted, now)
         return entry, changed
 
-    def bye(self, node_id: NodeId, session: str, now: float) -> bool:
+    def bye(self, node_id: NodeId, session: str) -> bool:
         """The agent said that it ends. Returns whether the node was here."""
         entry = self.entries.get(node_id)
         if entry is None or entry.session != session or entry.state in (NodeState.LEFT, NodeState.LOST):
@@ -141,11 +148,16 @@ class NodeRegistry:
                 self.send_assign(key, job_id, now)
 
     def send_assign(self, key: SlotKey, job_id: JobId | None, now: float) -> None:
+        """Tell the agent, or the owner of the job, who tells the agent."""
         spec = self.spec_of(job_id) if job_id is not None else None
         entry = self.entries[key[0]]
-        if job_id is not None and spec is None:
-            entry.assigned[key[1]] = None
         self._seq += 1
+        if job_id is not None and spec is None:
+            share = sum(1 for other in self.entries.values() for job in other.assigned.values() if job == job_id)
+            if self.place_elsewhere(Place(job_id, key[0], key[1], self._seq, self._epoch, share)):
+                entry.sent_at[key[1]] = now
+                return
+            entry.assigned[key[1]] = None
         entry.sent_at[key[1]] = now
         self._connection.send(subjects.node(key[0]), Assign(key[1], self._seq, self._epoch, spec))
 
@@ -158,9 +170,11 @@ class NodeRegistry:
 
     # ------------------------------------------------------------ listings
 
-    def name(self, node_id: NodeId) -> str:
-        entry = self.entries.get(node_id)
-        return entry.spec.name if entry else node_id
+    def count_tasks(self, done: Mapping[NodeId, int]) -> None:
+        for node_id, count in done.items():
+            entry = self.entries.get(node_id)
+            if entry is not None:
+                entry.tasks_done += count
 
     def slot_count(self) -> int:
         return sum(entry.spec.slots for entry in self.entries.values() if entry.state is NodeState.ALIVE)

@@ -20,16 +20,30 @@ from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, Rec
 from fallow.core.job import JobProgress
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
-from fallow.model.parts import FaultPage, InputPage, ResultPage
+from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
 from fallow.store.protocol import Op, PutResultPage, SetJob, StoredJob
 from fallow.wire import subjects
-from fallow.wire.messages import HandIn, HandInAck, Lease, Pull, Revoke, TakeBack
+from fallow.wire.messages import (
+    NODE_LOST_AFTER_S,
+    Assign,
+    HandIn,
+    HandInAck,
+    Held,
+    Lease,
+    Place,
+    Pull,
+    Revoke,
+    TakeBack,
+)
 
 log = logging.getLogger(__name__)
 
-ADOPTION_S = 2.5
-"""After a take-over, agents have this long to name their leases before anything is leased anew."""
+ADOPTION_S = 0.7
+"""After a take-over, agents have this long to name their leases (NameLeases asks for them) before anything is leased
+anew."""
+RESTART_ADOPTION_S = 2.5
+"""The same where the pool's only coordinator starts anew, perhaps with its NATS: agents reconnect first."""
 KEPT_RESULT_BYTES = 64 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
 BACKLOG_BYTES = 1 << 30
@@ -55,7 +69,8 @@ class OwnedJob:
         self.context = context
         self.spec = spec
         self.epoch = epoch
-        self.progress = JobProgress(spec, epoch, hold_until=now + ADOPTION_S if adopt else 0.0)
+        adoption_s = ADOPTION_S if context.session.shared else RESTART_ADOPTION_S
+        self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0)
         self.inputs = InputIndex()
         self.results = ResultIndex()
         self.ended_unix_s = 0.0
@@ -68,8 +83,9 @@ class OwnedJob:
         self._next_seq = 0
         self._wake_at: float | None = None
         self._nodes_by_name: dict[str, int] = {}
-        self.nodes_seen: set[NodeId] = set()
-        self._dispatching = False
+        self.nodes_seen: dict[NodeId, float] = {}
+        self._sessions: dict[NodeId, str] = {}
+        self.closed = False
         if spec.function.data is None:
             context.blobs.add(spec.function.digest)
 
@@ -83,14 +99,14 @@ class OwnedJob:
         if self.progress.is_final:
             self._send_node(message.node_id, Revoke(self.job_id, self.epoch, (), f"the job is {self.progress.state}"))
             return
-        self.nodes_seen.add(message.node_id)
+        self.nodes_seen[message.node_id] = self.context.now()
         slot = (message.node_id, message.slot)
         self.progress.pull(slot, message.seq, message.idle, message.pages, self.context.now())
         self.dispatch()
 
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)
-        self.nodes_seen.add(message.node_id)
+        self.nodes_seen[message.node_id] = self.context.now()
         self.before_hand_in(message)
         effects = self.progress.hand_in(
             slot=slot,
@@ -114,14 +130,71 @@ class OwnedJob:
     def before_hand_in(self, message: HandIn) -> None:
         """For subclasses."""
 
-    def on_beat(self, node_id: NodeId, held: Sequence[object]) -> None:
-        self.perform(self.progress.beat(node_id, held, self.context.now()))  # type: ignore[arg-type]
+    def on_held(self, message: Held) -> None:
+        """A heartbeat of a node that works for the job."""
+        node_id = message.node_id
+        self.context.node_names[node_id] = message.name
+        if message.gone:
+            self.forget_node(node_id, f"{message.name} left the pool")
+            return
+        if self._sessions.get(node_id, message.session) != message.session:
+            self.on_node_lost(node_id, f"the agent of {message.name} started anew")
+        self._sessions[node_id] = message.session
+        self.nodes_seen[node_id] = self.context.now()
+        self.perform(self.progress.beat(node_id, message.leases, self.context.now()))
         if self.progress.pulls:
             self.dispatch()
+
+    def check_nodes(self, now: float) -> None:
+        """Nodes that have been silent for too long are lost."""
+        for node_id in [n for n, seen in self.nodes_seen.items() if now - seen > NODE_LOST_AFTER_S]:
+            name = self.node_name(node_id)
+            self.forget_node(node_id, f"{name} was silent for {NODE_LOST_AFTER_S:g} s")
+
+    def forget_node(self, node_id: NodeId, reason: str) -> None:
+        self.nodes_seen.pop(node_id, None)
+        self._sessions.pop(node_id, None)
+        self.on_node_lost(node_id, reason)
+
+    def node_name(self, node_id: str) -> str:
+        return self.context.node_names.get(NodeId(node_id), node_id)
+
+    def place(self, message: Place) -> None:
+        """The leader wants a slot to work for this job."""
+        self.progress.slots = max(1, message.share)
+        if not self.progress.is_final:
+            self.context.connection.send(
+                subjects.node(message.node_id), Assign(message.slot, message.seq, message.epoch, self.spec)
+            )
 
     def on_node_lost(self, node_id: NodeId, reason: str) -> None:
         self.perform(self.progress.node_lost(node_id, reason))
         self.dispatch()
+
+    # ------------------------------------------------------------ passing on
+
+    def leases_held(self) -> tuple[tuple[NodeId, HeldLease], ...]:
+        """Every lease that is out, for the next owner."""
+        return tuple(
+            (lease.node, HeldLease(self.job_id, lease.token, lease.slot[1], lease.start, lease.stop, lease.index))
+            for lease in self.progress.leases.values()
+            if not lease.doubled
+        )
+
+    def adopt(self, leases: Sequence[tuple[NodeId, HeldLease]]) -> None:
+        """Go on with leases of the last owner."""
+        by_node: dict[NodeId, list[HeldLease]] = {}
+        for node_id, lease in leases:
+            by_node.setdefault(node_id, []).append(lease)
+        for node_id, held in by_node.items():
+            self.nodes_seen[node_id] = self.context.now()
+            self.perform(self.progress.beat(node_id, held, self.context.now()))
+
+    def close(self) -> None:
+        """This coordinator has no more to do with the job: nothing of it is told or journalled any more."""
+        self.closed = True
+        if self.spec.function.data is None:
+            self.context.blobs.release(self.spec.function.digest)
 
     # ------------------------------------------------------------ effects
 
@@ -190,6 +263,8 @@ class OwnedJob:
         )
 
     def _durable(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None, ended: Ended | None) -> None:
+        if self.closed or not self.context.session.valid:
+            return
         if ended is not None:
             self.known_state = ended.state
         self.tell_recorded(recorded, ack)
@@ -200,9 +275,8 @@ class OwnedJob:
         """Results are durable: clients may have them, the agent may forget them."""
         for entry in recorded:
             self.results.add(entry)
-            entry_node = self.context.nodes.entries.get(NodeId(entry.node))
-            if entry_node is not None:
-                entry_node.tasks_done += entry.stop - entry.start
+            done = self.context.tasks_done_here
+            done[NodeId(entry.node)] = done.get(NodeId(entry.node), 0) + entry.stop - entry.start
         if ack is not None:
             node_id, token, seq = ack
             self._send_node(node_id, HandInAck(self.job_id, self.epoch, ((token, seq),)))
@@ -299,6 +373,8 @@ class OwnedJob:
         self.context.loop.call_at(at + 0.001, self._woken, at)
 
     def _woken(self, at: float) -> None:
+        if self.closed:
+            return
         if self._wake_at == at:
             self._wake_at = None
         if not self.progress.is_final:
@@ -306,6 +382,8 @@ class OwnedJob:
             self.context.kick_matcher()
 
     def _send_node(self, node_id: NodeId, message: Lease | TakeBack | Revoke | HandInAck) -> None:
+        if self.closed or not self.context.session.valid:
+            return  # the job may be another's by now
         self.context.connection.send(subjects.node(node_id), message)
 
     # ------------------------------------------------------------ what is known
@@ -314,7 +392,7 @@ class OwnedJob:
         progress = self.progress
         names: dict[str, int] = {}
         for node_id, count in self._nodes_by_name.items():
-            name = self.context.nodes.name(NodeId(node_id))
+            name = self.node_name(node_id)
             names[name] = names.get(name, 0) + count
         return JobInfo(
             job_id=self.job_id,

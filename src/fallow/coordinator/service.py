@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +13,13 @@ from fallow.coordinator.directory import Directory
 from fallow.coordinator.job_logs import JobLogs
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.matcher import Matcher
+from fallow.coordinator.owned_job import OwnedJob
+from fallow.coordinator.peers import Peers
 from fallow.coordinator.submission import Submission
 from fallow.model.ids import JobId, NodeId
 from fallow.model.node import NodeSpec
-from fallow.store.protocol import PutNode
+from fallow.model.parts import HeldLease
+from fallow.store.protocol import PutNode, StoreError
 from fallow.wire import subjects
 from fallow.wire.messages import (
     AppendCalls,
@@ -33,14 +36,18 @@ from fallow.wire.messages import (
     GetLogs,
     GetPool,
     HandIn,
+    Handover,
+    Held,
     JobStatus,
     ListJobs,
     ListNodes,
     Msg,
+    NameLeases,
     NodeControl,
     NodeLog,
     Nodes,
     Ping,
+    Place,
     PoolInfo,
     Pull,
     Refused,
@@ -51,13 +58,17 @@ from fallow.wire.messages import (
     SubmitJob,
     SyncCalls,
     Unpull,
+    Verdict,
 )
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-SETUP_REFUSALS_LIMIT = 3
-"""Nodes on which a job's set-up may fail before the job is failed, where a refusal is not fatal by itself."""
+TAKE_OVER_S = 0.25
+REBALANCE_S = 2.5
+"""One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
+DRAIN_S = 5.0
+"""A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
 
 
 class Service:
@@ -74,22 +85,79 @@ class Service:
         self._sign = sign
         self.directory = Directory(context)
         self.logs = JobLogs(context)
-        self.matcher = Matcher(context, self.directory)
+        self.peers = Peers(context)
+        self.matcher = Matcher(context, self.directory, self.peers)
         self.submission = Submission(context, self.directory, self._subscribe_job)
         self.directory.on_loaded = self._subscribe_job
         context.kick_matcher = self.matcher.kick
         context.nodes.spec_of = self.directory.spec_of
+        context.nodes.place_elsewhere = self._place_elsewhere
+        context.session.on_leader = self._lead
+        self.peers.own_jobs = self.directory.active.values
+        self.peers.on_change = self._peers_changed
+        self.peers.on_handover = self._on_handover
+        self._leading: list[Any] = []
+        self._last_pass = 0.0
+        self._taking_over = False
+        self._rebalanced_at = 0.0
+        self._passing: set[JobId] = set()
         self._subscriptions: dict[JobId, Any] = {}
-        self._waiting_refusals: deque[str] = deque(maxlen=100)
 
     async def start(self) -> None:
-        """Take up the jobs that the store says are not over, then open the doors."""
-        for job_id in await self.directory.load_active():
-            await self._subscribe_job(job_id)
+        """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
         connection = self.context.connection
-        await connection.subscribe(subjects.BEAT, self._on_agent)
-        await connection.subscribe(subjects.LOGS_ALL, self._on_log)
+        if self.context.session.shared:
+            await connection.subscribe(subjects.OWNERS, self.peers.receive)
+        await self.take_over()
+        await connection.subscribe(subjects.LOGS_ALL, self._on_log, queue=subjects.COORDINATORS)
         await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.COORDINATORS)
+        if self.context.session.leads:
+            await self._open_leaders_doors()
+        self.peers.report()
+
+    def _lead(self) -> None:
+        self.context.loop.create_task(self._open_leaders_doors())
+
+    async def _open_leaders_doors(self) -> None:
+        """This coordinator leads: agents' beats and requests about nodes come here. (Where another leads again, the
+        doors stay open, and what comes through them is left alone.)"""
+        session = self.context.session
+        self.context.nodes.lead(session.leader_term)
+        if not self._leading:
+            connection = self.context.connection
+            self._leading = [
+                await connection.subscribe(subjects.BEAT, self._on_agent),
+                await connection.subscribe(subjects.LEADER, self._on_leader_request),
+            ]
+        self.matcher.kick()
+
+    async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> None:
+        """Listen first, so that no agent's answer is missed; then become the owner and ask who holds leases."""
+        self._passing.add(job_id)
+        try:
+            await self._subscribe_job(job_id)
+            if not await self.directory.take(job_id, leases):
+                self._unsubscribe_job(job_id)
+                return
+        finally:
+            self._passing.discard(job_id)
+        self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
+        self.matcher.kick()
+
+    async def take_over(self) -> None:
+        """Become the owner of jobs that have none: all of them at the start on a store of one's own, and those of
+        dead coordinators on a shared one."""
+        if self._taking_over:
+            return
+        self._taking_over = True
+        try:
+            for job_id in await self.directory.orphans():
+                if job_id not in self.directory.active:
+                    await self._take(job_id)
+        except StoreError as error:
+            log.warning("cannot look for jobs without an owner: %s", error)
+        finally:
+            self._taking_over = False
 
     async def _subscribe_job(self, job_id: JobId) -> None:
         if job_id not in self._subscriptions:
@@ -104,41 +172,30 @@ class Service:
             case Beat():
                 self._on_beat(message)
             case Bye():
-                if self.context.nodes.bye(message.node_id, message.session, self.context.now()):
-                    self._lose_node(message.node_id, "it left the pool")
+                if self.context.session.leads and self.context.nodes.bye(message.node_id, message.session):
+                    self.matcher.kick()
             case _:
                 pass
 
     def _on_beat(self, beat: Beat) -> None:
-        nodes = self.context.nodes
-        known = nodes.entries.get(beat.node_id)
-        restarted = known is not None and known.session != beat.session and beat.spec is not None
-        if restarted:
-            self._lose_node(beat.node_id, "its agent started anew")
-        entry, changed = nodes.beat(beat, self.context.now(), self.context.unix_s())
-        if entry is None:
+        if not self.context.session.leads:
             return
-        held: dict[JobId, list[Any]] = {}
-        for lease in beat.leases:
-            held.setdefault(lease.job_id, []).append(lease)
-        for job_id, owned in self.directory.active.items():
-            leases = held.pop(job_id, [])
-            if leases or beat.node_id in owned.nodes_seen:
-                owned.on_beat(beat.node_id, leases)
-        for job_id in held:
-            self.context.connection.send(
-                subjects.node(beat.node_id), Revoke(job_id, self.directory.last_epoch(job_id), (), "no such job")
-            )
-        if changed:
+        entry, changed = self.context.nodes.beat(beat, self.context.now(), self.context.unix_s())
+        if entry is not None and changed:
             spec: NodeSpec = entry.spec
-            self.context.journal.append([PutNode(spec, self.context.unix_s(), str(entry.state))])
+            self.context.journal.append([PutNode(spec=spec, unix_s=self.context.unix_s(), state=str(entry.state))])
             self.matcher.kick()
 
-    def _lose_node(self, node_id: NodeId, reason: str) -> None:
-        name = self.context.nodes.name(node_id)
-        for owned in list(self.directory.active.values()):
-            owned.on_node_lost(node_id, f"{name}: {reason}")
-        self.matcher.kick()
+    def _place_elsewhere(self, place: Place) -> bool:
+        """Have the owner of a job that is not ours tell the agent."""
+        if place.job_id not in self.peers.jobs():
+            return False
+        self.context.connection.send(subjects.job(place.job_id), place)
+        return True
+
+    def _peers_changed(self) -> None:
+        if self.context.session.leads:
+            self.matcher.kick()
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):
@@ -147,6 +204,8 @@ class Service:
     # ------------------------------------------------------------ jobs
 
     def _on_job(self, job_id: JobId, message: Msg, reply: str) -> None:
+        if not self.context.session.valid:
+            return  # another may own the job by now: silence is the only right answer
         owned = self.directory.active.get(job_id)
         if owned is None:
             self._on_ended_job(job_id, message, reply)
@@ -156,6 +215,13 @@ class Service:
                 owned.on_hand_in(message)
             case Pull():
                 owned.on_pull(message)
+            case Held():
+                owned.on_held(message)
+            case Place():
+                owned.place(message)
+            case Verdict():
+                if not owned.progress.by_slot:
+                    owned.perform(owned.progress.fail(message.reason, message.kind))
             case Unpull():
                 owned.progress.unpull((message.node_id, message.slot), message.seq)
             case AssignRefused():
@@ -190,8 +256,10 @@ class Service:
     def _on_ended_job(self, job_id: JobId, message: Msg, reply: str) -> None:
         """The job is not in memory: it ended here, and its row (and a detached job's results) are in the store."""
         epoch = self.directory.last_epoch(job_id)
+        if job_id not in self._subscriptions or job_id in self._passing:
+            return  # another owns it, or this coordinator is about to
         match message:
-            case HandIn() | Pull():
+            case HandIn() | Pull() | Held():
                 self.context.connection.send(
                     subjects.node(message.node_id), Revoke(job_id, epoch, (), "the job has ended")
                 )
@@ -208,14 +276,8 @@ class Service:
 
     def _on_refused(self, job_id: JobId, message: AssignRefused) -> None:
         owned = self.directory.active[job_id]
-        name = self.context.nodes.name(message.node_id)
         owned.refused[message.node_id] = message.message
-        log.info("node %s cannot run %s: %s", name, job_id, message.message)
-        entry = self.context.nodes.entries.get(message.node_id)
-        if entry is not None:
-            for slot, assigned in list(entry.assigned.items()):
-                if assigned == job_id:
-                    self.context.nodes.assign([((message.node_id, slot), None)], self.context.now())
+        log.info("node %s cannot run %s: %s", owned.node_name(message.node_id), job_id, message.message)
         if message.fatal:
             owned.perform(owned.progress.fail(message.message, message.kind))
         else:
@@ -224,23 +286,37 @@ class Service:
     # ------------------------------------------------------------ the pool
 
     def _on_pool(self, message: Msg, reply: str) -> None:
+        if not self.context.session.valid:
+            return
         match message:
             case GetPool():
                 self._reply(reply, self._pool_info())
             case SubmitJob():
                 self.submission.submit(message, reply)
             case ListJobs():
-                self.directory.list_jobs(message, lambda answer: self._reply(reply, answer))
-            case ListNodes():
-                self._reply(reply, Nodes(self.context.nodes.infos(self.context.now())))
+                self.directory.list_jobs(message, self.peers.jobs(), lambda answer: self._reply(reply, answer))
             case FindJob():
-                self.directory.find(message.text, lambda answer: self._reply(reply, answer))
+                self.directory.find(message.text, self.peers.info, lambda answer: self._reply(reply, answer))
             case SignBlobs():
                 self._sign_blobs(message, reply)
+            case ListNodes() | NodeControl():
+                if self.context.session.leads:
+                    self._on_leader_request(message, reply)
+                else:
+                    self.context.connection.send(subjects.LEADER, message, reply)
+            case _:
+                self._reply(reply, Refused("invalid", f"{type(message).__name__} is not for {subjects.POOL}"))
+
+    def _on_leader_request(self, message: Msg, reply: str) -> None:
+        if not self.context.session.leads:
+            return
+        match message:
+            case ListNodes():
+                self._reply(reply, Nodes(self.context.nodes.infos(self.context.now())))
             case NodeControl():
                 self._control_node(message, reply)
             case _:
-                self._reply(reply, Refused("invalid", f"{type(message).__name__} is not for {subjects.POOL}"))
+                pass
 
     def _sign_blobs(self, message: SignBlobs, reply: str) -> None:
         urls = [self._sign(message.method, digest, size) for digest, size in message.blobs[:10_000]]
@@ -267,9 +343,10 @@ class Service:
     def tick(self) -> None:
         """Every TICK_S: silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
-        for entry in self.context.nodes.silent(now):
-            self.context.journal.append([PutNode(entry.spec, self.context.unix_s(), str(entry.state))])
-            self._lose_node(entry.spec.node_id, entry.reason)
+        if not self.context.session.valid:
+            return
+        if self.context.session.leads:
+            self._tick_nodes(now)
         for job_id, owned in list(self.directory.active.items()):
             if isinstance(owned, MapJob | CallsJob):
                 owned.tick(now)
@@ -277,6 +354,7 @@ class Service:
                 if owned.known_state.is_final and self.directory.may_forget(owned, now):
                     self._forget(job_id)
                 continue
+            owned.check_nodes(now)
             if owned.progress.pulls and (owned.progress.todo or owned.progress.failures.delayed):
                 owned.dispatch()
             if not owned.spec.detached and now - owned.client_seen > CLIENT_SILENT_S:
@@ -284,18 +362,107 @@ class Service:
                 owned.perform(owned.progress.cancel(reason, "client_silent"))
         self.logs.flush()
         self.matcher.tick(now)
+        self.peers.tick(now)
+        if self.context.session.shared and now - self._last_pass >= TAKE_OVER_S:
+            self._last_pass = now
+            self.context.loop.create_task(self.take_over())
+            self._rebalance()
+
+    def _tick_nodes(self, now: float) -> None:
+        self.context.nodes.count_tasks(self.context.tasks_done_here)
+        self.context.tasks_done_here = {}
+        lost = self.context.nodes.silent(now)
+        for entry in lost:
+            self.context.journal.append(
+                [PutNode(spec=entry.spec, unix_s=self.context.unix_s(), state=str(entry.state))]
+            )
+        if lost:
+            self.matcher.kick()
+
+    # ------------------------------------------------------------ jobs that pass between coordinators
+
+    def _rebalance(self) -> None:
+        """With more jobs than a fair share, hand one over to the coordinator that has fewest."""
+        now = self.context.now()
+        if now - self._rebalanced_at < REBALANCE_S:
+            return
+        least = self.peers.least_loaded()
+        mine = [owned for owned in self.directory.active.values() if not owned.progress.is_final]
+        if least is not None and len(mine) > least[1] + 1:
+            self._rebalanced_at = now
+            self.hand_over(mine[-1], least[0])
+
+    def hand_over(self, owned: OwnedJob, to: str) -> asyncio.Future[None]:
+        """Release the job in a commit of its own, then tell the other to take it up with the leases as they are.
+        Should the message be lost, whoever looks for jobs without an owner finds it. Done when it is told."""
+        job_id, epoch = owned.job_id, owned.epoch
+        message = Handover(job_id, epoch, to, owned.leases_held())
+        self._drop(job_id)
+        told: asyncio.Future[None] = self.context.loop.create_future()
+
+        def tell() -> None:
+            self.context.connection.send(subjects.OWNERS, message)
+            if not told.done():
+                told.set_result(None)
+
+        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch), tell)
+        return told
+
+    async def drain(self) -> None:
+        """Hand over everything and be gone: SIGTERM where others go on."""
+        if not self.context.session.shared:
+            return
+        self.context.draining = True
+        told = []
+        for owned in [o for o in self.directory.active.values() if not o.progress.is_final]:
+            least = self.peers.least_loaded()
+            told.append(self.hand_over(owned, least[0] if least is not None else ""))
+        if told:
+            await asyncio.wait(told, timeout=DRAIN_S)
+        self.peers.report(leaving=True)
+
+    def _on_handover(self, message: Handover) -> None:
+        self.context.loop.create_task(self._receive(message))
+
+    async def _receive(self, message: Handover) -> None:
+        try:
+            if message.job_id not in self.directory.active:
+                await self._take(message.job_id, message.leases)
+        except StoreError as error:
+            log.warning("cannot take %s over: %s", message.job_id, error)
+
+    async def session_lapsed(self) -> None:
+        """This coordinator was silent for too long: drop what others own by now, keep what nobody took."""
+        context = self.context
+        for job_id, owned in list(self.directory.active.items()):
+            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
+            if stored is not None and (stored.owner, stored.epoch) != (context.owner, owned.epoch):
+                log.warning("another coordinator took over %s", job_id)
+                self._drop(job_id)
+
+    # ------------------------------------------------------------ forgetting
 
     def _forget(self, job_id: JobId) -> None:
         owned = self.directory.forget(job_id)
         if isinstance(owned, MapJob) and not owned.spec.detached:
             owned.forget_pages()
         self.logs.forget(job_id)
-        if owned is not None and not owned.spec.detached and job_id in self._subscriptions:
-            subscription = self._subscriptions.pop(job_id)
+        if owned is not None and not owned.spec.detached:
+            self._unsubscribe_job(job_id)
+
+    def _unsubscribe_job(self, job_id: JobId) -> None:
+        subscription = self._subscriptions.pop(job_id, None)
+        if subscription is not None:
             self.context.loop.create_task(self.context.connection.unsubscribe(subscription))
+
+    def _drop(self, job_id: JobId) -> None:
+        self._unsubscribe_job(job_id)
+        owned = self.directory.forget(job_id)
+        if owned is not None:
+            owned.close()
 
     def lost_ownership(self, job_ids: Sequence[JobId]) -> None:
         """Another coordinator owns these: drop all memory of them."""
         for job_id in job_ids:
             log.warning("another coordinator took over %s", job_id)
-            self.directory.forget(job_id)
+            self._drop(job_id)

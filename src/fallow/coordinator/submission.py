@@ -42,6 +42,8 @@ class Submission:
             return Refused("invalid", f"{spec.job_id!r} and {spec.client_id!r} must be identifiers of ours")
         if spec.timeout_s < 0 or spec.resources.cpu < 1 or spec.retry.retries < 0:
             return Refused("invalid", "timeout and retries cannot be negative, and cpu is at least 1")
+        if self._context.draining:
+            return Refused("overloaded", "this coordinator is being taken out; ask again", retry_after_s=0.1)
         refusal = self._context.journal.refusal
         if refusal is not None:
             return Refused(refusal[0], refusal[1], retry_after_s=0.5)

@@ -139,6 +139,8 @@ class Client:
                 if loop.time() - began > patience_s:
                     raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
                 self._in_trouble(loop.time())
+                if (job_id := getattr(message, "job_id", None)) is not None:
+                    await self._wake_owner(job_id, timeout_s)
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
                 delay = min(delay * 1.6, most_delay_s)
                 timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
@@ -150,6 +152,19 @@ class Client:
                 raise refusal(reply)
             await asyncio.sleep(max(reply.retry_after_s, delay) * random.uniform(0.7, 1.3))
             delay = min(delay * 1.6, most_delay_s)
+
+    async def _wake_owner(self, job_id: JobId, timeout_s: float) -> None:
+        """A job that had ended when its owner died is nobody's until somebody asks the pool for it."""
+        from fallow.sdk.failures import refusal
+        from fallow.wire import subjects
+        from fallow.wire.messages import FindJob, Refused
+
+        try:
+            reply = await self.transport.request(subjects.POOL, FindJob(job_id), timeout_s)
+        except TimeoutError:
+            return
+        if isinstance(reply, Refused) and reply.kind not in _RETRIED:
+            raise refusal(reply)
 
     def _check_alive(self) -> None:
         embedded = self.found.embedded if self.found else None

@@ -283,7 +283,7 @@ class CallsUnknown(Msg, frozen=True):
     """Calls that are with a worker now."""
 
 
-# ---------------------------------------------------------------- agent -> all coordinators (subject BEAT)
+# ---------------------------------------------------------------- agent -> the leader (subject BEAT)
 
 
 class SlotState(Struct, frozen=True, array_like=True, gc=False):
@@ -293,13 +293,14 @@ class SlotState(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Beat(Msg, frozen=True):
-    """Every BEAT_INTERVAL_S. `spec` in the first of a session, and when asked for."""
+    """Every BEAT_INTERVAL_S. `spec` in the first of a session, and when asked for. Owners get Held."""
 
     node_id: NodeId
     session: str
     seq: int
     slots: tuple[SlotState, ...]
-    leases: tuple[HeldLease, ...]
+    busy: int
+    """Slots that run something."""
     load: float = 0.0
     memory_used_bytes: int = 0
     draining: bool = False
@@ -308,6 +309,18 @@ class Beat(Msg, frozen=True):
 
 BEAT_INTERVAL_S = 1.0
 NODE_LOST_AFTER_S = 6.0
+
+
+class Held(Msg, frozen=True):
+    """To the owner of each job that the node works for, with every beat: the leases of that job that it holds.
+    gone: the agent ends, and whatever it held is to be leased elsewhere at once."""
+
+    job_id: JobId
+    node_id: NodeId
+    name: str
+    session: str
+    leases: tuple[HeldLease, ...]
+    gone: bool = False
 
 
 class Bye(Msg, frozen=True):
@@ -398,6 +411,13 @@ class BeatAck(Msg, frozen=True):
     epoch: int = 0
 
 
+class NameLeases(Msg, frozen=True):
+    """To every agent, from a new owner: whoever works for this job says so now (Held) instead of with its next beat."""
+
+    job_id: JobId
+    epoch: int
+
+
 class Assign(Msg, frozen=True):
     """The slot shall work for the job from now on (until the next Assign of the slot): it finishes what it runs,
     gives back what it has not begun of other jobs, and pulls. spec is None for 'no job'.
@@ -456,14 +476,79 @@ class HandInAck(Msg, frozen=True):
     acks: tuple[tuple[Token, int], ...]
 
 
+# ---------------------------------------------------------------- between coordinators
+
+
+class JobReport(Struct, frozen=True, array_like=True, gc=False):
+    """What the leader must know of a job, and listings show. The spec comes without the function's bytes."""
+
+    spec: JobSpec
+    info: JobInfo
+    want: int
+    served: float
+    refused: tuple[NodeId, ...] = ()
+
+
+class OwnerReport(Msg, frozen=True):
+    """Published on OWNERS by every owner, once a second and when its jobs' wants change. A job that is missing from
+    its owner's newest report is not the owner's any more."""
+
+    owner: str
+    seq: int
+    jobs: tuple[JobReport, ...]
+    tasks_done: dict[NodeId, int] = {}
+    """Tasks done by node since the last report."""
+    leaving: bool = False
+
+
+class Place(Msg, frozen=True):
+    """Leader to the owner of a job: have this slot work for it. The owner adds the spec and tells the agent
+    (Assign, under the leader's epoch and seq). `share`: slots that the job has by the plan."""
+
+    job_id: JobId
+    node_id: NodeId
+    slot: int
+    seq: int
+    epoch: int
+    share: int
+
+
+class Verdict(Msg, frozen=True):
+    """Leader to the owner of a job: no node of the pool can run it; the job fails with these words."""
+
+    job_id: JobId
+    epoch: int
+    reason: str
+    kind: str
+
+
+class PoolState(Msg, frozen=True):
+    """Published on OWNERS by the leader, once a second."""
+
+    leader: str
+    epoch: int
+    slots: int
+
+
+class Handover(Msg, frozen=True):
+    """A live owner has released this job in a commit of its own; `to` is to take it up at once, and adopt these
+    leases without waiting for agents to name them."""
+
+    job_id: JobId
+    epoch: int
+    to: str
+    leases: tuple[tuple[NodeId, HeldLease], ...]
+
+
 Message = (
     GetPool | SubmitJob | ListJobs | ListNodes | FindJob | SignBlobs | NodeControl
     | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
     | AppendCalls | SyncCalls | CancelCalls
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs
     | LogLines | CallResults | CallsUnknown
-    | Beat | Bye | Pull | Unpull | HandIn | AssignRefused | NodeLog
-    | BeatAck | Assign | Lease | TakeBack | Revoke | HandInAck
+    | OwnerReport | Place | Verdict | PoolState | Handover
+    | Beat | Held | Bye | Pull | Unpull | HandIn | AssignRefused | NodeLog
+    | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,136 @@
+"""The other coordinators: what they own, who leads, and jobs that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from fallow.coordinator.context import Context
+from fallow.coordinator.owned_job import OwnedJob
+from fallow.model.ids import JobId, NodeId
+from fallow.model.job import Blob, JobInfo, JobSpec
+from fallow.wire import subjects
+from fallow.wire.messages import Handover, JobReport, Msg, OwnerReport, PoolState
+
+REPORT_S = 1.0
+SILENT_S = 5.0
+"""An owner not heard of for so long has no jobs any more as far as plans and listings go."""
+
+
+@dataclass(slots=True)
+class Peer:
+    seen: float
+    seq: int
+    jobs: dict[JobId, JobReport] = field(default_factory=dict)
+
+
+def without_bytes(spec: JobSpec) -> JobSpec:
+    """The spec as others need it: what it asks for, not its code."""
+    env = spec.env
+    if env.modules is not None and env.modules.data is not None:
+        env = msgspec.structs.replace(env, modules=Blob(env.modules.digest, env.modules.size))
+    return msgspec.structs.replace(spec, env=env, function=Blob(spec.function.digest, spec.function.size))
+
+
+class Peers:
+    """Publishes this owner's report and keeps those of the others."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._peers: dict[str, Peer] = {}
+        self._seq = 0
+        self._reported_at = -1e9
+        self._scheduled = False
+        self._specs: dict[JobId, JobSpec] = {}
+        self._tasks_told: dict[NodeId, int] = {}
+        self.own_jobs: Callable[[], Iterable[OwnedJob]] = lambda: ()
+        self.on_handover: Callable[[Handover], None] = lambda _: None
+        self.on_change: Callable[[], None] = lambda: None
+        self.pool_slots = 0
+        self.leader = ""
+
+    # ------------------------------------------------------------ from others
+
+    def receive(self, message: Msg, reply: str) -> None:
+        """A message on OWNERS."""
+        own = self._context.owner
+        match message:
+            case OwnerReport() if message.owner != own:
+                peer = self._peers.get(message.owner)
+                if peer is not None and message.seq <= peer.seq:
+                    return
+                self._peers[message.owner] = Peer(
+                    self._context.now(), message.seq, {job.spec.job_id: job for job in message.jobs}
+                )
+                if message.leaving:
+                    del self._peers[message.owner]
+                self._context.nodes.count_tasks(message.tasks_done)
+                self.on_change()
+            case PoolState() if message.leader != own:
+                self.pool_slots = message.slots
+                self.leader = message.leader
+            case Handover():
+                if message.to == own:
+                    self.on_handover(message)
+            case _:
+                pass
+
+    def jobs(self) -> dict[JobId, JobReport]:
+        """Jobs of other owners that were heard of lately."""
+        now = self._context.now()
+        for owner in [name for name, peer in self._peers.items() if now - peer.seen > SILENT_S]:
+            del self._peers[owner]
+        return {job_id: job for peer in self._peers.values() for job_id, job in peer.jobs.items()}
+
+    def info(self, job_id: JobId) -> JobInfo | None:
+        report = self.jobs().get(job_id)
+        return report.info if report is not None else None
+
+    def least_loaded(self) -> tuple[str, int] | None:
+        """(owner, number of jobs) of the other that has fewest."""
+        self.jobs()
+        if not self._peers:
+            return None
+        counts = {
+            name: sum(1 for job in peer.jobs.values() if job.info.state in ("open", "running"))
+            for name, peer in self._peers.items()
+        }
+        return min(counts.items(), key=lambda pair: (pair[1], pair[0]))
+
+    @property
+    def count(self) -> int:
+        return len(self._peers)
+
+    # ------------------------------------------------------------ to others
+
+    def changed(self) -> None:
+        """This owner's wants changed: tell the leader soon."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._context.loop.call_later(0.005, self.report)
+
+    def tick(self, now: float) -> None:
+        if now - self._reported_at >= REPORT_S:
+            self.report()
+
+    def report(self, leaving: bool = False) -> None:
+        self._scheduled = False
+        self._reported_at = self._context.now()
+        if not self._context.session.shared:
+            return
+        self._seq += 1
+        jobs = tuple(self._job_report(owned) for owned in self.own_jobs())
+        tasks, self._context.tasks_done_here = self._context.tasks_done_here, {}
+        self._context.connection.send(
+            subjects.OWNERS, OwnerReport(self._context.owner, self._seq, () if leaving else jobs, tasks, leaving)
+        )
+        if self._context.session.leads:
+            state = PoolState(self._context.owner, self._context.session.leader_term, self._context.nodes.slot_count())
+            self._context.connection.send(subjects.OWNERS, state)
+
+    def _job_report(self, owned: OwnedJob) -> JobReport:
+        return JobReport(
+            without_bytes(owned.spec), owned.info(), owned.progress.demand, owned.served, tuple(owned.refused)
+        )

@@ -1,0 +1,108 @@
+"""A coordinator's session: the row that it renews, and the knowledge of when it has lapsed.
+
+An owner that was stopped, cut off or starved past its lease must not speak: `valid` is asked before every reply, on
+the monotonic clock, which goes on while a process is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from fallow.store.protocol import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+TTL_S = 1.8
+"""A session that was not renewed for so long is dead, and its jobs may be taken over."""
+RENEW_S = 0.3
+MARGIN_S = 0.2
+"""The owner falls silent this much before others may take over."""
+
+
+class Session:
+    """Renews until `close`. `lapsed` is awaited after a renewal that came too late, before the session is valid
+    again: whatever was owned may belong to others by now. A store that only one coordinator uses needs none of this (shared=False)."""
+
+    def __init__(
+        self,
+        store: Store,
+        owner: str,
+        loop: asyncio.AbstractEventLoop,
+        lapsed: Callable[[], Awaitable[None]],
+        *,
+        shared: bool,
+    ) -> None:
+        self.owner = owner
+        self.shared = shared
+        self.leader_term = 0 if shared else 1
+        """Term of this coordinator's leadership; 0: another leads (or nobody)."""
+        self.on_leader: Callable[[], None] = lambda: None
+        self._store = store
+        self._loop = loop
+        self._lapsed = lapsed
+        self._valid_until = float("inf") if not shared else 0.0
+        self._leads_until = float("inf") if not shared else 0.0
+        self._pool = ThreadPoolExecutor(1, "session") if shared else None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether this coordinator may speak for what it owns."""
+        return self._loop.time() < self._valid_until
+
+    @property
+    def leads(self) -> bool:
+        """Whether this coordinator is the matcher's leader."""
+        return self.leader_term > 0 and self._loop.time() < self._leads_until
+
+    async def start(self) -> None:
+        """Become known; raises StoreError in words if that cannot be."""
+        if self._pool is None:
+            # Alone on its store: the term only has to rise with every start, whatever the clock does.
+            for _ in range(100):
+                term = await self._loop.run_in_executor(None, self._store.acquire_leadership, self.owner, 0.001)
+                if term is not None:
+                    self.leader_term = term
+                    return
+                await asyncio.sleep(0.01)
+            raise StoreError("another coordinator seems to use this store, and it is for one alone")
+        await self._renew()
+        self._task = self._loop.create_task(self._keep_renewing())
+
+    async def _renew(self) -> None:
+        assert self._pool is not None
+        started = self._loop.time()
+        await self._loop.run_in_executor(self._pool, self._store.renew_session, self.owner, TTL_S)
+        if 0.0 < self._valid_until <= self._loop.time():
+            log.warning("this coordinator's session lapsed: it looks up what it still owns before it speaks again")
+            await self._lapsed()
+        self._valid_until = started + TTL_S - MARGIN_S
+        term = await self._loop.run_in_executor(self._pool, self._store.acquire_leadership, self.owner, TTL_S)
+        before = self.leader_term
+        self.leader_term = term or 0
+        if term:
+            self._leads_until = started + TTL_S - MARGIN_S
+        if self.leader_term and self.leader_term != before:
+            self.on_leader()
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._renew()
+            except StoreError as error:
+                log.warning("cannot renew this coordinator's session: %s", error)
+
+    async def close(self) -> None:
+        """End the session at once, so that others need not wait for it to lapse."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._pool is not None:
+            try:
+                await self._loop.run_in_executor(self._pool, self._store.end_session, self.owner)
+            except StoreError as error:
+                log.warning("cannot end this coordinator's session: %s", error)
+            self._pool.shutdown(wait=False)

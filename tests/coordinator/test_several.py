@@ -1,0 +1,197 @@
+"""Several coordinators on one PostgreSQL: owners die, are stopped and continued, leave and join; nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fallow.model.ids import ClientId
+from fallow.wire import subjects
+from fallow.wire.connection import Connection
+from fallow.wire.messages import (
+    Assign,
+    FetchResults,
+    FindJob,
+    HandInAck,
+    JobStatus,
+    ListJobs,
+    ListNodes,
+    Nodes,
+    OwnerReport,
+    Results,
+)
+from tests.engines.postgres import Postgres
+from tests.store.conftest import postgres as postgres
+
+from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, spec
+from .test_coordinator import CLIENT, ask, fetch_all, hand_in, results, run_all, submit
+
+pytestmark = pytest.mark.slow
+
+
+class Coordinators:
+    """Started by name; all on one database."""
+
+    def __init__(self, nats: NatsProcess, folder: Path, url: str) -> None:
+        self._arguments = (nats.address, folder, url)
+        self.running: dict[str, CoordinatorProcess] = {}
+
+    def start(self, name: str) -> CoordinatorProcess:
+        self.running[name] = CoordinatorProcess(*self._arguments, owner=name)
+        return self.running[name]
+
+
+@pytest.fixture
+def coordinators(nats: NatsProcess, tmp_path: Path, postgres: Postgres) -> Iterator[Coordinators]:
+    made = Coordinators(nats, tmp_path, postgres.url(f"s{os.urandom(6).hex()}"))
+    yield made
+    for process in made.running.values():
+        process.kill()
+
+
+async def owner_of(connection: Connection, job: Any, besides: str = "") -> str:
+    """Who owns the job, by the owners' own reports."""
+    inbox = Inbox()
+    subscription = await connection.subscribe(subjects.OWNERS, inbox)
+    report = await inbox.take(
+        OwnerReport,
+        lambda m: m.owner != besides and any(j.spec.job_id == job.job_id for j in m.jobs),
+    )
+    await connection.unsubscribe(subscription)
+    return report.owner
+
+
+async def beating(agent: HandAgent) -> None:
+    while True:
+        agent.beat(agent.spec)
+        await asyncio.sleep(0.5)
+
+
+@pytest.fixture
+async def agent(connection: Connection) -> Any:
+    made = HandAgent(connection, "hand", slots=2)
+    await made.start()
+    beats = asyncio.create_task(beating(made))
+    yield made
+    beats.cancel()
+
+
+async def test_killed_owner_is_followed_within_seconds(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    assert (await agent.inbox.take(Assign, lambda a: a.spec is not None)).spec is not None
+    lease = await agent.lease(job.job_id)
+    hand_in(agent, lease, results(0, 1))
+    await agent.inbox.take(HandInAck)
+    first = await owner_of(connection, job)
+    coordinators.running[first].kill()
+    second = await owner_of(connection, job, besides=first)
+    assert second != first
+    again = await agent.lease(job.job_id, slot=1)
+    assert again.epoch > lease.epoch
+    hand_in(agent, again, results(again.start, again.stop))
+    await agent.inbox.take(HandInAck, lambda ack: ack.acks[0][0] == again.token)
+    await run_all(agent, job, 40 - 1 - (again.stop - again.start))
+    assert sum(b - a for a, b in await fetch_all(connection, job)) == 40
+    answer = await ask(connection, subjects.POOL, FindJob(job.job_id))
+    assert isinstance(answer, JobStatus)
+    assert answer.info.state == "succeeded"
+
+
+async def test_an_owner_stopped_past_its_session_counts_for_nothing(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    lease = await agent.lease(job.job_id)
+    first = await owner_of(connection, job)
+    stale = coordinators.running[first].process
+    os.kill(stale.pid, signal.SIGSTOP)
+    try:
+        assert await owner_of(connection, job, besides=first) != first
+        hand_in(agent, lease, results(0, 1))
+        ack = await agent.inbox.take(HandInAck)
+        assert ack.epoch > lease.epoch
+        agent.inbox.messages.clear()
+    finally:
+        os.kill(stale.pid, signal.SIGCONT)
+    replies = []
+    for _ in range(20):
+        answer = await ask(connection, subjects.job(job.job_id), FetchResults(job.job_id, 0, wait_s=0.0))
+        replies.append(answer)
+        await agent.lease(job.job_id, slot=1) if not agent.inbox.messages else None
+        await asyncio.sleep(0.05)
+    assert all(isinstance(reply, Results) and reply.epoch > lease.epoch for reply in replies)
+    told = [m for m in agent.inbox.messages if hasattr(m, "epoch") and getattr(m, "job_id", "") == job.job_id]
+    assert [message for message in told if message.epoch <= lease.epoch] == [], "a stale owner spoke"
+
+
+async def test_a_coordinator_that_leaves_hands_its_jobs_over(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    running = await agent.lease(job.job_id)
+    first = await owner_of(connection, job)
+    assert coordinators.running[first].stop() == 0
+    await owner_of(connection, job, besides=first)
+    other = await agent.lease(job.job_id, slot=1)
+    assert other.start >= running.stop, "what runs was leased again"
+    hand_in(agent, running, results(running.start, running.stop))
+    hand_in(agent, other, results(other.start, other.stop))
+    await run_all(agent, job, 40 - (running.stop - running.start) - (other.stop - other.start))
+    assert sum(b - a for a, b in await fetch_all(connection, job)) == 40
+
+
+async def test_jobs_spread_when_a_coordinator_joins(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    jobs = [spec(ClientId("client-abcdefgh")) for _ in range(4)]
+    for job in jobs:
+        await submit(connection, job, 2)
+    coordinators.start("two")
+    inbox = Inbox()
+    await connection.subscribe(subjects.OWNERS, inbox)
+    await inbox.take(OwnerReport, lambda m: m.owner == "two" and len(m.jobs) == 2)
+    await inbox.take(OwnerReport, lambda m: m.owner == "one" and len(m.jobs) == 2)
+    listed = (await ask(connection, subjects.POOL, ListJobs(active_only=True))).jobs
+    assert {info.job_id for info in listed} == {job.job_id for job in jobs}
+    for job in jobs:
+        await run_all(agent, job, 2)
+        assert sum(b - a for a, b in await fetch_all(connection, job)) == 2
+
+
+async def test_another_leads_when_the_leader_dies(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    one = coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 2)
+    await agent.inbox.take(Assign, lambda a: a.spec is not None)
+    one.kill()
+    async with asyncio.timeout(40):
+        while True:
+            try:
+                answer = await connection.request(subjects.POOL, ListNodes(), 1.0)
+            except TimeoutError:
+                continue
+            if isinstance(answer, Nodes) and any(node.spec.name == "hand" for node in answer.nodes):
+                break
+    await submit(connection, spec(CLIENT), 2)
+    await run_all(agent, job, 2)
