@@ -125,7 +125,7 @@ def test_sessions_that_an_administrator_ends(server: Postgres, tmp_path: Path) -
             wait_for(lambda before=before: load.acknowledged > before + 10)  # type: ignore[misc]
             other._read("notes")  # type: ignore[attr-defined]
             with contextlib.suppress(Exception):
-                other._writer.raw.execute(  # type: ignore[attr-defined]
+                other._jobs.session.raw.execute(  # type: ignore[attr-defined]
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE application_name = 'fallow' AND pid <> pg_backend_pid()"
                 )
@@ -219,7 +219,7 @@ def test_many_jobs_in_few_sessions(server: Postgres, tmp_path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert not errors
-    connection = store._writer.raw  # type: ignore[attr-defined]
+    connection = store._jobs.session.raw  # type: ignore[attr-defined]
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fallow'"
     wait_for(lambda: connection.execute(count).fetchone()[0] <= 5)
     store.close()

@@ -45,7 +45,7 @@ def url(folder: Path) -> str:
 
 def connection_of(store: Store) -> sqlite3.Connection:
     """The one that it writes with."""
-    return store._writer._connection  # type: ignore[attr-defined, no-any-return]
+    return store._jobs.session._connection  # type: ignore[attr-defined, no-any-return]
 
 
 class TestSqlite(CoordinationConformance, StoreConformance):

@@ -76,6 +76,8 @@ class Database(Protocol):
     """To show to people."""
     upgrades_itself: bool
     """Whether opening an older schema brings it up to date: not where other coordinators may be at work."""
+    one_writer: bool
+    """Whether only one transaction writes at a time, whoever begins it."""
     errors: tuple[type[Exception], ...]
     """What the driver raises."""
 

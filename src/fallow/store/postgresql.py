@@ -191,6 +191,7 @@ class PostgresDatabase:
 
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
     upgrades_itself = False
+    one_writer = False
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)

@@ -129,6 +129,7 @@ class SqliteDatabase:
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error,)
     upgrades_itself = True
+    one_writer = True
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
