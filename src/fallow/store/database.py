@@ -25,6 +25,9 @@ class Session(Protocol):
     def run(self, name: str, values: Mapping[str, Any] = {}) -> list[Row]:
         """Run a statement and fetch all that it returns."""
 
+    def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        """What `run` returns for each of them, without waiting for one after another where the engine is far away."""
+
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Run a statement once for each row. What goes wrong may show with a later call of this transaction."""
 

@@ -100,6 +100,12 @@ class PostgresSession:
         cursor.execute(text, values)
         return cursor.fetchall() if text.startswith("SELECT") else []
 
+    def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        cursors = [self._connection.cursor(binary=True) for _ in rows]
+        for cursor, values in zip(cursors, rows, strict=True):
+            cursor.execute(self._statements[name], values)
+        return [cursor.fetchall() for cursor in cursors]
+
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if len(rows) == 1:
             self._connection.execute(self._statements[name], rows[0])

@@ -58,6 +58,9 @@ class SqliteSession:
     def run(self, name: str, values: Mapping[str, Any] = {}) -> list[Row]:
         return self._connection.execute(self._statements[name], values).fetchall()
 
+    def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        return [self.run(name, values) for values in rows]
+
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
             self._connection.executemany(self._statements[name], rows)
