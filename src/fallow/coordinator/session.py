@@ -24,7 +24,8 @@ MARGIN_S = 0.2
 
 class Session:
     """Renews until `close`. `lapsed` is awaited after a renewal that came too late, before the session is valid
-    again: whatever was owned may belong to others by now. A store that only one coordinator uses needs none of this (shared=False)."""
+    again: whatever was owned may belong to others by now. A store that only one coordinator uses needs none of this
+    (shared=False)."""
 
     def __init__(
         self,
