@@ -38,6 +38,9 @@ def up(
     slots: Annotated[int, typer.Option(min=0, help="Slots of the local node; 0: one per CPU.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the pool and of its local node; default: the host's.")] = "",
     store: Annotated[str, typer.Option(help="URL of the store; default: SQLite in the home folder.")] = "",
+    blobs: Annotated[
+        str, typer.Option(metavar="FOLDER|URL", help="Where blobs lie: s3://BUCKET/PREFIX?endpoint=URL, or a folder.")
+    ] = "",
     home: Home = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether this machine works for the pool.")] = True,
     nats: Annotated[str, typer.Option(metavar="TOKEN@HOST:PORT", help="Use a NATS server that runs already.")] = "",
@@ -53,7 +56,9 @@ def up(
     _set_home(home)
     from fallow.cli.up import UpOptions, run_up
 
-    options = UpOptions(listen=listen, slots=slots, name=name, store=store, agent=agent, nats=nats, verbose=verbose)
+    options = UpOptions(
+        listen=listen, slots=slots, name=name, store=store, blobs=blobs, agent=agent, nats=nats, verbose=verbose
+    )
     raise typer.Exit(run_up(options))
 
 

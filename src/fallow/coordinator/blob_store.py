@@ -27,6 +27,8 @@ LiveAmong = Callable[[Sequence[str]], Collection[str]]
 """Which of these digests some job needs: Store.live_among."""
 
 LOCAL_REMOVE_AFTER_S = 15.0
+NONCE_KEPT_S = 86_400.0
+"""A coordinator that is alive renews its file far more often."""
 _READ_BYTES = 4 << 20
 
 
@@ -44,6 +46,9 @@ class BlobStore(Protocol):
 
     def prepare(self, pool_id: str) -> None:
         """Check that blobs can be put and got here, for this pool. Raises FallowError in words."""
+
+    def renew(self) -> None:
+        """Show that this coordinator is still there. Called now and then."""
 
     async def start(self) -> None:
         """Serve, where that is up to us."""
@@ -103,11 +108,13 @@ class FolderBlobs:
         self._server: BlobServer | None = None
 
     def prepare(self, pool_id: str) -> None:
-        """Leaves a file that shows a client that it sees the same file system; those of dead coordinators go."""
+        """Leaves a file that shows a client that it sees the same file system; those of long dead coordinators go."""
         try:
             self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for old in self._path.glob(".fallow-*"):
-                old.unlink(missing_ok=True)
+            for old in self._path.glob(".fallow-*"):  # others may use the same folder
+                with contextlib.suppress(FileNotFoundError):
+                    if old.stat().st_mtime < time.time() - NONCE_KEPT_S:
+                        old.unlink()
             descriptor = os.open(self._nonce_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(descriptor, self.nonce.encode())
             os.close(descriptor)
@@ -119,6 +126,10 @@ class FolderBlobs:
     @property
     def _nonce_file(self) -> Path:
         return self._path / f".fallow-{self.nonce}"
+
+    def renew(self) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self._nonce_file)
 
     async def start(self) -> None:
         from fallow.coordinator.blob_server import BlobServer

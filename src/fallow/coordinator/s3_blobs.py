@@ -121,6 +121,9 @@ class S3Blobs:
             obstore.put(self._store, POOL_ID, pool_id.encode())
             return bytes(obstore.get(self._store, POOL_ID).bytes()).decode()
 
+    def renew(self) -> None:
+        """There is nothing of one coordinator in the bucket."""
+
     async def start(self) -> None:
         """The service serves."""
 
@@ -161,11 +164,16 @@ class S3Blobs:
     # ------------------------------------------------------------ deleting
 
     def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> int:
-        before = self._clock() - self.remove_after_s
-        return sum(self._put_aside(digest, before) for digest in digests if not needed(digest))
+        with self._worded("delete"):
+            before = self._clock() - self.remove_after_s
+            return sum(self._put_aside(digest, before) for digest in digests if not needed(digest))
 
     def collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         """`older_than_s` below S3_SKIP_S + COMMIT_WITHIN_S is taken for that."""
+        with self._worded("delete"):
+            return self._collect(live_among, older_than_s)
+
+    def _collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         now = self._clock()
         before = now - max(older_than_s, self.remove_after_s)
         deleted = 0
