@@ -111,6 +111,34 @@ def test_a_pool_outgrows_sqlite_while_a_job_runs(make_pool: Callable[..., Pool],
     assert read.stdout.strip() == str([number * number for number in range(36)]), read.stderr
 
 
+def refused(pool: Pool) -> str:
+    """What a pool says that does not start."""
+    try:
+        pool.launch()
+        assert pool.process is not None
+        assert pool.process.wait(90) == 1
+        assert "Traceback" not in pool.said()
+        pool.assert_nothing_left()
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"it did not end: {pool.said()}")
+    finally:
+        pool.close()
+    return " ".join(pool.said().split())
+
+
+def test_two_pools_on_one_database(make_pool: Callable[..., Pool], postgres: Postgres, tmp_path: Path) -> None:
+    shared = ("--store", postgres.url("e2e_shared"), "--no-agent")
+    first = make_pool(name="first", arguments=shared)
+    other = tmp_path / "other"
+    assert "this store is in use by another pool" in refused(Pool(other, *shared))
+    own = make_pool(name="other", arguments=("--store", postgres.url("e2e_own"), "--no-agent"))
+    own.stop()
+    first.stop()
+    said = refused(Pool(other, *shared))
+    assert "belongs to the pool" in said
+    assert "To leave the old pool for good, delete" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -127,16 +155,6 @@ def test_what_is_wrong_ends_the_start_in_words(
     arguments: Callable[[Postgres, Seaweed], tuple[str, ...]],
     words: str,
 ) -> None:
-    pool = Pool(tmp_path / "home", *arguments(postgres, seaweed), "--no-agent")
-    try:
-        pool.launch()
-        assert pool.process is not None
-        assert pool.process.wait(90) == 1
-        assert words in " ".join(pool.said().split())
-        assert "guessed" not in pool.said()
-        assert "Traceback" not in pool.said()
-        pool.assert_nothing_left()
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"it did not end: {pool.said()}")
-    finally:
-        pool.close()
+    said = refused(Pool(tmp_path / "home", *arguments(postgres, seaweed), "--no-agent"))
+    assert words in said
+    assert "guessed" not in said

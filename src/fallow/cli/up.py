@@ -193,6 +193,7 @@ def _coordinator_body(
     embedded: bool,
     http: tuple[str, int] = (LOOPBACK, 0),
     blobs_elsewhere: str = "",
+    identity: Path | None = None,
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.coordinator.main import CoordinatorOptions, run_coordinator
@@ -207,6 +208,7 @@ def _coordinator_body(
             http_port=http[1],
             ready=ready,
             blobs=blobs_elsewhere,
+            identity=identity,
         )
         return _in_words(lambda: run_coordinator(options))
 
@@ -299,7 +301,9 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
         http = (advertised_host(host), http_port(host, wanted))
-        coordinator = _coordinator_body(address, store, blobs, name, False, http, options.blobs)
+        coordinator = _coordinator_body(
+            address, store, blobs, name, False, http, options.blobs, state / "pool-id" if options.store else None
+        )
         supervisor.add(Service(COORDINATOR, logged(COORDINATOR, "coordinator.log", coordinator), grace_s=8.0))
         if options.agent:
             agent = _agent_body(address, name, options.slots, home / "agent", False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import platform
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fallow.model.errors import FallowError
 from fallow.model.ids import JobId, PoolId, new_id
-from fallow.store.protocol import StoreError
+from fallow.store.protocol import Store, StoreError, WrongPool
 from fallow.wire.address import PoolAddress
 from fallow.wire.messages import PoolInfo
 
@@ -34,7 +35,7 @@ EMBEDDED_HTTP_DELAY_S = 5.0
 @dataclass(frozen=True)
 class CoordinatorOptions:
     """store_url: 'sqlite:///path' or 'postgresql://...'. blobs: 's3://...' or a folder; '': blob_dir. ready: called
-    once when clients can be served."""
+    once when clients can be served. identity: a file that remembers which pool this coordinator belongs to."""
 
     address: PoolAddress
     store_url: str
@@ -46,6 +47,7 @@ class CoordinatorOptions:
     owner_name: str = ""
     ready: Callable[[], None] | None = None
     blobs: str = ""
+    identity: Path | None = None
 
 
 def run_coordinator(options: CoordinatorOptions) -> int:
@@ -104,8 +106,8 @@ async def _serve(options: CoordinatorOptions) -> None:
         connecting.cancel()
         store.close()
         raise
-    pool_id = store.pool_id(PoolId(new_id("pool", os.urandom)))
     try:
+        pool_id = _identify(store, options.identity)
         await loop.run_in_executor(None, blobs.prepare, pool_id)
     except BaseException:
         await connection.close()
@@ -122,8 +124,17 @@ async def _serve(options: CoordinatorOptions) -> None:
             await service.session_lapsed()
 
     owner = options.owner_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    session = Session(store, owner, loop, session_lapsed, shared=not options.store_url.startswith("sqlite"))
+    session = Session(
+        store,
+        owner,
+        loop,
+        session_lapsed,
+        shared=not options.store_url.startswith("sqlite"),
+        pool_mark=pool_mark(options.address.secret),
+    )
     await session.start()
+    if options.identity is not None:
+        options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
     journal = Journal(store, loop, lost_ownership)
     context = Context(
         connection=connection,
@@ -179,6 +190,20 @@ async def _serve(options: CoordinatorOptions) -> None:
         await session.close()
         context.reader.shutdown(wait=False)
         store.close()
+
+
+def _identify(store: Store, remembered: Path | None) -> PoolId:
+    """The pool that the store belongs to: the one that this coordinator belongs to. Raises WrongPool."""
+    known = remembered.read_text().strip() if remembered is not None and remembered.exists() else ""
+    try:
+        return store.pool_id(PoolId(known or new_id("pool", os.urandom)), PoolId(known) if known else None)
+    except WrongPool as error:
+        raise WrongPool(f"{error} To leave the old pool for good, delete {remembered}.") from error
+
+
+def pool_mark(secret: str) -> str:
+    """Stands for a pool's secret where others may read it."""
+    return hashlib.blake2b(secret.encode(), digest_size=8, person=b"fallow pool mark").hexdigest()
 
 
 async def _serve_blobs(blobs: BlobStore, embedded: bool) -> None:
