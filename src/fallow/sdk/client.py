@@ -16,12 +16,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fallow.model.errors import PoolUnreachable
-from fallow.model.ids import ClientId, JobId, new_id
+from fallow.model.ids import ClientId, Digest, JobId, new_id
 from fallow.sdk.pool import FoundPool, find_pool, pool_ended, remember_for_children
 
 if TYPE_CHECKING:
     from fallow.model.job import Blob
     from fallow.sdk.transport import LoopThread, Transport
+    from fallow.wire.blob_files import BlobFiles
     from fallow.wire.messages import Msg, PoolInfo
 
 REQUEST_S = 2.0
@@ -57,9 +58,14 @@ class Attached(Protocol):
 class BlobPort(Protocol):
     """See wire.blobs.BlobClient; called on the loop."""
 
-    async def put_segments(self, segments: list[Any]) -> Blob: ...
+    @property
+    def local_files(self) -> BlobFiles | None: ...
 
-    async def put_file(self, path: Any) -> Blob: ...
+    async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob: ...
+
+    async def put_file(self, path: Any, *, durable: bool = True) -> Blob: ...
+
+    async def sync(self, digests: Any) -> None: ...
 
     async def fetch(self, blob: Blob) -> Any: ...
 
@@ -80,6 +86,8 @@ class Client:
         self.blobs: BlobPort
         self.found: FoundPool | None = None
         self.last_output = 0.0
+        self.unsynced: set[Digest] = set()
+        """Blobs of fallow.put and fallow.File: only a detached job may need them after a loss of power."""
         self.executors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._bridge = bridge
         self._opened: Future[None] = Future()
@@ -108,6 +116,12 @@ class Client:
         self.thread.call(fn, *args)
 
     # ------------------------------------------------------------ on the loop
+
+    async def sync_blobs(self) -> None:
+        """Before a detached job may refer to it: what was shipped so far is durable."""
+        if digests := list(self.unsynced):
+            await self.blobs.sync(digests)
+            self.unsynced.difference_update(digests)
 
     def spawn(self, work: Any) -> asyncio.Future[Any]:
         """Start a coroutine; it is kept until it ends."""
