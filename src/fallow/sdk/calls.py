@@ -436,7 +436,7 @@ class Calls:
         was_open = self._state == "open"
         self._fail_all(JobCancelled(f"{self.name} was aborted."))
         if was_open:
-            self.client.spawn(self.client.cancel_job(self.job_id, "aborted"))
+            self.client.cancel_soon(self.job_id, "aborted")
 
     def _notify_idle(self, idle: Future[None]) -> None:
         self._idle.append(idle)
@@ -459,7 +459,7 @@ class Calls:
             if self._printer is not None:
                 self._printer.end(self.client)
             if was_open:
-                self.client.spawn(self.client.cancel_job(self.job_id, "no more calls"))
+                self.client.cancel_soon(self.job_id, "no more calls")
 
 
 def _encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
