@@ -79,7 +79,7 @@ class Seaweed:
                     f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=20",
                     "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
                     "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={self._home / 's3.json'}",
-                    "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-master.telemetry=false",
+                    "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
                 ],
                 stdout=log, stderr=log, cwd=self._home, start_new_session=True,
             )  # fmt: skip

@@ -191,6 +191,8 @@ class Calls:
                 pages, size = [], 0
         if pages:
             self._send(pages)
+        elif self._idle or self._closing:
+            self._maybe_idle()  # all that was queued has been cancelled
 
     def _next_page(self, most: int) -> InputPage | None:
         """Take up to `most` queued calls as one page; None where nothing came of it that can be sent now."""
