@@ -53,6 +53,8 @@ class UpOptions(Struct, frozen=True):
     name: str = ""
     store: str = ""
     """URL of the store; '': SQLite in the home folder."""
+    blobs: str = ""
+    """A folder, or s3://...; '': in the home folder."""
     agent: bool = True
     nats: str = ""
     """TOKEN@HOST:PORT of a NATS server that runs already; '': start one."""
@@ -184,7 +186,14 @@ class HomeLock:
 
 
 def _coordinator_body(
-    address: PoolAddress, store: str, blobs: Path, name: str, embedded: bool, http: tuple[str, int] = (LOOPBACK, 0)
+    address: PoolAddress,
+    store: str,
+    blobs: Path,
+    name: str,
+    embedded: bool,
+    http: tuple[str, int] = (LOOPBACK, 0),
+    blobs_elsewhere: str = "",
+    identity: Path | None = None,
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.coordinator.main import CoordinatorOptions, run_coordinator
@@ -198,6 +207,8 @@ def _coordinator_body(
             http_host=http[0],
             http_port=http[1],
             ready=ready,
+            blobs=blobs_elsewhere,
+            identity=identity,
         )
         return _in_words(lambda: run_coordinator(options))
 
@@ -290,7 +301,9 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
         http = (advertised_host(host), http_port(host, wanted))
-        coordinator = _coordinator_body(address, store, blobs, name, False, http)
+        coordinator = _coordinator_body(
+            address, store, blobs, name, False, http, options.blobs, state / "pool-id" if options.store else None
+        )
         supervisor.add(Service(COORDINATOR, logged(COORDINATOR, "coordinator.log", coordinator), grace_s=8.0))
         if options.agent:
             agent = _agent_body(address, name, options.slots, home / "agent", False)
