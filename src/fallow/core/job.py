@@ -353,7 +353,9 @@ class JobProgress(Progress):
         return lease
 
     def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
-        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed."""
+        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed. Which
+        task was in progress is known from the last heartbeat; of a lease begun since then it is taken to be the
+        first that was not handed in, which counts as run again but is blamed for nothing."""
         effects: list[Effect] = []
         for slot in [s for s in self.pulls if s[0] == node]:
             del self.pulls[slot]
@@ -361,9 +363,14 @@ class JobProgress(Progress):
             del self.pull_seqs[slot]
             self.last_size.pop(slot, None)
             self.rates.pop(slot, None)
+        begun = {tokens[0] for slot, tokens in self.by_slot.items() if slot[0] == node}
         for lease in [x for x in self.leases.values() if x.node == node]:
             index = lease.index
-            if index in lease.pending and not lease.doubled:
+            if lease.doubled or not lease.pending:
+                pass
+            elif index not in lease.pending:
+                self.retried += lease.token in begun
+            else:
                 self.node_losses += 1
                 self.retried += 1
                 losses = self.failures.node_lost(index)
