@@ -250,6 +250,28 @@ async def test_calls_are_answered_once_and_survive_the_owner(
     assert seen == [1, 2]
 
 
+async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client_lacks_it(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    inbox = Inbox()
+    await connection.subscribe(subjects.client(CLIENT), inbox)
+    job = spec(CLIENT, JobKind.CALLS)
+    await submit(connection, job)
+    subject = subjects.job(job.job_id)
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
+    hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
+    await agent.inbox.take(HandInAck)
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 2),)))
+    hand_in(agent, await agent.lease(job.job_id), results(1, 2))
+    answer = await inbox.take(CallResults)
+    assert [(p.start, p.stop) for p in answer.pages] == [(1, 2)], "the first was told by the agent"
+    connection.send(subject, SyncCalls(job.job_id, CLIENT, ((0, 1),)))
+    answer = await inbox.take(CallResults)
+    assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)]
+
+
 async def test_cancelled_job_revokes_and_ends(coordinator: CoordinatorProcess, connection: Connection) -> None:
     agent = HandAgent(connection, "hand")
     await agent.start()

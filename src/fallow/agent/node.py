@@ -36,6 +36,7 @@ from fallow.wire.messages import (
     Beat,
     BeatAck,
     Bye,
+    CallResults,
     HandIn,
     HandInAck,
     Held,
@@ -112,6 +113,13 @@ class Node:
             self.link.send(subject, message)
 
     def _send_hand_in(self, hand_in: HandIn) -> None:
+        if hand_in.told and self.link is not None and (job := self.jobs.get(hand_in.job_id)) is not None:
+            epoch = self.jobs.epoch(hand_in.job_id)
+            results = CallResults(hand_in.job_id, epoch, hand_in.results, ())
+            self.link.send_together(
+                (subjects.client(job.spec.client_id), results), (subjects.job(hand_in.job_id), hand_in)
+            )
+            return
         self.send(subjects.job(hand_in.job_id), hand_in)
 
     async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:
@@ -213,10 +221,10 @@ class Node:
 
     async def _keep_house(self) -> None:
         """What may take a while, and can wait until the node is at work."""
-        if self.embedded:
-            return
         await asyncio.sleep(HOUSEKEEPING_AFTER_S)
         await asyncio.to_thread(prune_modules, self._home / "modules")
+        if self.embedded:
+            return
         found = await find_pythons()
         if found:
             self.pythons.update(found)

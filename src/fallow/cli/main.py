@@ -38,6 +38,9 @@ def up(
     slots: Annotated[int, typer.Option(min=0, help="Slots of the local node; 0: one per CPU.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the pool and of its local node; default: the host's.")] = "",
     store: Annotated[str, typer.Option(help="URL of the store; default: SQLite in the home folder.")] = "",
+    blobs: Annotated[
+        str, typer.Option(metavar="FOLDER|URL", help="Where blobs lie: s3://BUCKET/PREFIX?endpoint=URL, or a folder.")
+    ] = "",
     home: Home = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether this machine works for the pool.")] = True,
     nats: Annotated[str, typer.Option(metavar="TOKEN@HOST:PORT", help="Use a NATS server that runs already.")] = "",
@@ -53,7 +56,9 @@ def up(
     _set_home(home)
     from fallow.cli.up import UpOptions, run_up
 
-    options = UpOptions(listen=listen, slots=slots, name=name, store=store, agent=agent, nats=nats, verbose=verbose)
+    options = UpOptions(
+        listen=listen, slots=slots, name=name, store=store, blobs=blobs, agent=agent, nats=nats, verbose=verbose
+    )
     raise typer.Exit(run_up(options))
 
 
@@ -301,6 +306,86 @@ def run(
         as_json=as_json,
     )
     raise typer.Exit(run_target(target, list(context.args), tail, options))
+
+
+store_app = typer.Typer(help="Move, upgrade, back up and restore what a pool knows.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The store; default: SQLite in the home folder.")]
+Blobs = Annotated[str, typer.Option("--blobs", metavar="FOLDER|URL", help="The blobs; default: in the home folder.")]
+WithBlobs = Annotated[bool, typer.Option("--with-blobs/--no-blobs", help="Whether blobs are copied too.")]
+
+
+@store_app.command("migrate")
+def store_migrate(
+    target: Annotated[str, typer.Option("--to", metavar="URL", help="An empty store.")],
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="Default: SQLite in the home folder.")] = "",
+    home: Home = None,
+) -> None:
+    """Move a pool to another store while its coordinators are stopped. What was cut short is run again.
+
+    \b
+    Example:
+      fallow store migrate --from sqlite:////var/lib/fallow/pool.db --to postgresql://fallow:SECRET@db/fallow
+    """
+    _set_home(home)
+    from fallow.cli.store import run_migrate
+
+    run_migrate(source, target)
+
+
+@store_app.command("upgrade")
+def store_upgrade(store: StoreUrl = "", home: Home = None) -> None:
+    """Bring the store's schema up to date while its coordinators are stopped.
+
+    \b
+    Example:
+      fallow store upgrade --store postgresql://fallow:SECRET@db/fallow
+    """
+    _set_home(home)
+    from fallow.cli.store import run_upgrade
+
+    run_upgrade(store)
+
+
+@store_app.command("backup")
+def store_backup(
+    file: Annotated[Path, typer.Option("--to", metavar="FILE", help="Blobs go to FILE.blobs, only new ones.")],
+    store: StoreUrl = "",
+    blobs: Blobs = "",
+    with_blobs: WithBlobs = True,
+    home: Home = None,
+) -> None:
+    """Write all that the pool knows, as of one moment, to a file, while it works on.
+
+    \b
+    Example:
+      fallow store backup --to /mnt/safe/pool.backup
+    """
+    _set_home(home)
+    from fallow.cli.store import run_backup
+
+    run_backup(store, blobs, file, with_blobs)
+
+
+@store_app.command("restore")
+def store_restore(
+    file: Annotated[Path, typer.Option("--from", metavar="FILE", help="As `fallow store backup` wrote it.")],
+    store: StoreUrl = "",
+    blobs: Blobs = "",
+    with_blobs: WithBlobs = True,
+    home: Home = None,
+) -> None:
+    """Fill an empty store, and its blobs, from a backup.
+
+    \b
+    Example:
+      fallow store restore --from /mnt/safe/pool.backup --store postgresql://fallow:SECRET@db/fallow
+    """
+    _set_home(home)
+    from fallow.cli.store import run_restore
+
+    run_restore(file, store, blobs, with_blobs)
 
 
 @app.callback(invoke_without_command=True)

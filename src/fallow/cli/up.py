@@ -24,7 +24,7 @@ from fallow.cli.nats_server import (
     start_server,
     wait_until_serving,
 )
-from fallow.cli.processes import Child, fork_child
+from fallow.cli.processes import Child, fork_child, is_writable
 from fallow.cli.supervisor import Service, ServiceFailed, Supervisor
 from fallow.model.errors import FallowError, PoolAddressError, SettingError
 from fallow.wire.address import (
@@ -53,6 +53,8 @@ class UpOptions(Struct, frozen=True):
     name: str = ""
     store: str = ""
     """URL of the store; '': SQLite in the home folder."""
+    blobs: str = ""
+    """A folder, or s3://...; '': in the home folder."""
     agent: bool = True
     nats: str = ""
     """TOKEN@HOST:PORT of a NATS server that runs already; '': start one."""
@@ -184,7 +186,14 @@ class HomeLock:
 
 
 def _coordinator_body(
-    address: PoolAddress, store: str, blobs: Path, name: str, embedded: bool, http: tuple[str, int] = (LOOPBACK, 0)
+    address: PoolAddress,
+    store: str,
+    blobs: Path,
+    name: str,
+    embedded: bool,
+    http: tuple[str, int] = (LOOPBACK, 0),
+    blobs_elsewhere: str = "",
+    identity: Path | None = None,
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.coordinator.main import CoordinatorOptions, run_coordinator
@@ -198,6 +207,8 @@ def _coordinator_body(
             http_host=http[0],
             http_port=http[1],
             ready=ready,
+            blobs=blobs_elsewhere,
+            identity=identity,
         )
         return _in_words(lambda: run_coordinator(options))
 
@@ -205,12 +216,12 @@ def _coordinator_body(
 
 
 def _agent_body(
-    address: PoolAddress, name: str, slots: int, home: Path, embedded: bool
+    address: PoolAddress, name: str, slots: int, home: Path, scratch: Path | None = None
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.agent.main import AgentOptions, run_agent
 
-        options = AgentOptions(address=address, name=name, slots=slots, home=home, embedded=embedded, ready=ready)
+        options = AgentOptions(address, name, slots, home, scratch is not None, ready, scratch)
         return _in_words(lambda: run_agent(options))
 
     return body
@@ -290,10 +301,12 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
         http = (advertised_host(host), http_port(host, wanted))
-        coordinator = _coordinator_body(address, store, blobs, name, False, http)
+        coordinator = _coordinator_body(
+            address, store, blobs, name, False, http, options.blobs, state / "pool-id" if options.store else None
+        )
         supervisor.add(Service(COORDINATOR, logged(COORDINATOR, "coordinator.log", coordinator), grace_s=8.0))
         if options.agent:
-            agent = _agent_body(address, name, options.slots, home / "agent", False)
+            agent = _agent_body(address, name, options.slots, home / "agent")
             supervisor.add(Service(AGENT, logged(AGENT, "agent.log", agent), grace_s=10.0, needed=False))
         _announce_when_ready(supervisor, options, address, public, host, name, say)
         supervisor.run()
@@ -431,7 +444,11 @@ def _start_embedded(supervisor: Supervisor, folder: Path, options: EmbeddedOptio
     blobs.mkdir(mode=0o700)
     close = supervisor.child_fds
     coordinator = _coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True)
-    agent = _agent_body(address, socket.gethostname(), options.slots, options.home / "agent", True)
+    # Environments outlive the pool, and so does the node's identity; all else is in the pool's own folder.
+    home = options.home / "agent"
+    if not is_writable(home):
+        home = folder / "home"
+    agent = _agent_body(address, socket.gethostname(), options.slots, home, folder / "agent")
 
     server = Service(NATS, lambda: start_server(folder, host, port, token, close=close()), grace_s=0.0)
     supervisor.add(server)

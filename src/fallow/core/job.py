@@ -388,9 +388,12 @@ class JobProgress(Progress):
         return lease
 
     def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
-        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed."""
+        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed. Which
+        task was in progress is known from the last heartbeat; of a lease begun since then it is taken to be the
+        first that was not handed in, which counts as run again but is blamed for nothing."""
         effects: list[Effect] = []
         leases = self._leases_of(node)
+        begun = {self.by_slot[lease.slot][0] for lease in leases}
         for number in self._slots_of.pop(node, ()):
             slot = (node, number)
             self._drop_pull(slot)
@@ -399,7 +402,11 @@ class JobProgress(Progress):
             self.rates.pop(slot, None)
         for lease in leases:
             index = lease.index
-            if index in lease.pending and not lease.doubled:
+            if lease.doubled or not lease.pending:
+                pass
+            elif index not in lease.pending:
+                self.retried += lease.token in begun
+            else:
                 self.node_losses += 1
                 self.retried += 1
                 losses = self.failures.node_lost(index)

@@ -69,6 +69,8 @@ class BlobPort(Protocol):
 
     async def fetch(self, blob: Blob) -> Any: ...
 
+    async def close(self) -> None: ...
+
 
 class Client:
     """Connected, or on its way to be: `ready()` waits. Methods in the first part are for any thread."""
@@ -79,6 +81,8 @@ class Client:
         self.pid = os.getpid()
         self.closed = False
         self.attached: dict[JobId, Attached] = {}
+        self.cancelling: dict[JobId, str] = {}
+        """Jobs whose end is asked for and not confirmed yet, with the reason: the script may end meanwhile."""
         self.info: PoolInfo
         self.transport: Transport
         self.blobs: BlobPort
@@ -289,6 +293,14 @@ class Client:
                 return max(1, self.info.slots)
             time.sleep(0.02)
 
+    def cancel_soon(self, job_id: JobId, reason: str) -> None:
+        """Ask for the end of a job without waiting for it; should the script end first, `close` asks instead."""
+        self.cancelling[job_id] = reason
+        if not self.closed:
+            self.spawn(self.cancel_job(job_id, reason)).add_done_callback(
+                lambda asked: None if asked.cancelled() else self.cancelling.pop(job_id, None)
+            )
+
     async def cancel_job(self, job_id: JobId, reason: str, patience_s: float = 10.0) -> None:
         """Ask for the end of a job, without minding how it goes: a job whose client is gone ends by itself."""
         from fallow.model.errors import FallowError
@@ -320,16 +332,17 @@ class Client:
             self._ticker.cancel()
         jobs = list(self.attached.values())
         if cancel and hasattr(self, "transport"):
-            for start in range(0, len(jobs), 64):
-                part = [
-                    self.cancel_job(job.job_id, "its script ended", EXIT_CANCEL_S) for job in jobs[start : start + 64]
-                ]
+            reasons = [*({job.job_id: "its script ended" for job in jobs} | self.cancelling).items()]
+            for start in range(0, len(reasons), 64):
+                part = [self.cancel_job(job_id, why, EXIT_CANCEL_S) for job_id, why in reasons[start : start + 64]]
                 await asyncio.gather(*part, return_exceptions=True)
         for job in jobs:
             job.pool_closed(error)
         for task in asyncio.all_tasks():
             if task is not asyncio.current_task():
                 task.cancel()
+        if hasattr(self, "blobs"):
+            await self.blobs.close()
         if hasattr(self, "transport"):
             await self.transport.close()
 

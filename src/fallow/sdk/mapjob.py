@@ -292,5 +292,5 @@ class MapJob:
             self.printer.end(self.client)
         if self.progress is not None:
             self.progress.close()
-        if cancel and not self.client.closed:
-            self.client.spawn(self.client.cancel_job(self.job_id, reason))
+        if cancel:
+            self.client.cancel_soon(self.job_id, reason)

@@ -23,6 +23,7 @@ CREATE TABLE jobs (
   consumed BIGINT NOT NULL,
   retried BIGINT NOT NULL,
   inputs_below BIGINT NOT NULL,
+  failed BIGINT DEFAULT '0' NOT NULL,
   PRIMARY KEY (number)
 )
 
@@ -104,6 +105,9 @@ CREATE TABLE job_blobs (
 )
 
 -- name: schema
+CREATE INDEX job_blobs_by_digest ON job_blobs (digest)
+
+-- name: schema
 CREATE TABLE job_specs (
   job BIGINT NOT NULL,
   spec BYTEA NOT NULL,
@@ -146,7 +150,7 @@ CREATE INDEX result_blobs ON result_pages (digest) WHERE NOT inline
 CREATE INDEX result_order ON result_pages (job, seq, start)
 
 -- name: schema
-INSERT INTO alembic_version (version_num) VALUES ('0002')
+INSERT INTO alembic_version (version_num) VALUES ('0003')
 
 -- name: revision
 SELECT alembic_version.version_num
@@ -164,6 +168,15 @@ FROM meta
 -- name: put_meta
 INSERT INTO meta (name, value) VALUES (%(name)s::VARCHAR COLLATE "C", %(value)s::VARCHAR) ON CONFLICT DO NOTHING
 
+-- name: drop_meta
+DELETE FROM meta WHERE meta.name = %(note)s::VARCHAR COLLATE "C"
+
+-- name: raise_epochs
+UPDATE jobs SET epoch=(jobs.epoch + %(by)s::BIGINT)
+
+-- name: raise_terms
+UPDATE leaderships SET term=(leaderships.term + %(by)s::BIGINT), until_unix_s=0.0
+
 -- name: live_digests
 SELECT input_pages.digest
 FROM input_pages
@@ -172,13 +185,22 @@ FROM result_pages
 WHERE NOT result_pages.inline UNION SELECT job_blobs.digest
 FROM job_blobs
 
+-- name: live_among
+SELECT input_pages.digest
+FROM input_pages
+WHERE NOT input_pages.inline AND input_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT result_pages.digest
+FROM result_pages
+WHERE NOT result_pages.inline AND result_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT job_blobs.digest
+FROM job_blobs
+WHERE job_blobs.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT)))
+
 -- name: owned
 SELECT jobs.job_id, jobs.number, jobs.epoch, jobs.owner, jobs.inputs_below
 FROM jobs
 WHERE jobs.job_id = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(ids)s::VARCHAR AS JSON)) AS TEXT))) ORDER BY jobs.job_id FOR UPDATE
 
 -- name: create_job
-INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below) VALUES (%(job_id)s::VARCHAR COLLATE "C", %(name)s::VARCHAR COLLATE "C", %(state)s::VARCHAR, %(owner)s::VARCHAR COLLATE "C", %(epoch)s::BIGINT, %(reason)s::VARCHAR, %(total)s::BIGINT, %(created_unix_s)s, %(ended_unix_s)s, %(nodes)s, %(input_error)s::VARCHAR, %(consumed)s::BIGINT, %(retried)s::BIGINT, %(inputs_below)s::BIGINT)
+INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below, failed) VALUES (%(job_id)s::VARCHAR COLLATE "C", %(name)s::VARCHAR COLLATE "C", %(state)s::VARCHAR, %(owner)s::VARCHAR COLLATE "C", %(epoch)s::BIGINT, %(reason)s::VARCHAR, %(total)s::BIGINT, %(created_unix_s)s, %(ended_unix_s)s, %(nodes)s, %(input_error)s::VARCHAR, %(consumed)s::BIGINT, %(retried)s::BIGINT, %(inputs_below)s::BIGINT, %(failed)s::BIGINT)
 
 -- name: number
 SELECT jobs.number
@@ -192,7 +214,7 @@ INSERT INTO job_specs (job, spec) VALUES (%(job)s::BIGINT, %(spec)s) ON CONFLICT
 INSERT INTO job_blobs (job, digest) VALUES (%(job)s::BIGINT, %(digest)s::VARCHAR COLLATE "C") ON CONFLICT DO NOTHING
 
 -- name: set_job
-UPDATE jobs SET state=coalesce(%(new_state)s::VARCHAR, jobs.state), reason=coalesce(%(new_reason)s::VARCHAR, jobs.reason), total=coalesce(%(new_total)s::BIGINT, jobs.total), ended_unix_s=coalesce(%(new_ended_unix_s)s, jobs.ended_unix_s), nodes=coalesce(%(new_nodes)s, jobs.nodes), input_error=coalesce(%(new_input_error)s::VARCHAR, jobs.input_error), consumed=coalesce(%(new_consumed)s::BIGINT, jobs.consumed), retried=coalesce(%(new_retried)s::BIGINT, jobs.retried) WHERE jobs.number = %(job)s::BIGINT
+UPDATE jobs SET state=coalesce(%(new_state)s::VARCHAR, jobs.state), reason=coalesce(%(new_reason)s::VARCHAR, jobs.reason), total=coalesce(%(new_total)s::BIGINT, jobs.total), ended_unix_s=coalesce(%(new_ended_unix_s)s, jobs.ended_unix_s), nodes=coalesce(%(new_nodes)s, jobs.nodes), input_error=coalesce(%(new_input_error)s::VARCHAR, jobs.input_error), consumed=coalesce(%(new_consumed)s::BIGINT, jobs.consumed), retried=coalesce(%(new_retried)s::BIGINT, jobs.retried), failed=coalesce(%(new_failed)s::BIGINT, jobs.failed) WHERE jobs.number = %(job)s::BIGINT
 
 -- name: set_inputs_below
 UPDATE jobs SET inputs_below=%(below)s::BIGINT WHERE jobs.number = %(job)s::BIGINT
@@ -230,17 +252,17 @@ WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed
 DELETE FROM jobs WHERE jobs.number = %(job)s::BIGINT
 
 -- name: get_job
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C"
 
 -- name: list_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number ORDER BY jobs.number DESC
  LIMIT %(count)s::BIGINT OFFSET 0
 
 -- name: list_active_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.state IN ('open', 'running') ORDER BY jobs.number DESC
  LIMIT %(count)s::BIGINT OFFSET 0

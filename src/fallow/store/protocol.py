@@ -83,6 +83,7 @@ class SetJob(Op, frozen=True):
     input_error: str | None = None
     consumed: int | None = None
     retried: int | None = None
+    failed: int | None = None
 
 
 class PutInputPage(Op, frozen=True):
@@ -182,6 +183,7 @@ class StoredJob(Struct, frozen=True):
     consumed: int
     """Index (ordered) below which an attached client has everything."""
     retried: int
+    failed: int = 0
 
 
 class PageIndex(Struct, frozen=True, array_like=True):
@@ -271,6 +273,9 @@ class Store(Protocol):
 
     def list_nodes(self) -> list[tuple[NodeSpec, float, str]]:
         """(spec, unix time of the last PutNode, state)"""
+
+    def live_among(self, digests: Sequence[str]) -> set[str]:
+        """Those of these that live_digests has."""
 
     def live_digests(self) -> set[str]:
         """Digests in the blob store that some job still needs (pages that are not inline, functions, modules)."""

@@ -23,6 +23,7 @@ CREATE TABLE jobs (
   consumed BIGINT NOT NULL,
   retried BIGINT NOT NULL,
   inputs_below BIGINT NOT NULL,
+  failed BIGINT DEFAULT '0' NOT NULL,
   PRIMARY KEY (number)
 )
 
@@ -104,6 +105,9 @@ CREATE TABLE job_blobs (
 )
 
 -- name: schema
+CREATE INDEX job_blobs_by_digest ON job_blobs (digest)
+
+-- name: schema
 CREATE TABLE job_specs (
   job INTEGER NOT NULL,
   spec BLOB NOT NULL,
@@ -146,7 +150,7 @@ CREATE INDEX result_blobs ON result_pages (digest) WHERE NOT inline
 CREATE INDEX result_order ON result_pages (job, seq, start)
 
 -- name: schema
-INSERT INTO alembic_version (version_num) VALUES ('0002')
+INSERT INTO alembic_version (version_num) VALUES ('0003')
 
 -- name: revision
 SELECT alembic_version.version_num
@@ -164,6 +168,15 @@ FROM meta
 -- name: put_meta
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING
 
+-- name: drop_meta
+DELETE FROM meta WHERE meta.name = :note
+
+-- name: raise_epochs
+UPDATE jobs SET epoch=(jobs.epoch + :by)
+
+-- name: raise_terms
+UPDATE leaderships SET term=(leaderships.term + :by), until_unix_s=0.0
+
 -- name: live_digests
 SELECT input_pages.digest
 FROM input_pages
@@ -172,13 +185,22 @@ FROM result_pages
 WHERE NOT result_pages.inline UNION SELECT job_blobs.digest
 FROM job_blobs
 
+-- name: live_among
+SELECT input_pages.digest
+FROM input_pages
+WHERE NOT input_pages.inline AND input_pages.digest IN (SELECT value FROM json_each(:digests)) UNION SELECT result_pages.digest
+FROM result_pages
+WHERE NOT result_pages.inline AND result_pages.digest IN (SELECT value FROM json_each(:digests)) UNION SELECT job_blobs.digest
+FROM job_blobs
+WHERE job_blobs.digest IN (SELECT value FROM json_each(:digests))
+
 -- name: owned
 SELECT jobs.job_id, jobs.number, jobs.epoch, jobs.owner, jobs.inputs_below
 FROM jobs
 WHERE jobs.job_id IN (SELECT value FROM json_each(:ids)) ORDER BY jobs.job_id
 
 -- name: create_job
-INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below) VALUES (:job_id, :name, :state, :owner, :epoch, :reason, :total, :created_unix_s, :ended_unix_s, :nodes, :input_error, :consumed, :retried, :inputs_below)
+INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below, failed) VALUES (:job_id, :name, :state, :owner, :epoch, :reason, :total, :created_unix_s, :ended_unix_s, :nodes, :input_error, :consumed, :retried, :inputs_below, :failed)
 
 -- name: number
 SELECT jobs.number
@@ -192,7 +214,7 @@ INSERT INTO job_specs (job, spec) VALUES (:job, :spec) ON CONFLICT DO NOTHING
 INSERT INTO job_blobs (job, digest) VALUES (:job, :digest) ON CONFLICT DO NOTHING
 
 -- name: set_job
-UPDATE jobs SET state=coalesce(:new_state, jobs.state), reason=coalesce(:new_reason, jobs.reason), total=coalesce(:new_total, jobs.total), ended_unix_s=coalesce(:new_ended_unix_s, jobs.ended_unix_s), nodes=coalesce(:new_nodes, jobs.nodes), input_error=coalesce(:new_input_error, jobs.input_error), consumed=coalesce(:new_consumed, jobs.consumed), retried=coalesce(:new_retried, jobs.retried) WHERE jobs.number = :job
+UPDATE jobs SET state=coalesce(:new_state, jobs.state), reason=coalesce(:new_reason, jobs.reason), total=coalesce(:new_total, jobs.total), ended_unix_s=coalesce(:new_ended_unix_s, jobs.ended_unix_s), nodes=coalesce(:new_nodes, jobs.nodes), input_error=coalesce(:new_input_error, jobs.input_error), consumed=coalesce(:new_consumed, jobs.consumed), retried=coalesce(:new_retried, jobs.retried), failed=coalesce(:new_failed, jobs.failed) WHERE jobs.number = :job
 
 -- name: set_inputs_below
 UPDATE jobs SET inputs_below=:below WHERE jobs.number = :job
@@ -230,17 +252,17 @@ WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed
 DELETE FROM jobs WHERE jobs.number = :job
 
 -- name: get_job
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.job_id = :id
 
 -- name: list_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number ORDER BY jobs.number DESC
  LIMIT :count OFFSET 0
 
 -- name: list_active_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.state IN ('open', 'running') ORDER BY jobs.number DESC
  LIMIT :count OFFSET 0

@@ -65,6 +65,7 @@ jobs = Table(
     Column("consumed", BigInteger, nullable=False),
     Column("retried", BigInteger, nullable=False),
     Column("inputs_below", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False, server_default="0"),
     Index("jobs_by_id", "job_id", unique=True),
     Index("jobs_by_name", "name", "number"),
     Index("jobs_by_state", "state", "number"),
@@ -82,6 +83,7 @@ job_blobs = Table(
     metadata,
     Column("job", _Number, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("digest", _Key, primary_key=True),
+    Index("job_blobs_by_digest", "digest"),
 )
 """Blobs that a job's spec names: function, modules."""
 

@@ -66,8 +66,17 @@ class Connection:
     def send(self, subject: str, message: Msg, reply: str = "") -> None:
         """Publish, in order. What cannot be sent now waits in a bounded buffer; when that is full the message is
         dropped, as if lost on the way (senders repeat until they hear)."""
-        with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+        try:
             self._client.send(subject, encode(message), reply)
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            pass
+
+    def send_together(self, *publications: tuple[str, Msg]) -> None:
+        """As `send`, several (subject, message) at once: they reach the server together."""
+        try:
+            self._client.send_together([(subject, encode(message)) for subject, message in publications])
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            pass
 
     async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""

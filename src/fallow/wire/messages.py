@@ -66,7 +66,7 @@ class SignBlobs(Msg, frozen=True):
     """URLs to get or put blobs, good for some minutes. -> SignedBlobs | Refused"""
 
     method: str
-    """'GET' or 'PUT'"""
+    """'GET' or 'PUT'; 'HEAD' only where the URLs are those of an S3 service"""
     blobs: tuple[tuple[Digest, int], ...]
     """(digest, size)"""
 
@@ -378,6 +378,9 @@ class HandIn(Msg, frozen=True):
     cpu_s: float = 0.0
     pull: Pull | None = None
     """The slot's next Pull, in the same message."""
+    told: bool = False
+    """The agent has sent these results of single calls to their client itself, as CallResults: the owner keeps them
+    only until the client has named them."""
 
 
 class AssignRefused(Msg, frozen=True):
