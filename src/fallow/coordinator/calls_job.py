@@ -59,12 +59,12 @@ class CallsJob(OwnedJob):
         if self.progress.is_final:
             self._tell_end()
             return
-        self._forget(message.received)
         for page in message.pages:
             self._take(page)
+        self.dispatch()
         if self.progress.demand > self.progress.slots or not self.progress.pulls:
             self.context.kick_matcher()
-        self.dispatch()
+        self._forget(message.received)
 
     def _take(self, page: InputPage) -> None:
         progress = self.progress
