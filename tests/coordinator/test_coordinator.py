@@ -26,6 +26,7 @@ from fallow.wire.messages import (
     Done,
     FetchResults,
     FindJob,
+    GetJob,
     HandIn,
     JobStatus,
     Lease,
@@ -269,6 +270,23 @@ async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client
     connection.send(subject, SyncCalls(job.job_id, CLIENT, ((0, 1),)))
     answer = await inbox.take(CallResults)
     assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)]
+
+
+async def test_calls_whose_client_has_every_answer_end_well(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    ended = []
+    for settled in (True, False):
+        job = spec(CLIENT, JobKind.CALLS)
+        await submit(connection, job)
+        connection.send(subjects.job(job.job_id), AppendCalls(job.job_id, CLIENT, (page(0, 2),)))
+        await agent.lease(job.job_id)  # the agent has told its client, but not handed in yet
+        await ask(connection, subjects.job(job.job_id), CancelJob(job.job_id, "its script ended", settled))
+        status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
+        ended.append((status.info.state, status.info.counts.done))
+    assert ended == [("succeeded", 2), ("cancelled", 0)]
 
 
 async def test_cancelled_job_revokes_and_ends(coordinator: CoordinatorProcess, connection: Connection) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ async def test_messages_go_from_the_socket_to_their_handler_and_back(
     written, taken = [], []
     write_now, take_messages = DirectClient._write_now, DirectClient._take_messages
 
-    def watched_write(self: DirectClient, publications: Sequence[tuple[str, bytes]]) -> bool:
-        done = write_now(self, publications)
+    def watched_write(self: DirectClient, subject: str, payload: bytes) -> bool:
+        done = write_now(self, subject, payload)
         written.append(done)
         return done
 

@@ -44,10 +44,6 @@ class Link:
         """Queue for publishing, in order. Never blocks; may be lost, as everything on the wire may."""
         self.connection.send(subject, message)
 
-    def send_together(self, *publications: tuple[str, Msg]) -> None:
-        """As `send`, several (subject, message) at once."""
-        self.connection.send_together(*publications)
-
     async def close(self) -> None:
         """Publish what is queued, as far as that goes in a moment, and disconnect."""
         await asyncio.sleep(0)

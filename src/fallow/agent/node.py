@@ -36,7 +36,6 @@ from fallow.wire.messages import (
     Beat,
     BeatAck,
     Bye,
-    CallResults,
     HandIn,
     HandInAck,
     Held,
@@ -113,13 +112,6 @@ class Node:
             self.link.send(subject, message)
 
     def _send_hand_in(self, hand_in: HandIn) -> None:
-        if hand_in.told and self.link is not None and (job := self.jobs.get(hand_in.job_id)) is not None:
-            epoch = self.jobs.epoch(hand_in.job_id)
-            results = CallResults(hand_in.job_id, epoch, hand_in.results, ())
-            self.link.send_together(
-                (subjects.client(job.spec.client_id), results), (subjects.job(hand_in.job_id), hand_in)
-            )
-            return
         self.send(subjects.job(hand_in.job_id), hand_in)
 
     async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:

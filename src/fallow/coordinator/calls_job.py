@@ -59,12 +59,12 @@ class CallsJob(OwnedJob):
         if self.progress.is_final:
             self._tell_end()
             return
-        self._forget(message.received)
         for page in message.pages:
             self._take(page)
+        self.dispatch()
         if self.progress.demand > self.progress.slots or not self.progress.pulls:
             self.context.kick_matcher()
-        self.dispatch()
+        self._forget(message.received)
 
     def _take(self, page: InputPage) -> None:
         progress = self.progress
@@ -122,12 +122,16 @@ class CallsJob(OwnedJob):
             progress.failures.settled(start, stop)
             progress.done.add(start, min(stop, progress.cursor))
 
-    def end(self, reason: str) -> None:
-        """The client will call no more: a success where every call was answered."""
+    def end(self, reason: str, settled: bool) -> None:
+        """The client will call no more: a success where it has every answer, even those that agents gave it and have
+        not handed in yet."""
         self.client_seen = self.context.now()
         progress = self.progress
-        answered = progress.cursor > 0 and progress.done.covers(0, progress.cursor)
-        self.perform(progress.end_inputs(progress.cursor) if answered else progress.cancel(reason))
+        if settled and progress.cursor:
+            progress.done.add(0, progress.cursor)
+            self.perform(progress.end_inputs(progress.cursor))
+        else:
+            self.perform(progress.cancel(reason))
 
     def _forget(self, received: Sequence[Interval]) -> None:
         if not received:

@@ -448,8 +448,11 @@ class Calls:
         self._closing = True
         self._maybe_idle()
 
+    def settled(self) -> bool:
+        return not (self._waiting or self._queue or self._under_way)
+
     def _maybe_idle(self) -> None:
-        if self._waiting or self._queue or self._under_way:
+        if not self.settled():
             return
         waiters, self._idle = self._idle, []
         for idle in waiters:
@@ -461,7 +464,7 @@ class Calls:
             if self._printer is not None:
                 self._printer.end(self.client)
             if was_open:
-                self.client.cancel_soon(self.job_id, "no more calls")
+                self.client.cancel_soon(self.job_id, "no more calls", settled=True)
 
 
 def _encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:

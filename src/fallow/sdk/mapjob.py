@@ -276,6 +276,9 @@ class MapJob:
     def message(self, message: Any) -> None:
         """Nothing is pushed about map jobs but hints."""
 
+    def settled(self) -> bool:
+        return False  # what is attached still has a reader
+
     def pool_closed(self, error: BaseException) -> None:
         self._feed_failed(error)
         if self.progress is not None:

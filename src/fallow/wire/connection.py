@@ -71,13 +71,6 @@ class Connection:
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             pass
 
-    def send_together(self, *publications: tuple[str, Msg]) -> None:
-        """As `send`, several (subject, message) at once: they reach the server together."""
-        try:
-            self._client.send_together([(subject, encode(message)) for subject, message in publications])
-        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
-            pass
-
     async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
         data = await self.request_bytes(subject, encode(message), timeout_s)

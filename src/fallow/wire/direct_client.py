@@ -15,7 +15,7 @@ import secrets
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator
 from functools import lru_cache
 from typing import Any
 
@@ -183,17 +183,8 @@ class DirectClient(Client):
 
     def send(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Publish now, in order. May raise what `publish` raises."""
-        if not reply and self._write_now(((subject, payload),)):
+        if not reply and self._write_now(subject, payload):
             return
-        self._publish(subject, payload, reply)
-
-    def send_together(self, publications: Sequence[tuple[str, bytes]]) -> None:
-        """Publish several now, in order; by one system call where that is possible."""
-        if not self._write_now(publications):
-            for subject, payload in publications:
-                self._publish(subject, payload, "")
-
-    def _publish(self, subject: str, payload: bytes, reply: str) -> None:
         publication = self.publish(subject, payload, reply)
         if self._resuming is not None:
             self._waiting.append(publication)
@@ -206,7 +197,7 @@ class DirectClient(Client):
         self._waiting.append(_go_on(publication, waits_for))
         self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
-    def _write_now(self, publications: Sequence[tuple[str, bytes]]) -> bool:
+    def _write_now(self, subject: str, payload: bytes) -> bool:
         """Write to the socket itself, if nothing waits before it and it is alone: one of many had better wait for
         the others. False: nothing was written."""
         if (
@@ -214,6 +205,7 @@ class DirectClient(Client):
             or self._pending_data_size
             or self._status != Client.CONNECTED
             or self._resuming is not None
+            or len(payload) > WRITE_NOW_BYTES
             or self._raw.is_closing()
             or self._raw.get_write_buffer_size()
         ):
@@ -221,12 +213,10 @@ class DirectClient(Client):
         now = time.perf_counter()
         if now < self._write_now_after:
             return False
-        data = b""
-        for subject, payload in publications:
-            head = _publish_head(subject)
-            if head is None or len(data) + len(payload) > WRITE_NOW_BYTES:
-                return False
-            data += b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
+        head = _publish_head(subject)
+        if head is None:
+            return False
+        data = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
         self._write_now_after = now + WRITE_NOW_EVERY_S
         try:
             written = os.write(self._descriptor, data)

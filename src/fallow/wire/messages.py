@@ -114,10 +114,11 @@ class GetJob(Msg, frozen=True):
 
 
 class CancelJob(Msg, frozen=True):
-    """-> Done | Refused"""
+    """-> Done | Refused. `settled`: a client of single calls has every answer and ends the job, a success."""
 
     job_id: JobId
     reason: str
+    settled: bool = False
 
 
 class RetryFailed(Msg, frozen=True):
