@@ -285,6 +285,8 @@ async def test_calls_whose_client_has_every_answer_end_well(
         await agent.lease(job.job_id)  # the agent has told its client, but not handed in yet
         await ask(connection, subjects.job(job.job_id), CancelJob(job.job_id, "its script ended", settled))
         status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
+        while status.info.state == "open":  # until it is in the journal
+            status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
         ended.append((status.info.state, status.info.counts.done))
     assert ended == [("succeeded", 2), ("cancelled", 0)]
 
