@@ -23,10 +23,11 @@ class Odd(Exception):
 
 
 class Stubborn(Exception):
-    """Cannot be rebuilt from its arguments."""
+    """Cannot be made again from its arguments."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} and {b}")
+        self.sum = a + b
 
 
 @app.function

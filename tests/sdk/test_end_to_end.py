@@ -188,9 +188,10 @@ def test_return_exceptions() -> None:
     assert [type(r).__name__ for r in results] == ["int", "Odd", "int", "Odd", "int"]
 
 
-def test_an_exception_that_cannot_be_rebuilt() -> None:
-    with pytest.raises(errors.RemoteError, match="1 and 1"):
+def test_an_exception_whose_init_takes_other_arguments() -> None:
+    with pytest.raises(tasks.Stubborn, match="1 and 1") as caught:
         tasks.stubborn.remote(1)
+    assert caught.value.sum == 2
 
 
 def test_a_task_that_ends_its_process() -> None:

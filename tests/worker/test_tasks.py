@@ -113,11 +113,11 @@ async def test_notes_and_causes_are_in_the_traceback(bench: Bench) -> None:
 
 async def test_an_exception_that_cannot_travel_leaves_its_words(bench: Bench) -> None:
     def work(x: int) -> None:
-        class Needy(Exception):
-            def __init__(self, a: int, b: int) -> None:
-                super().__init__(f"{a} and {b}")
+        import threading
 
-        raise Needy(1, 2)
+        error = ValueError("1 and 2")
+        error.lock = threading.Lock()  # type: ignore[attr-defined]
+        raise error
 
     (failure,) = await bench.map(work, [1])
     assert isinstance(failure, Failure)

@@ -132,6 +132,14 @@ class Loaded:
         show_sources(self._sources)
 
 
+def rebuild_exception(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """An exception as it was, without a call of its __init__, whose arguments nobody kept."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 def load_function(payload: bytes | memoryview) -> Loaded:
     """Unpack, import what it imports, make the instance and run its `enter` methods.
 

@@ -8,7 +8,7 @@ import traceback
 from types import TracebackType
 
 import fallow
-from fallow.wire.code import dumps
+from fallow.wire.code import dumps, rebuild_exception
 from fallow.wire.page import Failure
 
 TEXT_LIMIT = 16 * 1024
@@ -63,11 +63,22 @@ def _cut(text: str) -> str:
 
 
 def _portable(error: BaseException) -> bytes | None:
-    """The exception's pickle, if it is small and comes back: many have an __init__ that pickle cannot call."""
-    try:
-        data = dumps(error)
-        if len(data) > EXCEPTION_LIMIT_BYTES or type(pickle.loads(data)) is not type(error):
-            return None
-    except Exception:
-        return None
-    return data
+    """The exception's pickle, if it is small and comes back as what it is."""
+    for shape in (error, _WithoutInit(error)):
+        try:
+            data = dumps(shape)
+            if len(data) <= EXCEPTION_LIMIT_BYTES and type(pickle.loads(data)) is type(error):
+                return data
+        except Exception:
+            continue
+    return None
+
+
+class _WithoutInit:
+    """Pickles as the exception: many have an __init__ whose arguments pickle does not know."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return rebuild_exception, (type(self.error), self.error.args, self.error.__dict__)
