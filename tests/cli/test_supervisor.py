@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fallow.cli.processes import read_tail
 from tests.pool import MARK, marked_processes, wait_for, wait_for_none
 
 # A process of its own, since the supervisor takes the signals of the process that it runs in.
@@ -106,6 +107,16 @@ def test_a_killed_child_starts_again_and_ends_with_the_supervisor(folder: Path) 
         assert not psutil.pid_exists(second)
     finally:
         run.finish()
+
+
+def test_last_words_are_of_this_start_and_not_of_an_earlier_one(tmp_path: Path) -> None:
+    log = tmp_path / "part.log"
+    log.write_text("fallow: words of the last time\n")
+    begin = log.stat().st_size
+    with log.open("a") as file:
+        file.write("words of now\n")
+    assert read_tail(log, 3, begin) == "words of now"
+    assert read_tail(log, 3).count("\n") == 1
 
 
 def test_a_child_that_fails_while_starting_ends_everything_in_its_own_words(folder: Path) -> None:

@@ -20,12 +20,13 @@ LOG_LIMIT_BYTES = 8 * 1024 * 1024
 class Child:
     """A process that was started here. `exit_status` is set once it was reaped."""
 
-    def __init__(self, name: str, pid: int, ready_fd: int, log: Path) -> None:
+    def __init__(self, name: str, pid: int, ready_fd: int, log: Path, log_begin: int = 0) -> None:
         self.name = name
         self.pid = pid
         self.ready_fd = ready_fd
         """Becomes readable with one byte when the child says that it is ready, with none when it ends; -1: closed."""
         self.log = log
+        self._log_begin = log_begin
         self.started_s = time.monotonic()
         self.exit_status: int | None = None
 
@@ -56,8 +57,8 @@ class Child:
         return describe_exit(self.exit_status or 0)
 
     def last_words(self, lines: int = 6) -> str:
-        """The end of its log, which holds why it ended if it said so."""
-        return read_tail(self.log, lines)
+        """The end of what it wrote to its log, which holds why it ended if it said so."""
+        return read_tail(self.log, lines, self._log_begin)
 
 
 def describe_exit(status: int) -> str:
@@ -71,11 +72,11 @@ def describe_exit(status: int) -> str:
     return f"ended with exit code {os.waitstatus_to_exitcode(status)}"
 
 
-def read_tail(path: Path, lines: int) -> str:
-    """The last lines of a text file, at most 4 KiB; '' if there are none."""
+def read_tail(path: Path, lines: int, begin: int = 0) -> str:
+    """The last lines of a text file behind its byte `begin`, at most 4 KiB; '' if there are none."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - 4096))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
@@ -101,6 +102,7 @@ def fork_child(
     read_fd, write_fd = os.pipe()
     alive_fd = -1 if sys.platform == "linux" else _alive_pipe()
     _put_aside(log)
+    log_begin = log.stat().st_size if log.exists() else 0
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -108,7 +110,7 @@ def fork_child(
         os.close(write_fd)
         if alive_fd >= 0:
             os.close(alive_fd)
-        return Child(name, pid, read_fd, log)
+        return Child(name, pid, read_fd, log, log_begin)
     code = 1
     try:
         os.setsid()

@@ -107,6 +107,8 @@ class Supervisor:
                 continue
             if service.needed and not service.was_ready and not os.WIFSIGNALED(child.exit_status or 0):
                 words = child.last_words(lines=3)
+                if words.startswith("fallow: "):  # it has said itself what is wrong
+                    raise ServiceFailed(words.removeprefix("fallow: "))
                 raise ServiceFailed(
                     f"the {service.name} {child.exit_words} while starting" + (f": {words}" if words else ".")
                 )

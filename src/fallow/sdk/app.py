@@ -85,8 +85,9 @@ class App:
         try:
             checked = read_options(**options)
         except TypeError as error:
+            words = str(error).replace("read_options()", "@app.function")
             raise SettingError(
-                f"{error}. The options are timeout, retries, cpu, memory, gpu, env, max_nodes, speculate and name."
+                f"{words}. The options are timeout, retries, cpu, memory, gpu, env, max_nodes, speculate and name."
             ) from None
         if checked.env is None and self.env is not None:
             checked = checked.updated(env=self.env)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fallow.model.errors import PoolUnreachable
+from fallow.model.errors import FallowError, PoolUnreachable
 from fallow.model.ids import ClientId, Digest, JobId, new_id
 from fallow.sdk.pool import FoundPool, find_pool, pool_ended, remember_for_children
 
@@ -110,7 +110,11 @@ class Client:
 
     def ready(self) -> Client:
         """Wait until the pool has answered. Raises PoolError."""
-        self._opened.result()
+        try:
+            self._opened.result()
+        except FallowError as error:
+            # Where in our loop it arose says nothing to whoever reads the traceback.
+            raise error.with_traceback(None) from None
         return self
 
     def submit_blocking(self, work: Any) -> Any:
@@ -306,7 +310,6 @@ class Client:
 
     async def cancel_job(self, job_id: JobId, reason: str, settled: bool = False, patience_s: float = 10.0) -> None:
         """Ask for the end of a job, without minding how it goes: a job whose client is gone ends by itself."""
-        from fallow.model.errors import FallowError
         from fallow.wire import subjects
         from fallow.wire.messages import CancelJob
 
