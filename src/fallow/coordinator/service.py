@@ -15,6 +15,7 @@ from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.matcher import Matcher
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
+from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
 from fallow.model.ids import JobId, NodeId
 from fallow.model.node import NodeSpec
@@ -30,6 +31,7 @@ from fallow.wire.messages import (
     CancelCalls,
     CancelJob,
     Done,
+    DrainCoordinator,
     FetchResults,
     FindJob,
     GetJob,
@@ -39,6 +41,7 @@ from fallow.wire.messages import (
     Handover,
     Held,
     JobStatus,
+    ListCoordinators,
     ListJobs,
     ListNodes,
     Msg,
@@ -96,6 +99,8 @@ class Service:
         self.peers.own_jobs = self.directory.active.values
         self.peers.on_change = self._peers_changed
         self.peers.on_handover = self._on_handover
+        self.roster = Roster(context, self.directory, self.peers)
+        self.peers.on_drain = self.roster.passed_on
         self._leading: list[Any] = []
         self._last_pass = 0.0
         self._taking_over = False
@@ -299,6 +304,10 @@ class Service:
                 self.directory.find(message.text, self.peers.info, lambda answer: self._reply(reply, answer))
             case SignBlobs():
                 self._sign_blobs(message, reply)
+            case ListCoordinators():
+                self._reply(reply, self.roster.list())
+            case DrainCoordinator():
+                self.roster.drain(message, reply)
             case ListNodes() | NodeControl():
                 if self.context.session.leads:
                     self._on_leader_request(message, reply)

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-PING_EVERY_S = 10.0
-PINGS_UNANSWERED_LIMIT = 3
+PING_EVERY_S = 1.0
+PINGS_UNANSWERED_LIMIT = 2
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 2.0
-CONNECT_LIMIT_S = 5.0
+CONNECT_LIMIT_S = 1.5
 """For one attempt to reconnect."""
 LINE_LIMIT_BYTES = 64 * 1024
 """No line of the protocol is longer (INFO is the longest); beyond it the peer is no NATS server."""
