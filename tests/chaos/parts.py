@@ -217,7 +217,9 @@ class Large:
             for part in chosen:
                 if part.is_running and part.process is not None:
                     part.process.send_signal(signal.SIGTERM)
-            codes.update({part.name: part.end() for part in chosen})
+            for part in chosen:
+                assert part.process is not None
+                codes[part.name] = part.process.wait(60)
         return codes
 
     def left_over(self, limit_s: float = 15.0) -> str:
