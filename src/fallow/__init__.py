@@ -105,10 +105,5 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-def _hook_joblib() -> None:
-    from fallow.sdk.joblib_hook import install
-
-    install()
-
-
-_hook_joblib()
+# Needs nothing but the standard library, and imports joblib no sooner than somebody else does.
+import_module("fallow.sdk.joblib_hook").install()

@@ -35,7 +35,7 @@ class Fixture:
         self.gate.set()
         self.outbox = Outbox(self.sent.append, self.store, folder, lambda: self.now, memory_bytes)
 
-    async def store(self, path: str, digest: str, size: int) -> None:
+    async def store(self, job_id: JobId, path: str, digest: str, size: int) -> None:
         await self.gate.wait()
         if self.failures:
             self.failures -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_memory_in_use_is_less_than_all() -> None:
 
 
 def test_other_pythons_are_found_by_running_them() -> None:
-    for version, path in probe.find_pythons().items():
+    for version, path in asyncio.run(probe.find_pythons()).items():
         assert version != probe.own_python()
         assert os.access(path, os.X_OK)
 

@@ -272,3 +272,32 @@ def test_a_collection_that_was_ended_in_the_middle_loses_nothing(files: BlobFile
     assert delete_unreferenced(files, {live}, DAY_S) == 1
     assert [files.find(digest, 4) is not None for digest in (live, young, old)] == [True, True, False]
     assert list(trash.iterdir()) == []
+
+
+def test_what_was_put_without_durability_is_synced_when_somebody_needs_it(
+    files: BlobFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}") if os.path.isdir("/proc/self/fd") else "?")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    digest, size = files.write([b"something"], durable=False)
+    source = tmp_path / "source"
+    source.write_bytes(b"other")
+    other = hash_segments([b"other"])
+    files.move(source, *other, durable=False)
+    assert not synced
+    assert files.find(digest, size) is not None
+    assert files.find(*other) is not None
+
+    assert files.write([b"something"]) == (digest, size)
+    if sys.platform == "linux":
+        assert synced[-2:] == [str(files.path(digest)), str(files.path(digest).parent)]
+        synced.clear()
+        files.sync(other[0])
+        assert synced == [str(files.path(other[0])), str(files.path(other[0]).parent)]
+    files.sync("0" * 64)

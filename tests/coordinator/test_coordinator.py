@@ -334,8 +334,8 @@ async def test_unknown_and_malformed(coordinator: CoordinatorProcess, connection
     job = spec(CLIENT, timeout_s=-1.0)
     answer = await ask(connection, subjects.POOL, SubmitJob(job))
     assert answer.kind == "invalid"
-    await connection._client.publish(subjects.POOL, os.urandom(100))
-    await connection._client.publish(subjects.BEAT, b"\x00")
+    connection._client.send(subjects.POOL, os.urandom(100))
+    connection._client.send(subjects.BEAT, b"\x00")
     assert isinstance(await ask(connection, subjects.POOL, ListNodes()), object)
 
 

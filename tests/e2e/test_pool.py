@@ -78,6 +78,43 @@ def test_top_without_a_terminal_prints_lines_until_interrupted(pool: Pool) -> No
     assert "Traceback" not in errors
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_top_in_a_terminal_is_a_live_view_that_gives_the_terminal_back(pool: Pool) -> None:
+    import pty
+
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fallow.cli.main", "top", "--interval", "0.2"],
+        env={**pool.env, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+        stdin=child,
+        stdout=child,
+        stderr=child,
+    )
+    os.close(child)
+    seen = b""
+
+    def read() -> bytes:
+        nonlocal seen
+        try:
+            seen += os.read(parent, 65536)
+        except OSError:  # the terminal's other end is closed
+            return b"end"
+        return seen if b"slots busy" in seen else b""
+
+    try:
+        wait_for("the view", read)
+        process.send_signal(signal.SIGINT)
+        wait_for("the end", lambda: read() == b"end")
+        assert process.wait(DEADLINE_S) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+    assert b"\x1b[?1049h" in seen
+    assert b"\x1b[?1049l" in seen, "the screen is given back"
+    assert b"Traceback" not in seen
+
+
 def test_run_a_function_of_a_file(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "work.py"
     path.write_text(

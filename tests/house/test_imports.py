@@ -80,7 +80,7 @@ def test_worker_needs_only_what_every_environment_holds() -> None:
                 fine = _top(found.module) in WORKER_PACKAGES or _top(found.module) in sys.stdlib_module_names
             assert fine, (
                 f"{module.at(found.line)}: a worker would import {found.module}. It runs in the customer's "
-                f"environment, which is only sure to hold the standard library and {', '.join(sorted(WORKER_PACKAGES))}."
+                f"environment, which only holds the standard library and {', '.join(sorted(WORKER_PACKAGES))}."
             )
 
 

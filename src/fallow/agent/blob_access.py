@@ -101,10 +101,11 @@ class BlobAccess:
         path = await self.path(blob.digest, blob.size)
         return await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
 
-    async def store(self, path: str, digest: str, size: int) -> None:
-        """Move a file into the store. Raises when that fails: then the file is still there."""
+    async def store(self, path: str, digest: str, size: int, durable: bool = True) -> None:
+        """Move a file into the store. Raises when that fails: then the file is still there. `durable`: as
+        BlobClient has it."""
         client = await self.client()
-        await client.put_file(Path(path), digest=Digest(digest), size=size, move=True)
+        await client.put_file(Path(path), digest=Digest(digest), size=size, move=True, durable=durable)
 
     async def close(self) -> None:
         for task in (self._client, *self._fetches.values()):

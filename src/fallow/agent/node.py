@@ -89,7 +89,7 @@ class Node:
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
-        self.outbox = Outbox(self._send_hand_in, self.blobs.store, scratch / "outbox", time.monotonic)
+        self.outbox = Outbox(self._send_hand_in, self._store_result, scratch / "outbox", time.monotonic)
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
         self._home = home
         self._beat_seq = 0
@@ -113,6 +113,10 @@ class Node:
 
     def _send_hand_in(self, hand_in: HandIn) -> None:
         self.send(subjects.job(hand_in.job_id), hand_in)
+
+    async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:
+        job = self.jobs.get(job_id)
+        await self.blobs.store(path, digest, size, durable=job is None or job.spec.detached)
 
     # ------------------------------------------------------------ life
 
@@ -213,7 +217,7 @@ class Node:
             return
         await asyncio.sleep(HOUSEKEEPING_AFTER_S)
         await asyncio.to_thread(prune_modules, self._home / "modules")
-        found = await asyncio.to_thread(find_pythons)
+        found = await find_pythons()
         if found:
             self.pythons.update(found)
             self.spec = msgspec.structs.replace(

@@ -27,8 +27,8 @@ MEMORY_BYTES = 64 * 1024 * 1024
 STORE_RETRY_S = 0.5
 STORE_RETRY_MAX_S = 10.0
 
-StoreFile = Callable[[str, str, int], Awaitable[None]]
-"""(path, digest, size): moves the file into the blob store. Raises when that fails."""
+StoreFile = Callable[[JobId, str, str, int], Awaitable[None]]
+"""(job, path, digest, size): moves the file into the blob store. Raises when that fails."""
 
 LeaseKey = tuple[JobId, Token]
 
@@ -188,7 +188,7 @@ class Outbox:
         for digest, path in list(entry.files.items()):
             while True:
                 try:
-                    await self._store_file(path, digest, sizes[digest])
+                    await self._store_file(key[0], path, digest, sizes[digest])
                     break
                 except Exception as error:
                     log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -141,35 +142,44 @@ def uv_program() -> str | None:
     return shutil.which(name)
 
 
-def find_pythons(candidates: Iterable[str] = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")) -> dict[str, str]:
-    """Interpreters of other minor versions on this machine, by version ('3.12' -> path). Takes a while: runs them."""
+async def find_pythons(
+    candidates: Iterable[str] = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14"),
+) -> dict[str, str]:
+    """Interpreters of other minor versions on this machine, by version ('3.12' -> path). Takes a while, since they are
+    run; may be cancelled at any time, so that an agent's end need not wait for it."""
     found: dict[str, str] = {}
     program = uv_program()
     for version in candidates:
         if version == own_python() or len(found) >= PYTHONS_LIMIT:
             continue
-        path = _uv_find(program, version) if program else shutil.which(f"python{version}")
+        path = await _uv_find(program, version) if program else shutil.which(f"python{version}")
         if path:
             found[version] = path
     return found
 
 
-def _uv_find(program: str, version: str) -> str | None:
+async def _uv_find(program: str, version: str) -> str | None:
     command = [program, "python", "find", "--no-python-downloads", "--no-project", "--system", version]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=FIND_TIMEOUT_S,
-            check=False,
+        process = await asyncio.create_subprocess_exec(
+            *command,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             cwd=os.path.abspath(os.sep),
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return None
-    path = done.stdout.strip()
-    return path if done.returncode == 0 and path and os.access(path, os.X_OK) else None
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), FIND_TIMEOUT_S)
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    path = out.decode(errors="replace").strip()
+    return path if process.returncode == 0 and path and os.access(path, os.X_OK) else None
 
 
 # ---------------------------------------------------------------- GPUs

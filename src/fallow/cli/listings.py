@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import deque
 
 from fallow.cli.client import PoolClient, ask_pool
 from fallow.cli.show import as_plain, bytes_words, count_words, duration_words, print_json, print_table
@@ -13,6 +14,9 @@ from fallow.model.job import JobInfo, JobKind
 from fallow.model.node import NodeInfo
 from fallow.model.states import JobState, NodeState
 from fallow.wire.messages import CoordinatorInfo, LogLine, PoolInfo
+
+LOG_PAGE = 1000
+FOLLOW_EVERY_S = 0.5
 
 
 def tasks_words(job: JobInfo) -> str:
@@ -117,18 +121,23 @@ def show_logs(text: str, follow: bool, limit: int, as_json: bool) -> None:
 
     async def run(pool: PoolClient) -> None:
         job = await pool.find_job(text)
-        lines = await pool.logs(job.job_id, 0, 1_000_000)
-        last = lines[-1].seq if lines else 0
-        for line in lines[-limit:] if limit > 0 else lines:
+        kept: deque[LogLine] = deque(maxlen=limit or None)
+        last = 0
+        while lines := await pool.logs(job.job_id, last, LOG_PAGE):
+            last = lines[-1].seq
+            kept.extend(lines)
+        for line in kept:
             _print_line(line, as_json)
         while follow:
+            # Asked before the lines are, so that none that came before the end is missed.
             ended = not is_active(await pool.find_job(job.job_id))
-            for line in await pool.logs(job.job_id, last, 10_000):
-                last = max(last, line.seq)
-                _print_line(line, as_json)
+            while lines := await pool.logs(job.job_id, last, LOG_PAGE):
+                last = lines[-1].seq
+                for line in lines:
+                    _print_line(line, as_json)
             if ended:
                 return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(FOLLOW_EVERY_S)
 
     ask_pool(run)
 

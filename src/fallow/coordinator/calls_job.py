@@ -39,6 +39,8 @@ class CallsJob(OwnedJob):
     def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
         super().__init__(context, spec, epoch, adopt=False)
         self._by_index: dict[int, InputPage] = {}
+        self._heard_of = 0
+        """Below it there may be calls that this owner knows from agents only, without their inputs."""
 
     def tick(self, now: float) -> None:
         """Nothing waits here but the client."""
@@ -127,6 +129,22 @@ class CallsJob(OwnedJob):
         for index in [i for i in self._by_index if i in self.progress.done]:
             del self._by_index[index]
 
+    def dispatch(self) -> None:
+        self._set_aside_unknown()
+        super().dispatch()
+
+    def _set_aside_unknown(self) -> None:
+        """Calls whose inputs never came (their lease was given back after a take-over) wait for their client, whose
+        next SyncCalls hears that they are unknown. Leased without inputs they would come back at once, for ever."""
+        if not self._heard_of:
+            return
+        todo = self.progress.todo
+        for start, stop in todo.overlap(0, self._heard_of):
+            for index in range(start, stop):
+                if index not in self._by_index and not self.inputs.covering(index, index + 1):
+                    todo.remove(index, index + 1)
+                    self.progress.done.add(index, index + 1)
+
     # ------------------------------------------------------------ agents
 
     def before_hand_in(self, message: HandIn) -> None:
@@ -136,11 +154,13 @@ class CallsJob(OwnedJob):
                 self.progress.add_call(page.start, page.stop)
         if message.stop > self.progress.cursor and not message.results:
             self.progress.add_call(message.start, message.stop)
+            self._heard_of = max(self._heard_of, message.stop)
 
     def on_held(self, message: Held) -> None:
         for lease in message.leases:
             if lease.stop > self.progress.cursor:
                 self.progress.add_call(lease.start, lease.stop)
+                self._heard_of = max(self._heard_of, lease.stop)
         super().on_held(message)
 
     def keep(self, ops: list[Op], recorded: list[Recorded], ended: Ended | None) -> None:
@@ -156,10 +176,11 @@ class CallsJob(OwnedJob):
         self._tell_end()
 
     def grant_pages(self, start: int, stop: int) -> list[InputPage]:
-        pages = self.inputs.covering(start, stop)
-        if stop == start + 1 and start in self._by_index:
-            return [self._by_index[start]]
-        return pages
+        pages = {page.start: page for page in self.inputs.covering(start, stop)}
+        if self._by_index:
+            again = (self._by_index.get(index) for index in range(start, stop))
+            pages |= {page.start: page for page in again if page is not None}
+        return [pages[at] for at in sorted(pages)]
 
     def _push(self, entries: Iterable[Recorded]) -> None:
         pages: list[ResultPage] = []

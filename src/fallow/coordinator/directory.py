@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ class Directory:
         self._context = context
         self.active: dict[JobId, OwnedJob] = {}
         self._epochs: dict[JobId, int] = {}
+        self._taking: dict[JobId, asyncio.Task[bool]] = {}
         self._loading: dict[JobId, list[Callable[[], None]]] = {}
         self.on_loaded: Callable[[JobId], Any] | None = None
 
@@ -70,7 +72,16 @@ class Directory:
 
     async def take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> bool:
         """Become the owner, unless another is. `leases`: what the last owner had out; without them, agents get a
-        moment to name theirs."""
+        moment to name theirs. Asked for one job twice at a time, it is taken once."""
+        if job_id in self.active:
+            return True
+        taking = self._taking.get(job_id)
+        if taking is None:
+            taking = self._taking[job_id] = self._context.loop.create_task(self._take(job_id, leases))
+            taking.add_done_callback(lambda _: self._taking.pop(job_id, None))
+        return await asyncio.shield(taking)
+
+    async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None) -> bool:
         context = self._context
         present: StoredJob | None = await self._read(context.store.get_job, job_id)
         if present is None:
@@ -86,8 +97,6 @@ class Directory:
             results = await self._read(store.result_pages, job_id)
             done = await self._read(store.done_intervals, job_id)
             owned.restore(stored, inputs, results, done)
-        if job_id in self.active:
-            return True
         self.add(owned)
         if not owned.progress.is_final:
             owned.adopt(leases or ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -127,7 +128,7 @@ class Service:
         """This coordinator leads: agents' beats and requests about nodes come here. (Where another leads again, the
         doors stay open, and what comes through them is left alone.)"""
         session = self.context.session
-        self.context.nodes.lead(session.leader_term if session.shared else int(self.context.unix_s() * 1000))
+        self.context.nodes.lead(session.leader_term)
         if not self._leading:
             connection = self.context.connection
             self._leading = [
@@ -138,6 +139,8 @@ class Service:
 
     async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> None:
         """Listen first, so that no agent's answer is missed; then become the owner and ask who holds leases."""
+        if job_id in self._passing or job_id in self.directory.active:
+            return
         self._passing.add(job_id)
         try:
             await self._subscribe_job(job_id)
@@ -157,8 +160,7 @@ class Service:
         self._taking_over = True
         try:
             for job_id in await self.directory.orphans():
-                if job_id not in self.directory.active:
-                    await self._take(job_id)
+                await self._take(job_id)
         except StoreError as error:
             log.warning("cannot look for jobs without an owner: %s", error)
         finally:
@@ -435,8 +437,7 @@ class Service:
 
     async def _receive(self, message: Handover) -> None:
         try:
-            if message.job_id not in self.directory.active:
-                await self._take(message.job_id, message.leases)
+            await self._take(message.job_id, message.leases)
         except StoreError as error:
             log.warning("cannot take %s over: %s", message.job_id, error)
 
@@ -475,3 +476,12 @@ class Service:
         for job_id in job_ids:
             log.warning("another coordinator took over %s", job_id)
             self._drop(job_id)
+            self.context.loop.create_task(self._retake(job_id))
+
+    async def _retake(self, job_id: JobId) -> None:
+        """A commit was refused; should the store say that the job is ours all the same (a newer epoch of our own),
+        load it anew."""
+        with contextlib.suppress(StoreError):
+            stored = await self.context.loop.run_in_executor(self.context.reader, self.context.store.get_job, job_id)
+            if stored is not None and stored.owner == self.context.owner and not stored.state.is_final:
+                await self._take(job_id)

@@ -254,7 +254,7 @@ class Calls:
     async def _send_large(self, start: int, sinks: Sequence[Sink], segments: list[Any]) -> None:
         self._under_way += 1
         try:
-            blob = await self.client.blobs.put_segments(segments)
+            blob = await self.client.blobs.put_segments(segments, durable=False)
             self._send([self._sent_page(start, sinks, blob)])
         except Exception as error:
             for sink in sinks:

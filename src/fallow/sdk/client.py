@@ -16,12 +16,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fallow.model.errors import PoolUnreachable
-from fallow.model.ids import ClientId, JobId, new_id
+from fallow.model.ids import ClientId, Digest, JobId, new_id
 from fallow.sdk.pool import FoundPool, find_pool, pool_ended, remember_for_children
 
 if TYPE_CHECKING:
     from fallow.model.job import Blob
     from fallow.sdk.transport import LoopThread, Transport
+    from fallow.wire.blob_files import BlobFiles
     from fallow.wire.messages import Msg, PoolInfo
 
 REQUEST_S = 2.0
@@ -57,9 +58,14 @@ class Attached(Protocol):
 class BlobPort(Protocol):
     """See wire.blobs.BlobClient; called on the loop."""
 
-    async def put_segments(self, segments: list[Any]) -> Blob: ...
+    @property
+    def local_files(self) -> BlobFiles | None: ...
 
-    async def put_file(self, path: Any) -> Blob: ...
+    async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob: ...
+
+    async def put_file(self, path: Any, *, durable: bool = True) -> Blob: ...
+
+    async def sync(self, digests: Any) -> None: ...
 
     async def fetch(self, blob: Blob) -> Any: ...
 
@@ -78,6 +84,8 @@ class Client:
         self.blobs: BlobPort
         self.found: FoundPool | None = None
         self.last_output = 0.0
+        self.unsynced: set[Digest] = set()
+        """Blobs of fallow.put and fallow.File: only a detached job may need them after a loss of power."""
         self.executors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._bridge = bridge
         self._opened: Future[None] = Future()
@@ -106,6 +114,12 @@ class Client:
         self.thread.call(fn, *args)
 
     # ------------------------------------------------------------ on the loop
+
+    async def sync_blobs(self) -> None:
+        """Before a detached job may refer to it: what was shipped so far is durable."""
+        if digests := list(self.unsynced):
+            await self.blobs.sync(digests)
+            self.unsynced.difference_update(digests)
 
     def spawn(self, work: Any) -> asyncio.Future[Any]:
         """Start a coroutine; it is kept until it ends."""
@@ -139,6 +153,8 @@ class Client:
                 if loop.time() - began > patience_s:
                     raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
                 self._in_trouble(loop.time())
+                if (job_id := getattr(message, "job_id", None)) is not None:
+                    await self._wake_owner(job_id, timeout_s)
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
                 delay = min(delay * 1.6, most_delay_s)
                 timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
@@ -150,6 +166,19 @@ class Client:
                 raise refusal(reply)
             await asyncio.sleep(max(reply.retry_after_s, delay) * random.uniform(0.7, 1.3))
             delay = min(delay * 1.6, most_delay_s)
+
+    async def _wake_owner(self, job_id: JobId, timeout_s: float) -> None:
+        """A job that had ended when its owner died is nobody's until somebody asks the pool for it."""
+        from fallow.sdk.failures import refusal
+        from fallow.wire import subjects
+        from fallow.wire.messages import FindJob, Refused
+
+        try:
+            reply = await self.transport.request(subjects.POOL, FindJob(job_id), timeout_s)
+        except TimeoutError:
+            return
+        if isinstance(reply, Refused) and reply.kind not in _RETRIED:
+            raise refusal(reply)
 
     def _check_alive(self) -> None:
         embedded = self.found.embedded if self.found else None

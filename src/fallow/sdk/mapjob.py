@@ -71,13 +71,16 @@ def new_job_id() -> JobId:
     return JobId(new_id("job", os.urandom))
 
 
-def page_blob(client: Client, segments: list[Any]) -> Blob:
+def page_blob(client: Client, segments: list[Any], durable: bool = True) -> Blob:
     """Segments as a Blob: inline where small, else put into the blob store (blocks; not for the loop's thread)."""
     size = sum(map(len, segments))
     if size <= INLINE_LIMIT_BYTES:
         digest, size = hash_segments(segments)
         return Blob(digest, size, segments[0] if len(segments) == 1 else b"".join(segments))
-    blob: Blob = client.submit_blocking(client.blobs.put_segments(segments))
+    files = client.blobs.local_files
+    if files is not None:  # here and now: no other thread is woken for it
+        return Blob(*files.write(segments, durable))
+    blob: Blob = client.submit_blocking(client.blobs.put_segments(segments, durable=durable))
     return blob
 
 
@@ -120,7 +123,7 @@ class MapJob:
 
     def put(self, count: int, segments: list[Any]) -> None:
         """Append a page of `count` inputs; waits while the window is full. Raises FeedStopped."""
-        blob = page_blob(self.client, segments)
+        blob = page_blob(self.client, segments, self.spec.detached)
         with self._room:
             while not self.closed and not self._window.admits(count, blob.size):
                 self._room.wait()
@@ -160,6 +163,8 @@ class MapJob:
         try:
             if self.printer is not None:
                 await self.printer.follow(self.client)
+            if self.spec.detached:
+                await self.client.sync_blobs()
             reply = await self.client.ask(subjects.POOL, SubmitJob(self.spec, pages, total))
             self.epoch = max(self.epoch, reply.epoch)
         except BaseException:
@@ -187,6 +192,8 @@ class MapJob:
             size += page.page.size if page.page.data is not None else 100
             self._unsent.append(page)
         end = self._end if self._end and not self._outgoing else None
+        if self.spec.detached:
+            await self.client.sync_blobs()
         message = AppendInputs(self.job_id, tuple(self._unsent), *(end or ()))
         reply = await self.client.ask(subjects.job(self.job_id), message)
         self.epoch = max(self.epoch, reply.epoch)

@@ -11,6 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,14 @@ lending = Lending()
 
 
 class NestedBlobs:
-    """Large pages of nested work: the agent puts and fetches the files."""
+    """Large pages of nested work: the agent puts (all of it durable) and fetches the files."""
+
+    local_files = None
 
     def __init__(self, transport: BridgeTransport) -> None:
         self._transport = transport
 
-    async def put_segments(self, segments: list[Any]) -> Blob:
+    async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob:
         from fallow.model.job import INLINE_LIMIT_BYTES, Blob
         from fallow.wire.blobs import hash_segments
 
@@ -71,7 +74,7 @@ class NestedBlobs:
         await self._put(path, digest, size)
         return Blob(digest, size)
 
-    async def put_file(self, path: Any) -> Blob:
+    async def put_file(self, path: Any, *, durable: bool = True) -> Blob:
         import shutil
 
         from fallow.model.job import Blob
@@ -86,6 +89,9 @@ class NestedBlobs:
         digest, size = hash_segments([view])
         await self._put(copy, digest, size)
         return Blob(digest, size)
+
+    async def sync(self, digests: Sequence[str]) -> None:
+        """All is durable already."""
 
     async def _put(self, path: str, digest: str, size: int) -> None:
         try:

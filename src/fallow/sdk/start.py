@@ -337,7 +337,7 @@ def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
     job = MapJob(client, spec)
     if not client.nested:
         job.printer = OutputPrinter(spec.job_id, function.name, single=True)
-    job.submit([InputPage(0, 1, page_blob(client, segments))], 1)
+    job.submit([InputPage(0, 1, page_blob(client, segments, spec.detached))], 1)
     return JobHandle(client, spec.job_id, spec.name, job=job, after=after)
 
 

@@ -71,8 +71,9 @@ def hash_file(path: Path) -> tuple[Digest, int]:
 
 
 class BlobFiles:
-    """`durable`: what was put survives a loss of power, not only of the process. Methods block; any thread may call
-    them. Errors of the disk come as PoolRefused('store_full') where there is no room, else as OSError."""
+    """`durable`: what was put survives a loss of power, not only of the process; a single put may do without, where
+    nobody would miss the blob after such a loss. Methods block; any thread may call them. Errors of the disk come as
+    PoolRefused('store_full') where there is no room, else as OSError."""
 
     def __init__(self, folder: Path, durable: bool = True) -> None:
         self.folder = folder
@@ -94,26 +95,26 @@ class BlobFiles:
         path = self.path(digest)
         return path if self._renew(path, size, TOUCH_AFTER_S) else None
 
-    def write(self, segments: Sequence[Buffer]) -> tuple[Digest, int]:
+    def write(self, segments: Sequence[Buffer], durable: bool = True) -> tuple[Digest, int]:
         """Put the segments, one after another, as one blob: hashed while they are written."""
         views = flat(segments)
         size = sum(view.nbytes for view in views)
         with self._incoming() as temporary:
-            with _created(temporary, self._durable) as descriptor:
+            with _created(temporary, self._durable and durable) as descriptor:
                 if size < _PARALLEL_BYTES:
                     digest = _hash_and_write(descriptor, views, size)
                 else:
                     digest = _hash_beside_writing(descriptor, views)
-            self._place(temporary, digest, size)
+            self._place(temporary, digest, size, durable)
         return digest, size
 
-    def copy(self, source: Path, digest: str | None = None) -> tuple[Digest, int]:
+    def copy(self, source: Path, digest: str | None = None, durable: bool = True) -> tuple[Digest, int]:
         """Put a copy of a file, hashed while it is read. Raises PoolRefused('invalid') where `digest`
         says otherwise."""
         size = 0
         hasher = _hasher(source.stat().st_size)
         with self._incoming() as temporary:
-            with _created(temporary, self._durable) as descriptor:
+            with _created(temporary, self._durable and durable) as descriptor:
                 for chunk in _chunks(source):
                     hasher.update(chunk)
                     write_all(descriptor, chunk)
@@ -121,27 +122,37 @@ class BlobFiles:
             found = Digest(hasher.hexdigest())
             if digest is not None and found != digest:
                 raise PoolRefused(f"{source} does not hold what its digest says: it changed, or is damaged.", "invalid")
-            self._place(temporary, found, size)
+            self._place(temporary, found, size, durable)
         return found, size
 
-    def move(self, source: Path, digest: str, size: int) -> None:
+    def move(self, source: Path, digest: str, size: int, durable: bool = True) -> None:
         """Put a file by moving it, without reading it: its writer vouches for the digest."""
         with self._no_room_in_words():
             if source.stat().st_size != size:
                 raise PoolRefused(f"{source} has not the size of its blob: it was cut, or is still written.", "invalid")
             if self._renew(self.path(digest), size, 0.0):
                 source.unlink()
+                if durable:
+                    self.sync(digest)
                 return
-            if self._durable:
-                with contextlib.closing(source.open("rb")) as file:
-                    os.fsync(file.fileno())
+            if self._durable and durable:
+                _sync_file(source)
             try:
-                self._place(source, digest, size)
+                self._place(source, digest, size, durable)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                self.copy(source, digest)
+                self.copy(source, digest, durable)
                 source.unlink()
+
+    def sync(self, digest: str) -> None:
+        """From now on the blob survives a loss of power, though it was put with durable=False. One that is gone is
+        left to whoever asks for it."""
+        if self._durable:
+            path = self.path(digest)
+            with contextlib.suppress(FileNotFoundError):
+                _sync_file(path)
+                _sync_folder(path.parent)
 
     def new_incoming(self) -> Path:
         """A path for a file that will be moved in."""
@@ -149,10 +160,12 @@ class BlobFiles:
 
     # ------------------------------------------------------------ inside
 
-    def _place(self, temporary: Path, digest: str, size: int) -> None:
+    def _place(self, temporary: Path, digest: str, size: int, durable: bool) -> None:
         target = self.path(digest)
         if self._renew(target, size, 0.0):
             temporary.unlink()
+            if durable:
+                self.sync(digest)  # it may have been put by somebody who did not need that
             return
         try:
             os.replace(temporary, target)
@@ -164,7 +177,7 @@ class BlobFiles:
             if not self._renew(target, size, 0.0):
                 raise
             temporary.unlink()
-        if self._durable:
+        if self._durable and durable:
             _sync_folder(target.parent)
 
     def _renew(self, path: Path, size: int, after_s: float) -> bool:
@@ -275,6 +288,14 @@ def _chunks(path: Path) -> Iterator[memoryview]:
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             yield view[:count]
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -76,27 +76,41 @@ class BlobClient:
         """The blob store is a folder of this machine."""
         return self._files is not None
 
-    async def put_segments(self, segments: Sequence[Buffer]) -> Blob:
-        """Put the segments, one after another, as one blob; inline where they are few bytes."""
+    @property
+    def local_files(self) -> BlobFiles | None:
+        """The store's folder where it is one of this machine: its methods block, and any thread may call them."""
+        return self._files
+
+    async def put_segments(self, segments: Sequence[Buffer], *, durable: bool = True) -> Blob:
+        """Put the segments, one after another, as one blob; inline where they are few bytes.
+
+        `durable`: it must survive a loss of power. What belongs to an attached job need not, since its client would
+        not survive either (processes may end at any time all the same)."""
         views = flat(segments)
         if sum(view.nbytes for view in views) <= INLINE_LIMIT_BYTES:
             return inline_blob(views)
         if self._files is not None:
-            return Blob(*await asyncio.to_thread(self._files.write, views))
+            return Blob(*await asyncio.to_thread(self._files.write, views, durable))
         digest, size = await asyncio.to_thread(hash_segments, views)
         await self._http.put_segments(digest, size, views)
         return Blob(digest, size)
 
     async def put_file(
-        self, path: Path, *, digest: Digest | None = None, size: int | None = None, move: bool = False
+        self,
+        path: Path,
+        *,
+        digest: Digest | None = None,
+        size: int | None = None,
+        move: bool = False,
+        durable: bool = True,
     ) -> Blob:
         """Put a file, of any size, into the store. `move`: it is not needed any more; with `digest` and `size`,
         which its writer vouches for, it is then not even read where the store is local."""
         if self._files is not None:
             if move and digest is not None and size is not None:
-                await asyncio.to_thread(self._files.move, path, digest, size)
+                await asyncio.to_thread(self._files.move, path, digest, size, durable)
                 return Blob(digest, size)
-            blob = Blob(*await asyncio.to_thread(self._files.copy, path, digest))
+            blob = Blob(*await asyncio.to_thread(self._files.copy, path, digest, durable))
         else:
             if digest is not None and size is not None:
                 blob = Blob(digest, size)
@@ -106,6 +120,12 @@ class BlobClient:
         if move:
             await asyncio.to_thread(path.unlink)
         return blob
+
+    async def sync(self, digests: Sequence[Digest]) -> None:
+        """Make durable what was put without. (A remote store keeps everything so.)"""
+        if self._files is not None:
+            for digest in digests:
+                await asyncio.to_thread(self._files.sync, digest)
 
     async def fetch_file(self, digest: Digest, size: int, cache_dir: Path) -> Path:
         """A file with the blob's bytes, to read and map, not to change or delete: the store's own where it is

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
 import sys
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +24,10 @@ if "aiohttp" not in sys.modules:
         del sys.modules["aiohttp"]
 import nats
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg as NatsMessage
 
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
+from fallow.wire.direct_client import DirectClient
 from fallow.wire.messages import Msg, decode, encode
 
 log = logging.getLogger("fallow.wire")
@@ -53,12 +51,10 @@ Handler = Callable[[Any, str], None]
 class Connection:
     """A connected client. `on_reconnect` runs on the loop after every reconnection."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: DirectClient) -> None:
         self._client = client
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
-        self._outgoing: deque[tuple[str, Msg, str]] = deque()
-        self._pump: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -71,24 +67,14 @@ class Connection:
         return (url.hostname or "") if url is not None else ""
 
     async def publish(self, subject: str, message: Msg, reply: str = "") -> None:
-        """Send. What cannot be sent now waits in a bounded buffer; when that is full the message is dropped, as
-        if lost on the way (senders repeat until they hear)."""
-        with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
-            await self._client.publish(subject, encode(message), reply)
+        """As `send`, for coroutines."""
+        self.send(subject, message, reply)
 
     def send(self, subject: str, message: Msg, reply: str = "") -> None:
-        """Publish from synchronous code on the loop; messages keep their order."""
-        self._outgoing.append((subject, message, reply))
-        if self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._pump_out())
-
-    async def _pump_out(self) -> None:
-        try:
-            while self._outgoing:
-                subject, message, reply = self._outgoing.popleft()
-                await self.publish(subject, message, reply)
-        finally:
-            self._pump = None
+        """Publish, in order. What cannot be sent now waits in a bounded buffer; when that is full the message is
+        dropped, as if lost on the way (senders repeat until they hear)."""
+        with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            self._client.send(subject, encode(message), reply)
 
     async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
@@ -97,32 +83,29 @@ class Connection:
 
     async def request_bytes(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         try:
-            reply = await self._client.request(subject, data, timeout=timeout_s)
-        except (TimeoutError, nats.errors.TimeoutError, nats.errors.NoRespondersError) as error:
+            return await self._client.ask(subject, data, timeout_s)
+        except TimeoutError as error:
             raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise TimeoutError(f"not connected while asking on {subject}") from error
-        return bytes(reply.data)
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Any:
         """Call `handler` with every message. One that cannot be decoded is dropped: a stranger's or a newer one's."""
 
-        async def receive(raw: NatsMessage) -> None:
+        def receive(data: bytes, reply: str) -> None:
             try:
-                message = decode(raw.data)
+                message = decode(data)
             except msgspec.DecodeError:
                 return
             try:
-                handler(message, raw.reply)
+                handler(message, reply)
             except Exception:
-                # The client library would keep this to itself.
-                log.exception("a %s on %s could not be handled", type(message).__name__, raw.subject)
+                log.exception("a %s on %s could not be handled", type(message).__name__, subject)
 
-        return await self._client.subscribe(
-            subject, queue=queue, cb=receive, pending_msgs_limit=1_000_000, pending_bytes_limit=PENDING_BYTES_LIMIT
-        )
+        return await self._client.listen(subject, receive, queue)
 
     async def unsubscribe(self, subscription: Any) -> None:
+        self._client.unlisten(subscription)
         with contextlib.suppress(Exception):
             await subscription.unsubscribe()
 
@@ -156,14 +139,15 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
             # Ends the first attempt: a token does not get better by being shown again.
             raise error
 
-    async def attempt() -> Client:
-        return await nats.connect(
+    async def attempt() -> DirectClient:
+        client = DirectClient()
+        await client.connect(
             servers=address.urls,
             token=address.secret,
             name=name,
             allow_reconnect=True,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.2,
+            reconnect_time_wait=0.2,  # type: ignore[arg-type]
             connect_timeout=max(1, int(min(timeout_s, ATTEMPT_S))),
             ping_interval=PING_EVERY_S,
             max_outstanding_pings=PINGS_UNANSWERED,
@@ -173,6 +157,7 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
             disconnected_cb=disconnected,
             error_cb=failed,
         )
+        return client
 
     try:
         client = await asyncio.wait_for(attempt(), timeout_s)

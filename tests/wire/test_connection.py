@@ -1,0 +1,78 @@
+"""The connection over a real server: messages take the short way, nothing is lost in order, silence is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from fallow.model.errors import PoolRefused, PoolUnreachable
+from fallow.wire.address import PoolAddress
+from fallow.wire.connection import Connection, connect
+from fallow.wire.direct_client import DirectClient
+from fallow.wire.messages import Done, GetPool, LogLine, NodeLog
+from tests.coordinator.conftest import connection as connection
+from tests.coordinator.conftest import nats as nats
+from tests.coordinator.parts import Inbox, NatsProcess
+
+
+async def test_messages_go_from_the_parser_to_their_handler(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    plain = DirectClient._process_msg
+
+    async def watched(self: DirectClient, sid: int, *rest: bytes) -> None:
+        seen.append(sid in self._direct)
+        await plain(self, sid, *rest)
+
+    monkeypatch.setattr(DirectClient, "_process_msg", watched)
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    connection.send("here", Done(7))
+    assert (await inbox.take(Done)).epoch == 7
+    assert seen == [True], "nats-py does not call what is overridden any more"
+
+
+async def test_many_messages_keep_their_order_beyond_the_librarys_buffer(connection: Connection) -> None:
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    line = LogLine(0, "n", 0, "stdout", "x" * 1000)
+    for number in range(6000):
+        connection.send("here", NodeLog("job-aaaaaa", str(number), (line,)))  # type: ignore[arg-type]
+    for number in range(6000):
+        assert (await inbox.take(NodeLog)).node == str(number)
+
+
+async def test_requests_are_answered_each_by_its_own_and_silence_is_a_timeout(connection: Connection) -> None:
+    def answer(message: Done, reply: str) -> None:
+        connection.send(reply, Done(message.epoch + 1))
+
+    await connection.subscribe("plus", answer)
+    answers = await asyncio.gather(*(connection.request("plus", Done(n), 30.0) for n in range(200)))
+    assert [a.epoch for a in answers] == list(range(1, 201))
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await connection.request("nobody", GetPool(), 60.0)
+    assert time.monotonic() - began < 30.0, "the server says at once that nobody listens"
+
+
+@pytest.mark.slow
+async def test_goes_on_after_the_server_was_killed(nats: NatsProcess, connection: Connection) -> None:
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    nats.stop()
+    nats.start()
+    async with asyncio.timeout(30):
+        while not inbox.messages:
+            connection.send("here", Done(1))
+            await asyncio.sleep(0.05)
+
+
+async def test_wrong_token_and_nobody_there_in_words(nats: NatsProcess, tmp_path: Path) -> None:
+    with pytest.raises(PoolRefused, match="refused the token"):
+        await connect(PoolAddress(nats.address.servers, "wrong"), "test")
+    with pytest.raises(PoolUnreachable, match="no pool answers"):
+        await connect(PoolAddress(("127.0.0.1:1",), "s"), "test", timeout_s=2.0)
