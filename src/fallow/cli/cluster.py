@@ -167,13 +167,13 @@ def run_coordinator_only(options: CoordinatorOnly, say: Callable[[str], None] = 
         body = coordinator_body(
             address,
             options.store,
-            Path(options.blobs),
+            options.blobs,
             options.pool or "pool",
             False,
             http,
             name,
             options.health,
-            state,
+            state / "pool-id",
         )
 
         def child() -> Child:

@@ -54,11 +54,11 @@ class UpOptions(Struct, frozen=True):
     name: str = ""
     store: str = ""
     """URL of the store; '': SQLite in the home folder."""
+    blobs: str = ""
+    """A folder, or s3://...; '': in the home folder."""
     agent: bool = True
     nats: str = ""
     """TOKEN@HOST:PORT[,HOST:PORT...] of NATS servers that run already; '': start one."""
-    blobs: str = ""
-    """Where large blobs are kept; '': in the home folder."""
     health: str = ""
     """HOST:PORT to answer /healthz and /readyz on; '': nowhere."""
     verbose: bool = False
@@ -192,8 +192,7 @@ def _runs_already(home: Path) -> str:
 def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[str], None]) -> int:
     state = home / "pool"
     state.mkdir(exist_ok=True, mode=0o700)
-    blobs = Path(options.blobs) if options.blobs else state / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    blobs = options.blobs or str(state / "blobs")
     name = options.name or socket.gethostname()
     host, wanted = split_listen(options.listen)
     external = external_address(options.nats)
@@ -220,7 +219,9 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
         http = (advertised_host(host), http_port(host, wanted))
-        coordinator = coordinator_body(address, store, blobs, name, False, http, name, options.health, state)
+        coordinator = coordinator_body(
+            address, store, blobs, name, False, http, name, options.health, state / "pool-id" if options.store else None
+        )
         start = logged(COORDINATOR, "coordinator.log", coordinator)
         supervisor.add(Service(COORDINATOR, start, grace_s=8.0, may_leave=True))
         if options.agent:
@@ -358,8 +359,7 @@ def run_embedded(options: EmbeddedOptions) -> int:
 def _start_embedded(supervisor: Supervisor, folder: Path, options: EmbeddedOptions) -> PoolAddress:
     host, token, port = LOOPBACK, new_token(), free_port(LOOPBACK)
     address = PoolAddress((f"{host}:{port}",), token)
-    blobs = folder / "blobs"
-    blobs.mkdir(mode=0o700)
+    blobs = str(folder / "blobs")
     close = supervisor.child_fds
     coordinator = coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True)
     agent = agent_body(address, socket.gethostname(), options.slots, options.home / "agent", True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Container
 from datetime import UTC, datetime
 
 import obstore
@@ -19,7 +19,7 @@ ABANDONED_AFTER_S = 86_400.0
 
 
 def delete_unreferenced(
-    files: BlobFiles, live: Set[str], older_than_s: float, clock: Callable[[], float] = time.time
+    files: BlobFiles, live: Container[str], older_than_s: float, clock: Callable[[], float] = time.time
 ) -> int:
     """Delete blobs that are not in `live` and were neither put nor asked for during `older_than_s`. Blocks; returns
     how many were deleted.

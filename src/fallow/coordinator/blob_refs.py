@@ -1,24 +1,19 @@
-"""Which blobs of the local store the jobs of this coordinator still need, and deleting the rest a while later."""
+"""Which blobs the jobs of this coordinator still need, and which were given up and may be deleted a while later."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import time
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 
-DELETE_AFTER_S = 15.0
-"""A blob whose last reference went is deleted this much later, unless it was written or referred to again."""
 BATCH = 2000
 
 
 class BlobRefs:
-    """Counts references by digest. Blobs that were never counted (fallow.put) are not touched here."""
+    """Counts references by digest. Blobs that were never counted (fallow.put) are not touched here. A blob may be
+    deleted `remove_after_s` after its last reference went, unless it was written or referred to again."""
 
-    def __init__(self, blob_dir: Path) -> None:
-        self._dir = blob_dir
+    def __init__(self, remove_after_s: float) -> None:
+        self._remove_after_s = remove_after_s
         self._counts: Counter[str] = Counter()
         self._doomed: deque[tuple[float, str]] = deque()
 
@@ -29,7 +24,7 @@ class BlobRefs:
         self._counts[digest] -= 1
         if self._counts[digest] <= 0:
             del self._counts[digest]
-            self._doomed.append((now + DELETE_AFTER_S, digest))
+            self._doomed.append((now + self._remove_after_s, digest))
 
     def release(self, digest: str) -> None:
         """One reference goes to another coordinator: the blob is not ours to delete."""
@@ -40,24 +35,15 @@ class BlobRefs:
     def needed(self, digest: str) -> bool:
         return digest in self._counts
 
-    async def sweep(self, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor, now: float) -> int:
-        """Delete what is due and still unreferenced. Returns how many."""
+    def take_due(self, now: float) -> list[str]:
+        """Some that are due and still not referred to, to be deleted now."""
         due: list[str] = []
         while self._doomed and self._doomed[0][0] <= now and len(due) < BATCH:
             digest = self._doomed.popleft()[1]
             if digest not in self._counts:
                 due.append(digest)
-        if not due:
-            return 0
-        return await loop.run_in_executor(pool, self._delete, due)
+        return due
 
-    def _delete(self, digests: list[str]) -> int:
-        young = time.time() - DELETE_AFTER_S / 2
-        count = 0
-        for digest in digests:
-            path = self._dir / digest[:2] / digest
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < young and digest not in self._counts:
-                    path.unlink()
-                    count += 1
-        return count
+    def put_back(self, digests: Sequence[str], now: float) -> None:
+        """They could not be deleted: try again later."""
+        self._doomed.extend((now + self._remove_after_s, digest) for digest in digests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import hashlib
 import logging
 import os
 import platform
@@ -21,31 +21,28 @@ from typing import TYPE_CHECKING
 from fallow.coordinator.health import HealthServer
 from fallow.model.errors import FallowError, PoolRefused
 from fallow.model.ids import JobId, PoolId, new_id
-from fallow.store.protocol import Store, StoreError
+from fallow.store.protocol import Store, StoreError, WrongPool
 from fallow.wire import subjects
-from fallow.wire.address import PoolAddress, write_private
+from fallow.wire.address import PoolAddress
 from fallow.wire.messages import GetPool, PoolInfo
 
 if TYPE_CHECKING:
-    from fallow.coordinator.blob_server import BlobServer
+    from fallow.coordinator.blob_store import BlobStore
     from fallow.coordinator.context import Context
     from fallow.wire.connection import Connection
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 2.0
-MEET_S = 1.0
-NONCE_DEAD_S = 60.0
-"""A coordinator that lives touches its file in the blob folder every SWEEP_S."""
 EMBEDDED_HTTP_DELAY_S = 5.0
+MEET_S = 1.0
 
 
 @dataclass(frozen=True)
 class CoordinatorOptions:
-    """store_url: as store.open.open_store takes it. ready: called once when clients can be served.
-
-    `name` is the pool's, `coordinator` this coordinator's among several ('': host and process). `health`: HOST:PORT
-    to answer /healthz and /readyz on. `state`: a folder that remembers which pool this coordinator belongs to."""
+    """store_url: 'sqlite:///path' or 'postgresql://...'. blobs: 's3://...' or a folder; '': blob_dir. ready: called
+    once when clients can be served. identity: a file that remembers which pool this coordinator belongs to. `name` is
+    the pool's, `coordinator` this coordinator's among several ('': host and process). health: HOST:PORT to answer
+    /healthz and /readyz on."""
 
     address: PoolAddress
     store_url: str
@@ -57,8 +54,9 @@ class CoordinatorOptions:
     owner_name: str = ""
     coordinator: str = ""
     health: str = ""
-    state: Path | None = None
     ready: Callable[[], None] | None = None
+    blobs: str = ""
+    identity: Path | None = None
 
 
 def run_coordinator(options: CoordinatorOptions) -> int:
@@ -92,7 +90,9 @@ def _catch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None
 
 async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.blob_refs import BlobRefs
+    from fallow.coordinator.blob_store import open_blob_store
     from fallow.coordinator.context import Context
+    from fallow.coordinator.housekeeping import Housekeeping
     from fallow.coordinator.journal import Journal
     from fallow.coordinator.nodes import NodeRegistry
     from fallow.coordinator.service import TICK_S, Service
@@ -103,6 +103,9 @@ async def _serve(options: CoordinatorOptions) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     _catch_signals(loop, stop)
+    blobs = open_blob_store(
+        options.blobs or str(options.blob_dir), options.address.secret, options.http_host, options.http_port
+    )
     store = open_store(options.store_url)
     connecting = asyncio.ensure_future(connect(options.address, "coordinator", timeout_s=10.0))
     try:
@@ -113,10 +116,9 @@ async def _serve(options: CoordinatorOptions) -> None:
         store.close()
         raise
     try:
-        pool_id = await loop.run_in_executor(None, identify, store, options.state)
+        pool_id = _identify(store, options.identity)
         await _meet(connection, pool_id)
-        options.blob_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        nonce = _write_nonce(options.blob_dir)
+        await loop.run_in_executor(None, blobs.prepare, pool_id)
     except BaseException:
         await connection.close()
         store.close()
@@ -133,8 +135,17 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     name = options.coordinator or f"{socket.gethostname()}-{os.getpid()}"
     owner = options.owner_name or f"{name}-{secrets.token_hex(4)}"
-    session = Session(store, owner, loop, session_lapsed, shared=not options.store_url.startswith("sqlite"))
+    session = Session(
+        store,
+        owner,
+        loop,
+        session_lapsed,
+        shared=not options.store_url.startswith("sqlite"),
+        pool_mark=pool_mark(options.address.secret),
+    )
     await session.start()
+    if options.identity is not None:
+        options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
     journal = Journal(store, loop, lost_ownership)
     context = Context(
         connection=connection,
@@ -142,12 +153,12 @@ async def _serve(options: CoordinatorOptions) -> None:
         journal=journal,
         nodes=NodeRegistry(connection),
         session=session,
-        blobs=BlobRefs(options.blob_dir),
+        blobs=BlobRefs(blobs.remove_after_s),
         owner=owner,
         loop=loop,
         reader=ThreadPoolExecutor(1, "reader"),
     )
-    http = _Http(options, pool_id)
+    housekeeping = Housekeeping(store, blobs, context.blobs, lambda: session.leads)
 
     def pool_info() -> PoolInfo:
         from fallow import __version__
@@ -157,14 +168,14 @@ async def _serve(options: CoordinatorOptions) -> None:
             name=options.name,
             version=__version__,
             python=".".join(platform.python_version_tuple()[:2]),
-            blob_dir=str(options.blob_dir.resolve()),
-            blob_nonce=nonce,
+            blob_dir=blobs.folder,
+            blob_nonce=blobs.nonce,
             embedded=options.embedded,
             slots=context.nodes.slot_count() if session.leads else service.peers.pool_slots,
             unix_s=time.time(),
         )
 
-    service = Service(context, pool_info, http.sign)
+    service = Service(context, pool_info, blobs.sign)
     services.append(service)
     service.roster.leave = stop.set
     health = HealthServer(
@@ -176,8 +187,8 @@ async def _serve(options: CoordinatorOptions) -> None:
     await connection.flush()
     if options.ready is not None:
         options.ready()
-    sweeping_at = loop.time() + SWEEP_S
-    starting_http = loop.create_task(http.start())
+    housekeeping.start()
+    starting_http = loop.create_task(_serve_blobs(blobs, options.embedded))
     try:
         while not stop.is_set():
             try:
@@ -186,32 +197,27 @@ async def _serve(options: CoordinatorOptions) -> None:
                 pass
             service.tick()
             health.ticked()
-            if loop.time() >= sweeping_at:
-                sweeping_at = loop.time() + SWEEP_S
-                _keep_nonce(options.blob_dir, nonce)
-                await context.blobs.sweep(loop, context.reader, loop.time())
     finally:
         starting_http.cancel()
         await health.stop()
         await service.drain()
-        await http.stop()
+        await housekeeping.stop()
+        await blobs.stop()
         await connection.flush()
         await connection.close()
         await loop.run_in_executor(None, journal.close)
         await session.close()
         context.reader.shutdown(wait=False)
         store.close()
-        (options.blob_dir / f".fallow-{nonce}").unlink(missing_ok=True)
 
 
-def identify(store: Store, state: Path | None) -> PoolId:
-    """The store's pool, which must be the one that this coordinator has served before. Raises StoreError in words."""
-    path = state / "pool-id" if state is not None else None
-    known = path.read_text().strip() if path is not None and path.exists() else ""
-    pool_id = store.pool_id(PoolId(new_id("pool", os.urandom)), PoolId(known) if known else None)
-    if path is not None and not known:
-        write_private(path, pool_id + "\n")
-    return pool_id
+def _identify(store: Store, remembered: Path | None) -> PoolId:
+    """The pool that the store belongs to: the one that this coordinator belongs to. Raises WrongPool."""
+    known = remembered.read_text().strip() if remembered is not None and remembered.exists() else ""
+    try:
+        return store.pool_id(PoolId(known or new_id("pool", os.urandom)), PoolId(known) if known else None)
+    except WrongPool as error:
+        raise WrongPool(f"{error} To leave the old pool for good, delete {remembered}.") from error
 
 
 async def _meet(connection: Connection, pool_id: str) -> None:
@@ -242,50 +248,13 @@ def _not_ready(context: Context) -> list[str]:
     return reasons
 
 
-def _write_nonce(blob_dir: Path) -> str:
-    """A file that shows a client that it sees the same file system; those of dead coordinators go."""
-    for old in blob_dir.glob(".fallow-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > NONCE_DEAD_S:
-                old.unlink()
-    nonce = secrets.token_hex(16)
-    descriptor = os.open(blob_dir / f".fallow-{nonce}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(descriptor, nonce.encode())
-    os.close(descriptor)
-    return nonce
+def pool_mark(secret: str) -> str:
+    """Stands for a pool's secret where others may read it."""
+    return hashlib.blake2b(secret.encode(), digest_size=8, person=b"fallow pool mark").hexdigest()
 
 
-def _keep_nonce(blob_dir: Path, nonce: str) -> None:
-    """Say that this coordinator lives, to others that share the folder."""
-    with contextlib.suppress(OSError):
-        os.utime(blob_dir / f".fallow-{nonce}")
-
-
-class _Http:
-    """The blob server, started behind the first answers: its library takes a while to import."""
-
-    def __init__(self, options: CoordinatorOptions, pool_id: str) -> None:
-        self._options = options
-        self._server: BlobServer | None = None
-
-    async def start(self) -> None:
-        # Everyone in an embedded pool reads the folder itself; its cold start is not to pay for a server's imports.
-        await asyncio.sleep(EMBEDDED_HTTP_DELAY_S if self._options.embedded else 0.0)
-        from fallow.coordinator.blob_server import BlobServer
-
-        server = BlobServer(self._options.blob_dir, self._options.address.secret)
-        try:
-            await server.start(self._options.http_host, self._options.http_port)
-        except OSError as error:
-            log.error("the blob server cannot listen on %s: %s", self._options.http_host, error)
-            return
-        self._server = server
-
-    def sign(self, method: str, digest: str, size: int) -> str | None:
-        if self._server is None:
-            return None
-        return str(self._server.sign(method, digest, size, time.time()))
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop()
+async def _serve_blobs(blobs: BlobStore, embedded: bool) -> None:
+    """Behind the first answers: the server's library takes a while to import."""
+    # Everyone in an embedded pool reads the folder itself; its cold start is not to pay for a server's imports.
+    await asyncio.sleep(EMBEDDED_HTTP_DELAY_S if embedded else 0.0)
+    await blobs.start()

@@ -330,7 +330,11 @@ class Service:
                 pass
 
     def _sign_blobs(self, message: SignBlobs, reply: str) -> None:
-        urls = [self._sign(message.method, digest, size) for digest, size in message.blobs[:10_000]]
+        try:
+            urls = [self._sign(message.method, digest, size) for digest, size in message.blobs[:10_000]]
+        except ValueError as error:
+            self._reply(reply, Refused("invalid", str(error)))
+            return
         if any(url is None for url in urls):
             self._reply(reply, Refused("overloaded", "the blob server is still starting", retry_after_s=0.2))
         else:

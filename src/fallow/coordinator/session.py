@@ -35,9 +35,11 @@ class Session:
         lapsed: Callable[[], Awaitable[None]],
         *,
         shared: bool,
+        pool_mark: str = "",
     ) -> None:
         self.owner = owner
         self.shared = shared
+        self._pool_mark = pool_mark
         self.leader_term = 0 if shared else 1
         """Term of this coordinator's leadership; 0: another leads (or nobody)."""
         self.on_leader: Callable[[], None] = lambda: None
@@ -70,13 +72,24 @@ class Session:
                     return
                 await asyncio.sleep(0.01)
             raise StoreError("another coordinator seems to use this store, and it is for one alone")
+        await self._loop.run_in_executor(self._pool, self._refuse_other_pools)
         await self._renew()
         self._task = self._loop.create_task(self._keep_renewing())
+
+    def _refuse_other_pools(self) -> None:
+        """Coordinators of two pools on one store would take each other's jobs. A mark stands for a pool's secret."""
+        for owner, _, mark in self._store.live_sessions():
+            if mark and self._pool_mark and mark != self._pool_mark:
+                raise StoreError(
+                    f"this store is in use by another pool: its coordinator {owner} has another secret. To join that "
+                    "pool, start this coordinator with its address; for a pool of its own, give it an empty database "
+                    "or a schema: ?schema=NAME."
+                )
 
     async def _renew(self) -> None:
         assert self._pool is not None
         started = self._loop.time()
-        await self._loop.run_in_executor(self._pool, self._store.renew_session, self.owner, TTL_S)
+        await self._loop.run_in_executor(self._pool, self._store.renew_session, self.owner, TTL_S, self._pool_mark)
         if 0.0 < self._valid_until <= self._loop.time():
             log.warning("this coordinator's session lapsed: it looks up what it still owns before it speaks again")
             await self._lapsed()

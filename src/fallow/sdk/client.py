@@ -69,6 +69,8 @@ class BlobPort(Protocol):
 
     async def fetch(self, blob: Blob) -> Any: ...
 
+    async def close(self) -> None: ...
+
 
 class Client:
     """Connected, or on its way to be: `ready()` waits. Methods in the first part are for any thread."""
@@ -330,6 +332,8 @@ class Client:
         for task in asyncio.all_tasks():
             if task is not asyncio.current_task():
                 task.cancel()
+        if hasattr(self, "blobs"):
+            await self.blobs.close()
         if hasattr(self, "transport"):
             await self.transport.close()
 

@@ -106,3 +106,6 @@ class NestedBlobs:
         path = msgspec.msgpack.decode(answer)
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    async def close(self) -> None:
+        """The agent holds the connections."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ class Session(Protocol):
 
     def run(self, name: str, values: Mapping[str, Any] = {}) -> list[Row]:
         """Run a statement and fetch all that it returns."""
+
+    def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        """What `run` returns for each of them, without waiting for one after another where the engine is far away."""
 
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Run a statement once for each row. What goes wrong may show with a later call of this transaction."""
@@ -47,8 +50,26 @@ class Session(Protocol):
     def create_schema(self) -> None:
         """Make the present schema in an empty database."""
 
-    def upgrade(self) -> None:
-        """Run the migrations that are missing."""
+    def upgrade(self, revision: str = "head") -> None:
+        """Run the migrations that are missing up to that one."""
+
+    # ------------------------------------------------------------ whole tables, for moves and backups
+
+    def begin_snapshot(self) -> None:
+        """Begin a transaction that only reads, and sees one moment."""
+
+    def begin_alone(self) -> None:
+        """Begin a transaction that writes, however long it takes. Raises StoreError where others have the store
+        open and the engine can tell."""
+
+    def read_table(self, table: str, columns: Sequence[str]) -> Iterator[Row]:
+        """All rows, in any order, a few at a time."""
+
+    def write_table(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        """Insert rows."""
+
+    def renumber(self, table: str, column: str) -> None:
+        """Go on counting where the highest number of a column ends that was written by write_table."""
 
 
 class Database(Protocol):
@@ -58,8 +79,13 @@ class Database(Protocol):
     """To show to people."""
     upgrades_itself: bool
     """Whether opening an older schema brings it up to date: not where other coordinators may be at work."""
+    one_writer: bool
+    """Whether only one transaction writes at a time, whoever begins it."""
     errors: tuple[type[Exception], ...]
     """What the driver raises."""
+
+    def exists(self) -> bool:
+        """False where it is known that there is nothing yet."""
 
     def prepare(self) -> None:
         """Before the first session: make folders and files."""

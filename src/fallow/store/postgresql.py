@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psycopg
 from psycopg import errors as pg
+from psycopg import sql
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrDumper
 
@@ -23,6 +24,8 @@ from fallow.store.protocol import StoreError, StoreFull, StoreUnavailable
 CONNECT_TIMEOUT_S = 10
 SILENT_AFTER_MS = 10_000
 """A server that acknowledges nothing for so long is given up."""
+TABLE_ROWS = 64
+"""Rows fetched at a time where whole tables are read."""
 LOCK_TIMEOUT_MS = 2_000
 STALLED_AFTER_MS = 2_000
 """A transaction that lasts longer, and for whose next statement the server waits, was left by a coordinator that was
@@ -97,6 +100,12 @@ class PostgresSession:
         cursor.execute(text, values)
         return cursor.fetchall() if text.startswith("SELECT") else []
 
+    def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        cursors = [self._connection.cursor(binary=True) for _ in rows]
+        for cursor, values in zip(cursors, rows, strict=True):
+            cursor.execute(self._statements[name], values)
+        return [cursor.fetchall() for cursor in cursors]
+
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if len(rows) == 1:
             self._connection.execute(self._statements[name], rows[0])
@@ -134,12 +143,42 @@ class PostgresSession:
         for statement in self._schema:
             self._connection.execute(statement)
 
-    def upgrade(self) -> None:
+    def upgrade(self, revision: str = "head") -> None:
         from fallow.store.upgrade import upgrade_postgresql
 
         self._leave_pipeline()
-        upgrade_postgresql(self._connection)
-        self.begin()
+        upgrade_postgresql(self._connection, revision)
+
+    def begin_snapshot(self) -> None:
+        self._connection.execute("SELECT set_config('application_name', 'fallow store', false)")
+        self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+
+    def begin_alone(self) -> None:
+        # Under another name, so that no coordinator takes it for one of its own that has stopped.
+        self._connection.execute("SELECT set_config('application_name', 'fallow store', false)")
+        self._connection.execute("BEGIN")
+        self.lock_schema()
+
+    def read_table(self, table: str, columns: Sequence[str]) -> Iterator[Row]:
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        with self._connection.cursor(name="fallow_table", binary=True) as cursor:
+            cursor.itersize = TABLE_ROWS
+            cursor.execute(sql.SQL("SELECT {} FROM {}").format(names, sql.Identifier(table)))
+            yield from cursor
+
+    def write_table(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        with self._connection.cursor() as cursor:
+            with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), names)) as copy:
+                for row in rows:
+                    copy.write_row(row)
+
+    def renumber(self, table: str, column: str) -> None:
+        self._connection.execute(
+            sql.SQL("SELECT setval(pg_get_serial_sequence({0}, {1}), max({2})) FROM {3} HAVING max({2}) > 0").format(
+                sql.Literal(table), sql.Literal(column), sql.Identifier(column), sql.Identifier(table)
+            )
+        )
 
     @property
     def raw(self) -> psycopg.Connection[Any]:
@@ -158,6 +197,7 @@ class PostgresDatabase:
 
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
     upgrades_itself = False
+    one_writer = False
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -182,6 +222,9 @@ class PostgresDatabase:
             words = str(error).strip().replace(self._conninfo, self.where)
             raise StoreError(f"{self.where!r} cannot be read as a PostgreSQL URL: {words}") from None
         self._statements, self._tables = load_statements("postgresql")
+
+    def exists(self) -> bool:
+        return True
 
     def prepare(self) -> None:
         """Make the schema of a pool that has one of its own."""

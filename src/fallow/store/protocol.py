@@ -272,5 +272,8 @@ class Store(Protocol):
     def list_nodes(self) -> list[tuple[NodeSpec, float, str]]:
         """(spec, unix time of the last PutNode, state)"""
 
+    def live_among(self, digests: Sequence[str]) -> set[str]:
+        """Those of these that live_digests has."""
+
     def live_digests(self) -> set[str]:
         """Digests in the blob store that some job still needs (pages that are not inline, functions, modules)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -40,32 +40,43 @@ def cut_failed(
     return len(inside), inside
 
 
-def done_near(session: Session, number: int, interval: Interval) -> list[Interval]:
-    """Dropped intervals that meet or touch this one."""
-    values = {"number": number, "low": interval[0], "high": interval[1]}
-    return [(start, stop) for start, stop in session.run("done_near", values) if stop >= interval[0]]
+def done_near(session: Session, places: Sequence[tuple[int, Interval]]) -> list[list[Interval]]:
+    """Dropped intervals that meet or touch each of these (number of a job, interval)."""
+    rows = [{"number": number, "low": interval[0], "high": interval[1]} for number, interval in places]
+    return [
+        [(start, stop) for start, stop in found if stop >= interval[0]]
+        for found, (_, interval) in zip(session.run_each("done_near", rows), places, strict=True)
+    ]
 
 
-def _set_done(session: Session, number: int, old: Sequence[Interval], new: Sequence[Interval]) -> None:
-    if old:
-        session.run_many("remove_done", [{"number": number, "old_start": start} for start, _ in old])
-    if new:
-        session.run_many("add_done", [{"job": number, "start": start, "stop": stop} for start, stop in new])
+def _set_done(session: Session, changes: Mapping[int, tuple[Collection[Interval], Sequence[Interval]]]) -> None:
+    """Old and new intervals by a job's number."""
+    old = [{"number": number, "old_start": start} for number, (gone, _) in changes.items() for start, _ in sorted(gone)]
+    new = [
+        {"job": number, "start": start, "stop": stop} for number, (_, come) in changes.items() for start, stop in come
+    ]
+    session.run_many("remove_done", old)
+    session.run_many("add_done", new)
 
 
-def add_done(session: Session, number: int, added: Sequence[Interval]) -> None:
-    """Remember intervals as done."""
-    for interval in added:
-        near = done_near(session, number, interval)
-        _set_done(session, number, near, merged([*near, interval]))
+def add_done(session: Session, added: Mapping[int, Sequence[Interval]]) -> None:
+    """Remember intervals as done, by the number of their job."""
+    places = [(number, interval) for number, intervals in added.items() for interval in intervals]
+    near: dict[int, set[Interval]] = {number: set() for number in added}
+    for (number, _), found in zip(places, done_near(session, places), strict=True):
+        near[number].update(found)
+    _set_done(
+        session, {number: (near[number], merged([*near[number], *intervals])) for number, intervals in added.items()}
+    )
 
 
 def cut_done(session: Session, number: int, removed: Interval) -> None:
     """Take an interval out of what was dropped."""
     start, stop = removed
-    met = [(low, high) for low, high in done_near(session, number, removed) if low < stop and high > start]
+    near = done_near(session, [(number, removed)])[0]
+    met = [(low, high) for low, high in near if low < stop and high > start]
     rest = [part for low, high in met for part in ((low, start), (stop, high)) if part[0] < part[1]]
-    _set_done(session, number, met, rest)
+    _set_done(session, {number: (met, rest)})
 
 
 def cut_results(session: Session, number: int, removed: Interval) -> None:

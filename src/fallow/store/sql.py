@@ -54,35 +54,53 @@ _decode_failed = msgspec.msgpack.Decoder(tuple[int, ...]).decode
 _decode_fault = msgspec.msgpack.Decoder(tuple[str, str, str]).decode
 
 
+class _Writer:
+    """A session for writing, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.session: Session | None = None
+
+    def drop(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            _close(session)
+
+
 class SqlStore:
     """A Store. `open()` first; may be opened again after `close()`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._errors: tuple[type[Exception], ...] = (*database.errors, OSError)
-        self._writer: Session | None = None
-        self._write_lock = threading.RLock()
+        self._jobs = _Writer()
+        # A session is renewed beside commits, however long those wait for locks.
+        self._coordination = self._jobs if database.one_writer else _Writer()
         self._idle_readers: list[Session] = []
+        self._readers_lock = threading.Lock()
         self._is_open = False
 
     def open(self) -> None:
         """See the protocol. Opening an open store does nothing."""
-        with self._write_lock:
+        with self._jobs.lock:
             if self._is_open:
                 return
             with self._in_words():
                 self._database.prepare()
-            with self._writing() as session:
-                bring_up_to_date(session, self._database.where, self._database.upgrades_itself)
-            with self._writing() as session:
-                refuse_moved(session, self._database.where)
+            try:
+                with self._writing() as session:
+                    bring_up_to_date(session, self._database.where, self._database.upgrades_itself)
+                    refuse_moved(session, self._database.where)
+            except BaseException:
+                self._jobs.drop()
+                raise
             self._is_open = True
 
     def upgrade(self) -> tuple[str, str]:
         """Bring the schema up to date, whatever the engine's policy: (revision before, after). Raises StoreError
         while a coordinator is at work."""
         where = self._database.where
-        with self._write_lock:
+        with self._jobs.lock:
             with self._in_words():
                 self._database.prepare()
             with self._writing() as session:
@@ -96,9 +114,10 @@ class SqlStore:
                 return before, revision_of(session)
 
     def close(self) -> None:
-        with self._write_lock:
+        with self._jobs.lock, self._coordination.lock:
             self._is_open = False
-            self._drop_writer()
+            self._jobs.drop()
+            self._coordination.drop()
             while self._idle_readers:
                 _close(self._idle_readers.pop())
 
@@ -157,7 +176,7 @@ class SqlStore:
                 session.run("forget_sessions", {"kept_s": SESSION_KEPT_S})
             return epoch
 
-        return self._write(renew)
+        return self._write(renew, self._coordination)
 
     def live_sessions(self) -> list[tuple[str, float, str]]:
         return [(owner, since_s, info) for owner, since_s, info in self._read("live_sessions")]
@@ -167,14 +186,14 @@ class SqlStore:
             session.run("end_session", {"ended_owner": owner})
             session.run("end_leadership", {"ended_owner": owner})
 
-        self._write(end)
+        self._write(end, self._coordination)
 
     def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
         def lead(session: Session) -> list[Row]:
             session.run("lead", {"role": role, "owner": owner, "ttl_s": ttl_s})
             return session.run("leader", {"role": role})
 
-        leaders = self._write(lead)
+        leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
 
     def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
@@ -235,6 +254,11 @@ class SqlStore:
     def live_digests(self) -> set[str]:
         return {row[0] for row in self._read("live_digests")}
 
+    def live_among(self, digests: Sequence[str]) -> set[str]:
+        if not digests:
+            return set()
+        return {row[0] for row in self._read("live_among", digests=msgspec.json.encode(list(digests)).decode())}
+
     # ------------------------------------------------------------ inside
 
     def _read_pages(self, statement: str, job_id: JobId, starts: Sequence[int]) -> dict[int, Blob]:
@@ -264,18 +288,20 @@ class SqlStore:
         except BaseException:
             _close(session)
             raise
-        if self._is_open and len(self._idle_readers) < IDLE_READERS:
-            self._idle_readers.append(session)
-        else:
+        with self._readers_lock:
+            kept = self._is_open and len(self._idle_readers) < IDLE_READERS
+            if kept:
+                self._idle_readers.append(session)
+        if not kept:
             _close(session)
         return rows
 
-    def _write(self, work: Callable[[Session], _T]) -> _T:
+    def _write(self, work: Callable[[Session], _T], writer: _Writer | None = None) -> _T:
         """Run it in a transaction, again where another one was in the way."""
         blocked = 0
         for _ in range(CONFLICTS):
             try:
-                with self._writing() as session:
+                with self._writing(writer) as session:
                     done = work(session)
                 return done
             except Blocked:
@@ -286,17 +312,18 @@ class SqlStore:
                     self._database.end_stalled()
             except Conflict:
                 continue
-        with self._writing() as session:
+        with self._writing(writer) as session:
             done = work(session)
         return done
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Session]:
-        """A transaction of the one writer: committed at the end, or rolled back with the error in words."""
-        with self._write_lock, self._in_words():
-            if self._writer is None:
-                self._writer = self._database.connect()
-            session = self._writer
+    def _writing(self, writer: _Writer | None = None) -> Iterator[Session]:
+        """A transaction: committed at the end, or rolled back with the error in words."""
+        writer = writer or self._jobs
+        with writer.lock, self._in_words():
+            if writer.session is None:
+                writer.session = self._database.connect()
+            session = writer.session
             try:
                 session.begin()
                 yield session
@@ -304,27 +331,23 @@ class SqlStore:
             except self._database.errors as error:
                 # Put into words first: what the disk is like is seen best before anything is closed.
                 in_words = self._database.in_words(error)
-                self._roll_back(session, trusted=isinstance(in_words, (StoreFull, Conflict)))
+                self._roll_back(writer, trusted=isinstance(in_words, (StoreFull, Conflict)))
                 if in_words is None:
                     raise
                 raise in_words from error
             except BaseException:
-                self._roll_back(session, trusted=True)
+                self._roll_back(writer, trusted=True)
                 raise
 
-    def _roll_back(self, session: Session, trusted: bool) -> None:
+    def _roll_back(self, writer: _Writer, trusted: bool) -> None:
         """A session that is not trusted any more is given up."""
+        assert writer.session is not None
         try:
-            session.rollback()
+            writer.session.rollback()
         except self._database.errors:
             trusted = False
         if not trusted:
-            self._drop_writer()
-
-    def _drop_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            _close(writer)
+            writer.drop()
 
     @contextlib.contextmanager
     def _in_words(self) -> Iterator[None]:

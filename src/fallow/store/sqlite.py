@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from fallow.store.protocol import StoreError, StoreFull, StoreUnavailable
 
 BUSY_TIMEOUT_S = 10
 """How long a write waits for another process that holds the write lock."""
+
+TABLE_ROWS = 64
+"""Rows fetched at a time where whole tables are read."""
 
 _PROBE_BYTES = 1 << 20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -42,8 +45,11 @@ _PRAGMAS = (
 class SqliteSession:
     """A connection. The driver begins no transactions by itself: begin() does, with the lock that a write needs."""
 
-    def __init__(self, connection: sqlite3.Connection, statements: Mapping[str, str], schema: Sequence[str]) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, statements: Mapping[str, str], schema: Sequence[str], where: str
+    ) -> None:
         self._connection = connection
+        self._where = where
         self._statements = statements
         self._schema = schema
         for pragma in _PRAGMAS:
@@ -51,6 +57,9 @@ class SqliteSession:
 
     def run(self, name: str, values: Mapping[str, Any] = {}) -> list[Row]:
         return self._connection.execute(self._statements[name], values).fetchall()
+
+    def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        return [self.run(name, values) for values in rows]
 
     def run_many(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
@@ -78,10 +87,44 @@ class SqliteSession:
         for statement in self._schema:
             self._connection.execute(statement)
 
-    def upgrade(self) -> None:
+    def upgrade(self, revision: str = "head") -> None:
         from fallow.store.upgrade import upgrade_sqlite
 
-        upgrade_sqlite(self._connection)
+        upgrade_sqlite(self._connection, revision)
+
+    def begin_snapshot(self) -> None:
+        self._connection.execute("BEGIN")
+        self._connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+
+    def begin_alone(self) -> None:
+        try:
+            # The journal's mode can only be changed while no other connection is open.
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            self._connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            raise StoreError(
+                f"another process has {self._where} open: a coordinator, most likely. Stop it (Ctrl-C in the window of "
+                "`fallow up`), and run this again."
+            ) from error
+        self._connection.execute("BEGIN EXCLUSIVE")
+
+    def read_table(self, table: str, columns: Sequence[str]) -> Iterator[Row]:
+        cursor = self._connection.execute(f"SELECT {_quoted(columns)} FROM {table}")
+        while rows := cursor.fetchmany(TABLE_ROWS):
+            yield from rows
+
+    def write_table(self, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        marks = ", ".join("?" * len(columns))
+        self._connection.executemany(f"INSERT INTO {table} ({_quoted(columns)}) VALUES ({marks})", rows)
+
+    def renumber(self, table: str, column: str) -> None:
+        """SQLite goes on from the highest number by itself."""
+
+
+def _quoted(columns: Sequence[str]) -> str:
+    return ", ".join(f'"{column}"' for column in columns)
 
 
 class SqliteDatabase:
@@ -89,11 +132,15 @@ class SqliteDatabase:
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error,)
     upgrades_itself = True
+    one_writer = True
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
         self._path = path
         self._statements, self._schema = load_statements("sqlite")
+
+    def exists(self) -> bool:
+        return self._path.exists()
 
     def prepare(self) -> None:
         """SQLite gives its -wal and -shm files the permissions of the database file."""
@@ -109,7 +156,7 @@ class SqliteDatabase:
             check_same_thread=False,
             cached_statements=256,
         )
-        return SqliteSession(connection, self._statements, self._schema)
+        return SqliteSession(connection, self._statements, self._schema, self.where)
 
     def end_stalled(self) -> None:
         """There is no way; the lock of a process that dies ends with it."""

@@ -104,6 +104,9 @@ CREATE TABLE job_blobs (
 )
 
 -- name: schema
+CREATE INDEX job_blobs_by_digest ON job_blobs (digest)
+
+-- name: schema
 CREATE TABLE job_specs (
   job INTEGER NOT NULL,
   spec BLOB NOT NULL,
@@ -164,6 +167,15 @@ FROM meta
 -- name: put_meta
 INSERT INTO meta (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING
 
+-- name: drop_meta
+DELETE FROM meta WHERE meta.name = :note
+
+-- name: raise_epochs
+UPDATE jobs SET epoch=(jobs.epoch + :by)
+
+-- name: raise_terms
+UPDATE leaderships SET term=(leaderships.term + :by), until_unix_s=0.0
+
 -- name: live_digests
 SELECT input_pages.digest
 FROM input_pages
@@ -171,6 +183,15 @@ WHERE NOT input_pages.inline UNION SELECT result_pages.digest
 FROM result_pages
 WHERE NOT result_pages.inline UNION SELECT job_blobs.digest
 FROM job_blobs
+
+-- name: live_among
+SELECT input_pages.digest
+FROM input_pages
+WHERE NOT input_pages.inline AND input_pages.digest IN (SELECT value FROM json_each(:digests)) UNION SELECT result_pages.digest
+FROM result_pages
+WHERE NOT result_pages.inline AND result_pages.digest IN (SELECT value FROM json_each(:digests)) UNION SELECT job_blobs.digest
+FROM job_blobs
+WHERE job_blobs.digest IN (SELECT value FROM json_each(:digests))
 
 -- name: owned
 SELECT jobs.job_id, jobs.number, jobs.epoch, jobs.owner, jobs.inputs_below

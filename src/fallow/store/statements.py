@@ -163,10 +163,20 @@ STATEMENTS: dict[str, ClauseElement] = {
     "pool_id": select(tables.meta.c.value).where(tables.meta.c.name == literal_column("'pool_id'")),
     "notes": select(tables.meta.c.name, tables.meta.c.value),
     "put_meta": _put(tables.meta),
+    "drop_meta": delete(tables.meta).where(tables.meta.c.name == bindparam("note")),
+    "raise_epochs": update(tables.jobs).values(epoch=_jobs.epoch + bindparam("by", type_=BigInteger)),
+    "raise_terms": update(tables.leaderships).values(
+        term=_leaders.term + bindparam("by", type_=BigInteger), until_unix_s=literal_column("0.0")
+    ),
     "live_digests": union(
         select(_inputs.digest).where(text("NOT input_pages.inline")),
         select(_results.digest).where(text("NOT result_pages.inline")),
         select(tables.job_blobs.c.digest),
+    ),
+    "live_among": union(
+        select(_inputs.digest).where(text("NOT input_pages.inline"), is_listed(_inputs.digest, "digests")),
+        select(_results.digest).where(text("NOT result_pages.inline"), is_listed(_results.digest, "digests")),
+        select(tables.job_blobs.c.digest).where(is_listed(tables.job_blobs.c.digest, "digests")),
     ),
     # ------------------------------------------------------------ jobs
     "owned": select(_jobs.job_id, _jobs.number, _jobs.epoch, _jobs.owner, _jobs.inputs_below)

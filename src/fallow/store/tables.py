@@ -82,6 +82,7 @@ job_blobs = Table(
     metadata,
     Column("job", _Number, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("digest", _Key, primary_key=True),
+    Index("job_blobs_by_digest", "digest"),
 )
 """Blobs that a job's spec names: function, modules."""
 

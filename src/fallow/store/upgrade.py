@@ -51,18 +51,23 @@ def upgrade_store(url: str) -> tuple[str, str]:
         store.close()
 
 
-def upgrade_sqlite(raw: sqlite3.Connection) -> None:
-    """Run what is missing over a connection that is in a transaction, and commit it."""
-    _upgrade_over("sqlite://", raw)
+def upgrade_sqlite(raw: sqlite3.Connection, revision: str = "head") -> None:
+    """Run what is missing over a connection, in the transaction that its caller has begun and will commit."""
+    _upgrade_over("sqlite://", raw, revision)
 
 
-def upgrade_postgresql(raw: psycopg.Connection[Any]) -> None:
-    """Run what is missing over a connection that is in a transaction, and commit it."""
-    _upgrade_over("postgresql+psycopg://", raw)
+def upgrade_postgresql(raw: psycopg.Connection[Any], revision: str = "head") -> None:
+    """Run what is missing over a connection, in the transaction that its caller has begun and will commit."""
+    _upgrade_over("postgresql+psycopg://", raw, revision)
 
 
-def _upgrade_over(url: str, raw: object) -> None:
-    engine = sqlalchemy.create_engine(url, creator=lambda: raw, poolclass=sqlalchemy.StaticPool)
+def _upgrade_over(url: str, raw: object, revision: str) -> None:
+    engine = sqlalchemy.create_engine(
+        url, creator=lambda: raw, poolclass=sqlalchemy.StaticPool, pool_reset_on_return=None
+    )
+    dialect: Any = engine.dialect
+    # It would roll back as it looks at a connection for the first time.
+    dialect.do_rollback = dialect.do_commit = lambda connection: None
     with engine.connect() as connection:
-        upgrade(connection)
+        upgrade(connection, revision)
         connection.commit()

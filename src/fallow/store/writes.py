@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fallow.model.ids import Interval, JobId
+from fallow.model.ids import JobId
 from fallow.model.job import JobSpec
 from fallow.model.states import JobState
 from fallow.store.database import Session
@@ -122,14 +122,14 @@ def _drop_results(batch: Batch, ops: list[DropResultPages]) -> None:
         ("results_below", {op.job_id: op.below for op in sorted(ops, key=lambda op: op.below)}),
         ("results_below_seq", {op.job_id: op.below_seq for op in sorted(ops, key=lambda op: op.below_seq)}),
     ):
-        for job_id, below in bounds.items():
-            if below <= 0:
-                continue
-            values = {"number": batch.number(job_id), "below": below}
-            gone: list[Interval] = [(start, stop) for start, stop in batch.session.run(kind, values)]
-            if gone:
-                batch.session.run(f"drop_{kind}", values)
-                add_done(batch.session, values["number"], merged(gone))
+        wanted = [{"number": batch.number(job_id), "below": below} for job_id, below in bounds.items() if below > 0]
+        gone = {
+            values["number"]: (values, [(start, stop) for start, stop in found])
+            for values, found in zip(wanted, batch.session.run_each(kind, wanted), strict=True)
+            if found
+        }
+        batch.session.run_many(f"drop_{kind}", [values for values, _ in gone.values()])
+        add_done(batch.session, {number: merged(found) for number, (_, found) in gone.items()})
 
 
 def _replace_results(batch: Batch, ops: list[ReplaceResults]) -> None:
@@ -169,17 +169,19 @@ def _spec_digests(spec: JobSpec) -> set[str]:
 
 def _covered(batch: Batch, ops: list[PutResultPage]) -> set[tuple[JobId, int]]:
     """Pages that lie in what was recorded and dropped before: repeats."""
-    covered: set[tuple[JobId, int]] = set()
-    for job_id, group in groupby(sorted(ops, key=lambda op: op.job_id), lambda op: op.job_id):
-        pages = list(group)
-        done = done_near(
-            batch.session, batch.number(job_id), (min(op.start for op in pages), max(op.stop for op in pages))
-        )
-        if done:
-            covered |= {
-                (job_id, op.start) for op in pages if any(start <= op.start and op.stop <= stop for start, stop in done)
-            }
-    return covered
+    by_job: dict[JobId, list[PutResultPage]] = {}
+    for op in ops:
+        by_job.setdefault(op.job_id, []).append(op)
+    places = [
+        (batch.number(job_id), (min(op.start for op in pages), max(op.stop for op in pages)))
+        for job_id, pages in by_job.items()
+    ]
+    return {
+        (op.job_id, op.start)
+        for pages, done in zip(by_job.values(), done_near(batch.session, places), strict=True)
+        for op in pages
+        if any(start <= op.start and op.stop <= stop for start, stop in done)
+    }
 
 
 _APPLY: Mapping[type[Op], Callable[[Batch, list[Any]], None]] = {

@@ -1,6 +1,7 @@
 """Blobs over HTTP: transfers that go on where a cut connection left them, through URLs that expire.
 
 GET with Range; PUT with Content-Range, after HEAD told how much of this upload is there (header Upload-Offset).
+Where the URLs are those of an S3 service, a PUT is of the whole blob: S3 keeps nothing of one that was cut.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
 
 if TYPE_CHECKING:
     import aiohttp
+    from yarl import URL
 
     from fallow.wire.connection import Connection
 
@@ -33,12 +37,19 @@ UPLOAD_OFFSET = "Upload-Offset"
 ATTEMPTS = 8
 """Attempts in a row that bring nothing, after which a transfer fails: about 20 s."""
 
+S3_SKIP_S = 300.0
+"""A blob that lies in S3 for less than this is not put again. An older one is: that makes it young, so that the
+collection of garbage does not take it before a job names it."""
+
 _CHUNK_BYTES = 1 << 20
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 30.0
 _SIGN_TIMEOUT_S = 5.0
 _BACKOFF_LIMIT_S = 5.0
 _CONNECTIONS = 8
+
+_S3 = "X-Amz-Signature"
+_S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 Signer = Callable[[str, Digest, int], Awaitable[str]]
 """(method, digest, size) -> URL, good for some minutes. Raises TimeoutError, PoolRefused."""
@@ -171,7 +182,7 @@ class HttpBlobs:
             os.lseek(descriptor, 0, os.SEEK_SET)
             while offset < size:
                 try:
-                    url = await self._sign("GET", digest, size)
+                    url = _as_signed(await self._sign("GET", digest, size))
                     async with session.get(url, headers={"Range": f"bytes={offset}-"}) as answer:
                         await _check(answer, digest)
                         if answer.status != 206 and offset > 0:
@@ -206,7 +217,11 @@ class HttpBlobs:
 
         while True:
             try:
-                url = await self._sign("PUT", digest, size)
+                url = _as_signed(await self._sign("PUT", digest, size))
+                if _S3 in url.query:
+                    if not await self._is_in_s3(digest, size):
+                        await self._put_whole(url, digest, size, body(0))
+                    return
                 async with session.head(url, headers=upload) as answer:
                     await _check(answer, digest)
                     offset = int(answer.headers.get(UPLOAD_OFFSET, "0"))
@@ -228,6 +243,26 @@ class HttpBlobs:
                     raise source[0] from None
                 await attempts.failed(error)
 
+    async def _is_in_s3(self, digest: Digest, size: int) -> bool:
+        """Say whether it was put a short while ago, by the service's own clock."""
+        url = _as_signed(await self._sign("HEAD", digest, size))
+        async with self._session().head(url) as answer:
+            if answer.status == 404:
+                return False
+            await _check(answer, digest)
+            try:
+                age = parsedate_to_datetime(answer.headers["Date"]) - parsedate_to_datetime(
+                    answer.headers["Last-Modified"]
+                )
+            except (KeyError, ValueError, TypeError):
+                return False
+            return answer.content_length == size and age.total_seconds() < S3_SKIP_S
+
+    async def _put_whole(self, url: URL, digest: Digest, size: int, body: AsyncIterator[bytes]) -> None:
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        async with self._session().put(url, headers=headers, data=body if size else b"") as answer:
+            await _check(answer, digest)
+
     def _session(self) -> aiohttp.ClientSession:
         if self._client is None:
             import aiohttp
@@ -238,6 +273,13 @@ class HttpBlobs:
                 auto_decompress=False,
             )
         return self._client
+
+
+def _as_signed(url: str) -> URL:
+    """The very letters that were signed."""
+    from yarl import URL
+
+    return URL(url, encoded=True)
 
 
 def _again() -> tuple[type[BaseException], ...]:
@@ -253,6 +295,14 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
         return
     words = (await answer.text(errors="replace")).strip()[:500] or f"HTTP {answer.status}"
     kind = {404: "not_found", 413: "invalid", 422: "invalid", 507: "store_full"}.get(answer.status)
+    if code := _S3_CODE.search(words):
+        if code[1] == "EntityTooLarge":
+            raise PoolRefused(f"blob {digest[:16]} is larger than the S3 service takes in one piece.", "invalid")
+        words = f"the S3 service answered {code[1]}"
+        if kind == "not_found" and code[1] == "NoSuchKey":
+            words = f"the pool no longer has the blob {digest[:16]}: it was deleted as unused, or its job ended."
+        elif kind == "not_found":
+            kind = None
     if kind is None:
         raise _Cut(words)
     if answer.method == "HEAD":  # has no body

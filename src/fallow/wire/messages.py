@@ -66,7 +66,7 @@ class SignBlobs(Msg, frozen=True):
     """URLs to get or put blobs, good for some minutes. -> SignedBlobs | Refused"""
 
     method: str
-    """'GET' or 'PUT'"""
+    """'GET' or 'PUT'; 'HEAD' only where the URLs are those of an S3 service"""
     blobs: tuple[tuple[Digest, int], ...]
     """(digest, size)"""
 

