@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main() -> int:
     if programs() is None:
         print("chaos needs a PostgreSQL: scripts/setup installs one", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that everything is ended
     report = run(
         Options(
             seed=words.seed,

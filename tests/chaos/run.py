@@ -23,7 +23,7 @@ from tests.chaos.report import Happened, Noted, Report
 from tests.chaos.watch import Watch
 
 SMALL_DISK_MB = 256
-END_LIMIT_S = 120.0
+END_LIMIT_S = 45.0
 WARM_UP_S = 3.0
 
 
@@ -90,12 +90,13 @@ def run(options: Options) -> Report:
         _heal(large, links, options.say)
         options.say("all is healed; what has begun ends now")
         load.stop.touch()
-        _end_load(load, report)
+        _end_load(load, report, large)
         report.noted = load.noted()
         report.memory_after = _memory(large)
         report.leases = watch.leases
         watch.close()
         report.wrong += watch.wrong
+        options.say("every customer has gone; the pool is looked over")
         checks.check(large, report)
         codes = large.end_all()
         report.wrong += [f"{name} ended with {code}" for name, code in codes.items() if code != 0]
@@ -185,17 +186,31 @@ def _heal(large: Large, links: Links, say: Callable[[str], None]) -> None:
         time.sleep(0.2)
 
 
-def _end_load(load: _Load, report: Report) -> None:
+def _end_load(load: _Load, report: Report, large: Large) -> None:
     end = time.monotonic() + END_LIMIT_S
+    told = False
     for name, process in load.processes.items():
         try:
             code = process.wait(max(1.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             report.wrong.append(f"{name} still waits {END_LIMIT_S:g} s after all was healed: a job stands still")
+            if not told:
+                told = True
+                report.wrong.append(f"what the pool says of it:\n{_story(large)}")
             continue
         if code != 0:
             log = (load.folder / f"{name}.log").read_text()[-2000:]
             report.wrong.append(f"{name} ended with {code}: {log}")
+
+
+def _story(large: Large) -> str:
+    """What the pool knows of jobs that stand still."""
+    asked = [("status",), ("nodes", "--json"), ("jobs", "--active", "--json")]
+    logs = [
+        f"{path.parent.name}: {path.read_text(errors='replace')[-3000:]}"
+        for path in sorted(large.home.glob("coordinators/*/coordinator.log"))
+    ]
+    return "\n".join([*(large.cli(*words).stdout for words in asked), *logs])
 
 
 def _memory(large: Large) -> dict[str, int]:

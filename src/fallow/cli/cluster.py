@@ -98,7 +98,7 @@ def run_nats(options: NatsOptions, say: Callable[[str], None] = print) -> int:
         for route in _silent_routes(cluster):
             say(f"fallow: nothing answers yet at the route {route}; it is tried for ever.")
         say(
-            f"Its address, for --nats, `fallow join` and `fallow connect` (join those of a cluster by commas):\n  {address}"
+            f"Its address, for --nats, `fallow join` and `fallow connect` (a cluster: HOST:PORT,HOST:PORT...):\n  {address}"
         )
         sys.stdout.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -171,9 +172,9 @@ class Directory:
             elif other is not None:
                 reply(JobStatus(other.epoch, other))
             else:
-                await self.take(stored.spec.job_id)
-                if self.on_loaded is not None:
-                    await self.on_loaded(stored.spec.job_id)
+                with contextlib.suppress(StoreError):
+                    if await self.take(stored.spec.job_id) and self.on_loaded is not None:
+                        await self.on_loaded(stored.spec.job_id)
                 owned = self.active.get(stored.spec.job_id)
                 info = owned.info() if owned is not None else info_of_stored(stored)
                 reply(JobStatus(stored.epoch, info))

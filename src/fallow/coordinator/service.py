@@ -144,11 +144,13 @@ class Service:
         self._passing.add(job_id)
         try:
             await self._subscribe_job(job_id)
-            if not await self.directory.take(job_id, leases):
-                self._unsubscribe_job(job_id)
-                return
+            await self.directory.take(job_id, leases)
         finally:
             self._passing.discard(job_id)
+            if job_id not in self.directory.active:
+                self._unsubscribe_job(job_id)
+        if job_id not in self.directory.active:
+            return
         self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
         self.matcher.kick()
 
@@ -279,7 +281,20 @@ class Service:
         if job_id in self.directory.active:
             self._on_job(job_id, message, reply)
         else:
+            self.context.loop.create_task(self._refuse_unknown(job_id, reply))
+
+    async def _refuse_unknown(self, job_id: JobId, reply: str) -> None:
+        """Only a job that the store does not hold is no job; one of another owner's is the other's to answer for."""
+        context = self.context
+        try:
+            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
+        except StoreError as error:
+            self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", retry_after_s=0.5))
+            return
+        if stored is None:
             self._reply(reply, Refused("not_found", f"there is no job {job_id}", 0))
+        elif job_id not in self.directory.active and job_id not in self._passing:
+            self._unsubscribe_job(job_id)
 
     def _on_refused(self, job_id: JobId, message: AssignRefused) -> None:
         owned = self.directory.active[job_id]
