@@ -61,6 +61,7 @@ class Peers:
         self.own_jobs: Callable[[], Iterable[OwnedJob]] = lambda: ()
         self.on_handover: Callable[[Handover], None] = lambda _: None
         self.on_change: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None
         self.on_drain: Callable[[DrainCoordinator, str], None] = lambda message, reply: None
         self.pool_slots = 0
         self.leader = ""
@@ -80,6 +81,7 @@ class Peers:
                 )
                 if message.leaving:
                     del self._peers[message.owner]
+                    self.on_lost()
                 self._context.nodes.count_tasks(message.tasks_done)
                 self.on_change()
             case PoolState() if message.leader != own:
@@ -98,6 +100,7 @@ class Peers:
         now = self._context.now()
         for owner in [name for name, peer in self._peers.items() if now - peer.seen > SILENT_S]:
             del self._peers[owner]
+            self.on_lost()
         return {job_id: job for peer in self._peers.values() for job_id, job in peer.jobs.items()}
 
     def info(self, job_id: JobId) -> JobInfo | None:

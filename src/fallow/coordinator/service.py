@@ -102,9 +102,11 @@ class Service:
         self.peers.on_handover = self._on_handover
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
+        self.peers.on_lost = self._on_lost_peer
         self._leading: list[Any] = []
         self._last_pass = 0.0
         self._taking_over = False
+        self._look_for_unread = True
         self._rebalanced_at = 0.0
         self._passing: set[JobId] = set()
         self._subscriptions: dict[JobId, Any] = {}
@@ -163,6 +165,10 @@ class Service:
         try:
             for job_id in await self.directory.orphans():
                 await self._take(job_id)
+            if self._look_for_unread:
+                self._look_for_unread = False
+                for job_id in await self.directory.unread():
+                    await self._take(job_id)
         except StoreError as error:
             log.warning("cannot look for jobs without an owner: %s", error)
         finally:
@@ -205,6 +211,9 @@ class Service:
     def _peers_changed(self) -> None:
         if self.context.session.leads:
             self.matcher.kick()
+
+    def _on_lost_peer(self) -> None:
+        self._look_for_unread = True
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):

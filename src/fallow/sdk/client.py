@@ -142,7 +142,7 @@ class Client:
         """Ask until there is an answer: everything may be sent again. Raises the exception for a refusal, PoolEnded
         where the script's own pool is gone, PoolUnreachable when patience ends."""
         from fallow.sdk.failures import refusal
-        from fallow.wire.messages import Refused
+        from fallow.wire.messages import FetchResults, GetJob, Refused, RetryFailed
 
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -155,6 +155,9 @@ class Client:
                 if loop.time() - began > patience_s:
                     raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
                 self._in_trouble(loop.time())
+                if isinstance(message, (FetchResults, GetJob, RetryFailed)):
+                    # Its owner may have died after the job ended: then nobody has it until somebody is asked for it.
+                    self.spawn(self._look_for(message.job_id))
                 if (job_id := getattr(message, "job_id", None)) is not None:
                     await self._wake_owner(job_id, timeout_s)
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
@@ -181,6 +184,13 @@ class Client:
             return
         if isinstance(reply, Refused) and reply.kind not in _RETRIED:
             raise refusal(reply)
+
+    async def _look_for(self, job_id: JobId) -> None:
+        from fallow.wire import subjects
+        from fallow.wire.messages import FindJob
+
+        with contextlib.suppress(TimeoutError):
+            await self.transport.request(subjects.POOL, FindJob(job_id), REQUEST_S)
 
     def _check_alive(self) -> None:
         embedded = self.found.embedded if self.found else None
