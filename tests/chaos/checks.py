@@ -9,7 +9,7 @@ from typing import Any
 from tests.chaos.parts import Large
 from tests.chaos.report import Report
 
-WAIT_S = 75.0
+WAIT_S = 80.0
 """Standing jobs of customers that have gone end after a minute."""
 MEMORY_GROWTH_BYTES = 96 << 20
 

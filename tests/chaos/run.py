@@ -23,7 +23,7 @@ from tests.chaos.report import Happened, Noted, Report
 from tests.chaos.watch import Watch
 
 SMALL_DISK_MB = 256
-END_LIMIT_S = 45.0
+END_LIMIT_S = 60.0
 WARM_UP_S = 3.0
 
 

@@ -163,7 +163,7 @@ class OwnedJob:
         """The leader wants a slot to work for this job."""
         self.progress.slots = max(1, message.share)
         if not self.progress.is_final:
-            self.context.connection.send(
+            self.context.say(
                 subjects.node(message.node_id), Assign(message.slot, message.seq, message.epoch, self.spec)
             )
 
@@ -263,8 +263,9 @@ class OwnedJob:
         )
 
     def _durable(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None, ended: Ended | None) -> None:
-        if self.closed or not self.context.session.valid:
+        if self.closed:
             return
+        # A commit is proof of ownership: memory follows it even while the session has lapsed and nothing may be said.
         if ended is not None:
             self.known_state = ended.state
         self.tell_recorded(recorded, ack)
@@ -384,7 +385,7 @@ class OwnedJob:
     def _send_node(self, node_id: NodeId, message: Lease | TakeBack | Revoke | HandInAck) -> None:
         if self.closed or not self.context.session.valid:
             return  # the job may be another's by now
-        self.context.connection.send(subjects.node(node_id), message)
+        self.context.say(subjects.node(node_id), message)
 
     # ------------------------------------------------------------ what is known
 

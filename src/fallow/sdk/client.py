@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 REQUEST_S = 2.0
 REQUEST_MOST_S = 15.0
 """Each try gets more time: a killed coordinator is noticed soon, and a slow one gets its chance."""
+SLOW_AFTER_S = 20.0
+"""Requests are lost while a coordinator or a server dies, and asked again promptly. A pool that answers none for so
+long is slow rather than broken: then each one waits longer, not to add to its load."""
 PATIENCE_S = 900.0
 """How long a request is repeated to a pool that does not answer, once it has answered at all."""
 FIRST_ANSWER_S = 30.0
@@ -162,7 +165,8 @@ class Client:
                     await self._wake_owner(job_id, timeout_s)
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
                 delay = min(delay * 1.6, most_delay_s)
-                timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
+                if loop.time() - began > SLOW_AFTER_S:
+                    timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
                 continue
             self._trouble_since = 0.0
             if not isinstance(reply, Refused):
