@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from fallow.cli.bodies import HomeLock, coordinator_body
-from fallow.cli.nats_server import Cluster, reachable_host, start_server, wait_until_serving
+from fallow.cli.nats_server import Cluster, start_server, wait_until_serving
 from fallow.cli.processes import Child, fork_child
 from fallow.cli.supervisor import Service, ServiceFailed, Supervisor
 from fallow.cli.up import (
@@ -97,9 +97,8 @@ def run_nats(options: NatsOptions, say: Callable[[str], None] = print) -> int:
         say(f"A NATS server is up at {address.public}{with_others}. Ctrl-C ends it.")
         for route in _silent_routes(cluster):
             say(f"fallow: nothing answers yet at the route {route}; it is tried for ever.")
-        say(
-            f"Its address, for --nats, `fallow join` and `fallow connect` (a cluster: HOST:PORT,HOST:PORT...):\n  {address}"
-        )
+        say("Its address, for --nats, `fallow join` and `fallow connect` (of a cluster: TOKEN@HOST:PORT,HOST:PORT...):")
+        say(f"  {address}")
         sys.stdout.flush()
 
     def prepared() -> None:

@@ -143,6 +143,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         shared=not options.store_url.startswith("sqlite"),
         pool_mark=pool_mark(options.address.secret),
     )
+    session.hears = lambda: connection.is_connected
     await session.start()
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused

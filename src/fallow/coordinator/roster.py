@@ -1,4 +1,4 @@
-"""Which coordinators there are, and the operator's order that one of them leaves."""
+"""Which coordinators and nodes there are, and an operator's orders to take them out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.peers import Peers, name_of
 from fallow.wire import subjects
-from fallow.wire.messages import CoordinatorInfo, Coordinators, Done, DrainCoordinator, Msg, Refused
+from fallow.wire.messages import (
+    CoordinatorInfo,
+    Coordinators,
+    Done,
+    DrainCoordinator,
+    ListNodes,
+    Msg,
+    NodeControl,
+    Nodes,
+    Refused,
+)
 
 
 class Roster:
@@ -51,6 +61,23 @@ class Roster:
         """From another coordinator, to all."""
         if message.name == self._context.owner:
             self.drain(message, reply)
+
+    def lead(self, message: Msg, reply: str) -> None:
+        """A request about nodes, to the coordinator that leads."""
+        nodes = self._context.nodes
+        match message:
+            case ListNodes():
+                self._answer(reply, Nodes(nodes.infos(self._context.now())))
+            case NodeControl() if message.order not in ("drain", "resume"):
+                words = f"{message.order!r} is no order for a node: drain or resume"
+                self._answer(reply, Refused("invalid", words))
+            case NodeControl() if nodes.drain(message.node_id, message.order == "drain"):
+                self._context.kick_matcher()
+                self._answer(reply, Done())
+            case NodeControl():
+                self._answer(reply, Refused("not_found", f"there is no node {message.node_id}"))
+            case _:
+                pass
 
     def _answer(self, reply: str, message: Msg) -> None:
         if reply:

@@ -49,7 +49,6 @@ from fallow.wire.messages import (
     NameLeases,
     NodeControl,
     NodeLog,
-    Nodes,
     Ping,
     Place,
     PoolInfo,
@@ -71,6 +70,7 @@ TICK_S = 0.25
 TAKE_OVER_S = 0.25
 REBALANCE_S = 2.5
 """One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
+UNREAD_AGAIN_S = 4.0
 DRAIN_S = 5.0
 """A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
 
@@ -106,7 +106,7 @@ class Service:
         self._leading: list[Any] = []
         self._last_pass = 0.0
         self._taking_over = False
-        self._look_for_unread = True
+        self._unread_at = [0.0]  # when to look for jobs that ended under owners that are gone
         self._rebalanced_at = 0.0
         self._passing: set[JobId] = set()
         self._subscriptions: dict[JobId, Any] = {}
@@ -165,8 +165,8 @@ class Service:
         try:
             for job_id in await self.directory.orphans():
                 await self._take(job_id)
-            if self._look_for_unread:
-                self._look_for_unread = False
+            if self._unread_at and self._unread_at[0] <= self.context.now():
+                del self._unread_at[0]
                 for job_id in await self.directory.unread():
                     await self._take(job_id)
         except StoreError as error:
@@ -213,7 +213,7 @@ class Service:
             self.matcher.kick()
 
     def _on_lost_peer(self) -> None:
-        self._look_for_unread = True
+        self._unread_at = [0.0, self.context.now() + UNREAD_AGAIN_S]  # once more when its session is surely over
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):
@@ -343,15 +343,8 @@ class Service:
                 self._reply(reply, Refused("invalid", f"{type(message).__name__} is not for {subjects.POOL}"))
 
     def _on_leader_request(self, message: Msg, reply: str) -> None:
-        if not self.context.session.leads:
-            return
-        match message:
-            case ListNodes():
-                self._reply(reply, Nodes(self.context.nodes.infos(self.context.now())))
-            case NodeControl():
-                self._control_node(message, reply)
-            case _:
-                pass
+        if self.context.session.leads:
+            self.roster.lead(message, reply)
 
     def _sign_blobs(self, message: SignBlobs, reply: str) -> None:
         try:
@@ -363,15 +356,6 @@ class Service:
             self._reply(reply, Refused("overloaded", "the blob server is still starting", retry_after_s=0.2))
         else:
             self._reply(reply, SignedBlobs(tuple(url for url in urls if url is not None)))
-
-    def _control_node(self, message: NodeControl, reply: str) -> None:
-        if message.order not in ("drain", "resume"):
-            self._reply(reply, Refused("invalid", f"{message.order!r} is no order for a node: drain or resume"))
-        elif self.context.nodes.drain(message.node_id, message.order == "drain"):
-            self.matcher.kick()
-            self._reply(reply, Done())
-        else:
-            self._reply(reply, Refused("not_found", f"there is no node {message.node_id}"))
 
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:
