@@ -11,6 +11,7 @@ from fallow.cli.command_jobs import (
     SUMMARY,
     Collector,
     command_inputs,
+    file_hint,
     find_files,
     folder_name,
     make_plan,
@@ -164,3 +165,12 @@ def test_a_missing_program_is_said() -> None:
 def test_a_command_killed_by_a_signal_says_which() -> None:
     with pytest.raises(CommandFailed, match="SIGSEGV"):
         run_command(CommandInput(0, "x"), CommandPlan(words=("sh", "-c", "kill -SEGV $$")))
+
+
+def test_arguments_that_name_files_of_this_machine_are_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    file = str(tmp_path / "a.txt")
+    line = split_arguments(["wc", "{}", ":::", "word", file])
+    assert "--files" in file_hint(line, RunOptions())
+    assert file_hint(line, RunOptions(ship=(Path(file),))) == ""
+    assert file_hint(split_arguments(["wc", "{}", ":::", "word"]), RunOptions()) == ""

@@ -17,10 +17,11 @@ from fallow.model.node import NodeSpec
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
 from fallow.wire.connection import Connection, connect
-from fallow.wire.messages import Beat, Held, InputPage, Lease, Msg, Pull, SlotState
+from fallow.wire.messages import Beat, HandIn, HandInAck, Held, InputPage, Lease, Msg, Pull, SlotState
 
 M = TypeVar("M", bound=Msg)
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
+AGAIN_S = 2.0
 
 
 class NatsProcess:
@@ -84,8 +85,14 @@ class Inbox:
         self.messages.append(message)
         self._arrived.set()
 
-    async def take(self, kind: type[M], where: Callable[[M], bool] = lambda _: True) -> M:
-        """The first message of that kind (it is removed); waits for it."""
+    async def take(
+        self,
+        kind: type[M],
+        where: Callable[[M], bool] = lambda _: True,
+        again: Callable[[], None] | None = None,
+    ) -> M:
+        """The first message of that kind (it is removed); waits for it. `again` is called every few seconds meanwhile:
+        everything on the wire may be lost, and a coordinator that was starved past its session hears nothing."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 for at, message in enumerate(self.messages):
@@ -93,7 +100,11 @@ class Inbox:
                         del self.messages[at]
                         return message
                 self._arrived.clear()
-                await self._arrived.wait()
+                try:
+                    await asyncio.wait_for(self._arrived.wait(), AGAIN_S)
+                except TimeoutError:
+                    if again is not None:
+                        again()
 
 
 class HandAgent:
@@ -112,6 +123,7 @@ class HandAgent:
         self.held: list[Any] = []
         self.jobs: dict[int, JobId | None] = {}
         self.works_for: set[JobId] = set()
+        self.handed_in: list[HandIn] = []
 
     async def start(self) -> None:
         await self.connection.subscribe(subjects.node(self.node_id), self.inbox)
@@ -127,14 +139,28 @@ class HandAgent:
             self.send(Held(job_id, self.node_id, self.spec.name, self.session, leases))
 
     def send(self, message: Any) -> None:
+        if isinstance(message, HandIn):
+            self.handed_in.append(message)
         self.connection.send(subjects.job(message.job_id), message)
 
-    async def lease(self, job_id: JobId, slot: int = 0, idle: bool = True) -> Lease:
+    def _pull(self, job_id: JobId, slot: int, idle: bool) -> None:
         self.seq += 1
         self.works_for.add(job_id)
         self.send(Held(job_id, self.node_id, self.spec.name, self.session, tuple(self.held)))
         self.send(Pull(job_id, self.node_id, slot, self.seq, idle))
-        return await self.inbox.take(Lease)
+
+    async def lease(self, job_id: JobId, slot: int = 0, idle: bool = True) -> Lease:
+        self._pull(job_id, slot, idle)
+        return await self.inbox.take(Lease, again=lambda: self._pull(job_id, slot, idle))
+
+    async def acknowledged(self, lease: Lease | None = None) -> HandInAck:
+        """The acknowledgement of what was handed in last (of that lease); handed in again until it comes."""
+        last = self.handed_in[-1]
+        return await self.inbox.take(
+            HandInAck,
+            lambda ack: lease is None or any(token == lease.token for token, _ in ack.acks),
+            again=lambda: self.send(last),
+        )
 
 
 def page(start: int, stop: int, data: bytes = b"page") -> InputPage:

@@ -26,8 +26,8 @@ from fallow.wire.messages import (
     Done,
     FetchResults,
     FindJob,
+    GetJob,
     HandIn,
-    HandInAck,
     JobStatus,
     Lease,
     ListJobs,
@@ -92,7 +92,7 @@ async def run_all(agent: HandAgent, job: Any, count: int) -> None:
     while done < count:
         lease = await agent.lease(job.job_id)
         hand_in(agent, lease, results(lease.start, lease.stop))
-        await agent.inbox.take(HandInAck, lambda ack, lease=lease: ack.acks[0][0] == lease.token)
+        await agent.acknowledged(lease)
         done += lease.stop - lease.start
 
 
@@ -147,7 +147,7 @@ async def test_killed_coordinator_resumes_and_adopts_what_runs(
     await submit(connection, job, 50)
     lease = await agent.lease(job.job_id)
     hand_in(agent, lease, results(0, 1))
-    await agent.inbox.take(HandInAck)
+    await agent.acknowledged()
     running = await agent.lease(job.job_id)
     coordinator.kill()
     coordinator.start()
@@ -158,7 +158,7 @@ async def test_killed_coordinator_resumes_and_adopts_what_runs(
     assert other.token > running.token
     assert other.start >= running.stop, "what runs was leased a second time"
     hand_in(agent, running, results(running.start, running.stop))
-    await agent.inbox.take(HandInAck, lambda ack: ack.acks[0][0] == running.token)
+    await agent.acknowledged(running)
     agent.held = []
     hand_in(agent, other, results(other.start, other.stop))
     left = 50 - 1 - (running.stop - running.start) - (other.stop - other.start)
@@ -250,6 +250,47 @@ async def test_calls_are_answered_once_and_survive_the_owner(
     assert seen == [1, 2]
 
 
+async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client_lacks_it(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    inbox = Inbox()
+    await connection.subscribe(subjects.client(CLIENT), inbox)
+    job = spec(CLIENT, JobKind.CALLS)
+    await submit(connection, job)
+    subject = subjects.job(job.job_id)
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
+    hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
+    await agent.acknowledged()
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 2),)))
+    hand_in(agent, await agent.lease(job.job_id), results(1, 2))
+    answer = await inbox.take(CallResults)
+    assert [(p.start, p.stop) for p in answer.pages] == [(1, 2)], "the first was told by the agent"
+    connection.send(subject, SyncCalls(job.job_id, CLIENT, ((0, 1),)))
+    answer = await inbox.take(CallResults)
+    assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)]
+
+
+async def test_calls_whose_client_has_every_answer_end_well(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    ended = []
+    for settled in (True, False):
+        job = spec(CLIENT, JobKind.CALLS)
+        await submit(connection, job)
+        connection.send(subjects.job(job.job_id), AppendCalls(job.job_id, CLIENT, (page(0, 2),)))
+        await agent.lease(job.job_id)  # the agent has told its client, but not handed in yet
+        await ask(connection, subjects.job(job.job_id), CancelJob(job.job_id, "its script ended", settled))
+        status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
+        while status.info.state == "open":  # until it is in the journal
+            status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
+        ended.append((status.info.state, status.info.counts.done))
+    assert ended == [("succeeded", 2), ("cancelled", 0)]
+
+
 async def test_cancelled_job_revokes_and_ends(coordinator: CoordinatorProcess, connection: Connection) -> None:
     agent = HandAgent(connection, "hand")
     await agent.start()
@@ -264,7 +305,7 @@ async def test_cancelled_job_revokes_and_ends(coordinator: CoordinatorProcess, c
     fetched = await waiting
     assert (fetched.state, fetched.reason, fetched.exhausted) == ("cancelled", "enough", True)
     hand_in(agent, lease, results(0, 1))
-    assert isinstance(await agent.inbox.take(HandInAck), HandInAck)
+    await agent.acknowledged()
 
 
 async def test_refusal_in_the_resolvers_words_fails_the_job(
@@ -295,7 +336,7 @@ async def test_lost_node_gives_its_ranges_to_another(coordinator: CoordinatorPro
         assert again.token > lease.token
         hand_in(one, lease, results(0, 1))
         hand_in(two, again, results(0, 1))
-        await two.inbox.take(HandInAck)
+        await two.acknowledged()
         assert await fetch_all(connection, job) == [(0, 1)], "both results were recorded"
     finally:
         beating.cancel()
@@ -317,7 +358,7 @@ async def test_results_by_order_of_recording_and_consumption(
     first = await agent.lease(job.job_id, 0)
     second = await agent.lease(job.job_id, 1)
     hand_in(agent, second, results(1, 2))
-    await agent.inbox.take(HandInAck)
+    await agent.acknowledged()
     fetch = FetchResults(job.job_id, 0, ordered=False)
     answer = await ask(connection, subjects.job(job.job_id), fetch)
     assert [(p.start, p.stop) for p in answer.pages] == [(1, 2)]

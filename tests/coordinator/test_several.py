@@ -18,7 +18,6 @@ from fallow.wire.messages import (
     Assign,
     FetchResults,
     FindJob,
-    HandInAck,
     JobStatus,
     ListJobs,
     ListNodes,
@@ -91,7 +90,7 @@ async def test_killed_owner_is_followed_within_seconds(
     assert (await agent.inbox.take(Assign, lambda a: a.spec is not None)).spec is not None
     lease = await agent.lease(job.job_id)
     hand_in(agent, lease, results(0, 1))
-    await agent.inbox.take(HandInAck)
+    await agent.acknowledged()
     first = await owner_of(connection, job)
     coordinators.running[first].kill()
     second = await owner_of(connection, job, besides=first)
@@ -99,7 +98,7 @@ async def test_killed_owner_is_followed_within_seconds(
     again = await agent.lease(job.job_id, slot=1)
     assert again.epoch > lease.epoch
     hand_in(agent, again, results(again.start, again.stop))
-    await agent.inbox.take(HandInAck, lambda ack: ack.acks[0][0] == again.token)
+    await agent.acknowledged(again)
     await run_all(agent, job, 40 - 1 - (again.stop - again.start))
     assert sum(b - a for a, b in await fetch_all(connection, job)) == 40
     answer = await ask(connection, subjects.POOL, FindJob(job.job_id))
@@ -121,7 +120,7 @@ async def test_an_owner_stopped_past_its_session_counts_for_nothing(
     try:
         assert await owner_of(connection, job, besides=first) != first
         hand_in(agent, lease, results(0, 1))
-        ack = await agent.inbox.take(HandInAck)
+        ack = await agent.acknowledged()
         assert ack.epoch > lease.epoch
         agent.inbox.messages.clear()
     finally:

@@ -244,3 +244,25 @@ def run(seed: int, total: int, steps: int, reduce: bool) -> None:
 @given(seed=st.integers(0, 2**32), total=st.integers(0, 300), steps=st.integers(0, 120), reduce=st.booleans())
 def test_every_task_is_recorded_once_whatever_happens(seed: int, total: int, steps: int, reduce: bool) -> None:
     run(seed, total, steps, reduce)
+
+
+def test_a_lost_node_counts_one_task_a_slot_as_run_again_beats_or_not() -> None:
+    world = World(seed=1, total=100)
+    world.faulty = False
+    job = world.progress
+    job.add_inputs(0, 100)
+    node, slot = world.slots[0][0], world.slots[0]
+    effects: list[Effect] = []
+    for seq in (1, 2):  # one lease to run, one held in advance: only the first can have begun
+        job.pull(slot, seq, seq == 1, (), 100.0)
+        effects += job.dispatch(100.0)
+    assert len([effect for effect in effects if isinstance(effect, Grant)]) == 2
+    job.node_lost(node, "silent")
+    assert (job.retried, job.node_losses) == (1, 0), "no heartbeat said what was in progress: nothing is blamed"
+    job.pull(slot, 3, True, (), 101.0)
+    (grant,) = [effect for effect in job.dispatch(101.0) if isinstance(effect, Grant)]
+    job.beat(
+        node, (HeldLease(JobId("job-aaaaaa"), grant.token, slot[1], grant.start, grant.stop, grant.start, 0.1),), 102.0
+    )
+    job.node_lost(node, "silent")
+    assert (job.retried, job.node_losses) == (2, 1)

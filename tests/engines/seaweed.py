@@ -18,7 +18,7 @@ from urllib.parse import quote
 import obstore
 from obstore.store import S3Store
 
-from tests.engines.postgres import free_port
+from tests.engines.postgres import free_ports
 
 BUCKET = "pool"
 DEADLINE_S = 90
@@ -39,8 +39,7 @@ class Seaweed:
     def __init__(self, weed: Path) -> None:
         self._weed = weed
         self._home = Path(tempfile.mkdtemp(prefix="fallow-weed-"))
-        self._ports = [free_port() for _ in range(8)]
-        self.port = self._ports[0]
+        self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         identities = [
             {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": actions}
@@ -53,14 +52,23 @@ class Seaweed:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self._ports[0]}"
 
     def url(self, prefix: str = "", who: tuple[str, str] = WRITER, bucket: str = BUCKET) -> str:
         folder = f"/{prefix}" if prefix else ""
         return f"s3://{quote(who[0])}:{quote(who[1])}@{bucket}{folder}?endpoint={quote(self.endpoint, safe='')}"
 
     def start(self) -> None:
-        """Returns when it answers, with the bucket made."""
+        """Returns when it answers, with the bucket made. A port may be taken by another program before it is used:
+        then once more with others."""
+        for attempt in range(3):
+            self._launch()
+            if self._make_bucket(last=attempt == 2):
+                return
+            self.kill()
+
+    def _launch(self) -> None:
+        self._ports = free_ports(8)
         s3, master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._ports
         (self._home / "data").mkdir(exist_ok=True)
         with (self._home / "log").open("ab") as log:
@@ -71,20 +79,22 @@ class Seaweed:
                     f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=20",
                     "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
                     "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={self._home / 's3.json'}",
-                    "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-master.telemetry=false",
+                    "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
                 ],
                 stdout=log, stderr=log, cwd=self._home, start_new_session=True,
             )  # fmt: skip
-        self._make_bucket()
 
-    def _make_bucket(self) -> None:
+    def _make_bucket(self, last: bool) -> bool:
         deadline = time.monotonic() + DEADLINE_S
         while not (self._answers(f"http://127.0.0.1:{self._ports[5]}/buckets/{BUCKET}/", "POST") and self._takes()):
             assert self._process is not None
             log = (self._home / "log").read_text()[-3000:]
-            assert self._process.poll() is None, f"SeaweedFS ended: {log}"
             assert time.monotonic() < deadline, f"SeaweedFS does not start: {log}"
+            if self._process.poll() is not None:
+                assert not last, f"SeaweedFS ended: {log}"
+                return False
             time.sleep(0.1)
+        return True
 
     def _answers(self, url: str, method: str) -> bool:
         """A bucket is a folder of the filer; 409: it is there."""

@@ -21,6 +21,7 @@ ARROWS: dict[str, tuple[set[str], str]] = {
     "agent": ({"model", "core", "wire", "worker"}, "an agent runs where no store is: on strangers' machines"),
     "worker": ({"model", "wire"}, "it runs beside customers' code, in environments that hold little else"),
     "sdk": ({"model", "core", "wire", "worker"}, "a customer's script needs no store and no server code"),
+    "sim": ({"model", "core", "wire"}, "it drives the core alone, with its own stand-ins for every shell"),
     "cli": (
         {"model", "core", "wire", "store", "coordinator", "agent", "worker", "sdk"},
         "the command line starts everything, and nothing depends on it",

@@ -187,6 +187,15 @@ def test_map_times_out(executor: fallow.Executor, options: dict[str, int], tmp_p
     gate.touch()
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, 0.002])
+def test_what_was_cancelled_before_it_was_sent_holds_up_no_end(timeout_s: float, tmp_path: Path) -> None:
+    with fallow.Executor() as executor:
+        results = executor.map(wait_file, [str(tmp_path / "never")], timeout=timeout_s, buffersize=2)
+        with pytest.raises(TimeoutError):
+            next(results)
+        (tmp_path / "never").touch()  # should it have been sent after all
+
+
 def test_a_timeout_of_a_task_is_not_one_of_the_map(executor: fallow.Executor) -> None:
     def late(x: int) -> int:
         if x == 1:

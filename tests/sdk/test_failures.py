@@ -22,6 +22,12 @@ def test_own_exceptions_come_back_as_themselves() -> None:
     assert error.__notes__ == ["In task 7 of f."]
 
 
+def test_a_module_that_the_node_lacks_comes_with_what_to_do() -> None:
+    data = pickle.dumps(ModuleNotFoundError("No module named 'x'"))
+    error = task_exception(Failure("raised", "ModuleNotFoundError", "No module named 'x'", "", data), -1, "f")
+    assert any("fallow.Env(pip=" in note for note in error.__notes__)
+
+
 @pytest.mark.parametrize("data", [None, b"nonsense", pickle.dumps("no exception")])
 def test_exceptions_that_cannot_be_brought_over(data: bytes | None) -> None:
     error = task_exception(Failure("raised", "lib.Weird", "what", "Traceback ...", data), 3, "f")

@@ -192,6 +192,36 @@ class CoordinationConformance:
         assert not errors
         assert [len(store.result_pages(job)) for job in jobs] == [15] * 4
 
+    def test_a_job_that_two_create_at_once_is_the_firsts(self, store: Store, tmp_path: Path) -> None:
+        jobs = [job_id() for _ in range(40)]
+        errors: list[BaseException] = []
+        start = threading.Barrier(2)
+
+        def create(owner: str) -> None:
+            try:
+                own = self.open_at(tmp_path)
+                for job in jobs:
+                    start.wait(30)
+                    own.commit([CreateJob(spec(job), owner, 1.0)])
+                own.close()
+            except BaseException as error:
+                errors.append(error)
+                start.abort()
+
+        threads = [threading.Thread(target=create, args=(owner,)) for owner in ("a", "b")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert errors == []
+        for job in jobs:
+            found = store.get_job(job)
+            assert found is not None
+            assert found.epoch == 1
+            loser = "a" if found.owner == "b" else "b"
+            with pytest.raises(OwnershipLost):
+                store.commit([CreateJob(spec(job), loser, 1.0), give(job, 0, 5)])
+
     def test_another_pools_coordinator_is_refused(self, store: Store) -> None:
         store.pool_id(PoolId("pool-first"))
         assert store.pool_id(PoolId("pool-new"), expected=PoolId("pool-first")) == "pool-first"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from fallow.store.backup import EPOCHS_AHEAD, MANIFEST, Manifest, backup, read_manifest, restore
+from fallow.store.backup import (
+    _LENGTH_BYTES,
+    EPOCHS_AHEAD,
+    MANIFEST,
+    Manifest,
+    TableEntry,
+    backup,
+    read_manifest,
+    restore,
+)
 from fallow.store.open import open_store
 from fallow.store.protocol import SchemaTooNew, Store, StoreError
+from fallow.store.transfer import TableSum
 from tests.engines.postgres import Postgres
 from tests.store.conformance import give, job_id, put, spec
 from tests.store.coordination import wait_for
@@ -192,23 +201,51 @@ def test_a_damaged_backup_restores_nothing(urls: Urls, tmp_path: Path, how: str,
     again.close()
 
 
+def as_of_the_first_schema(file: Path) -> None:
+    """Rewrite a backup as it was written before there were leaderships, and numbers of failed tasks."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = msgspec.json.decode(members[MANIFEST], type=Manifest)
+    entries = []
+    for entry in manifest.tables:
+        if entry.name == "leaderships":
+            continue
+        dropped = [at for at, column in enumerate(entry.columns) if (entry.name, column) in NEWER_COLUMNS]
+        body, result = b"", TableSum()
+        for row in _rows_of(members[f"tables/{entry.name}"]):
+            kept = tuple(value for at, value in enumerate(row) if at not in dropped)
+            result.add(kept)
+            encoded = msgspec.msgpack.encode(kept)
+            body += len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded
+        members[f"tables/{entry.name}"] = body
+        columns = tuple(column for at, column in enumerate(entry.columns) if at not in dropped)
+        entries.append(TableEntry(entry.name, columns, result.rows, result.text))
+    older = msgspec.structs.replace(manifest, revision="0001", tables=tuple(entries))
+    members[MANIFEST] = msgspec.json.encode(older)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+NEWER_COLUMNS = {("jobs", "failed")}
+
+
+def _rows_of(body: bytes) -> Iterator[tuple[object, ...]]:
+    while body:
+        length = int.from_bytes(body[:_LENGTH_BYTES], "big")
+        yield msgspec.msgpack.decode(body[_LENGTH_BYTES : _LENGTH_BYTES + length], type=tuple)
+        body = body[_LENGTH_BYTES + length :]
+
+
 def test_an_older_backup_is_upgraded(urls: Urls, tmp_path: Path) -> None:
-    """As it was written before there were leaderships."""
     store = open_store(urls("pool"))
     jobs = fill(store, 1)
     before = all_of(store, jobs)
     store.close()
     file = tmp_path / "file"
-    manifest = backup(urls("pool"), file, 1.0)
-    kept = tuple(entry for entry in manifest.tables if entry.name != "leaderships")
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    members[MANIFEST] = msgspec.json.encode(msgspec.structs.replace(manifest, revision="0001", tables=kept))
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
+    backup(urls("pool"), file, 1.0)
+    as_of_the_first_schema(file)
     restore(file, urls("again"))
     again: Store = open_store(urls("again"))
     assert without_epochs(all_of(again, jobs)) == repr(before)
     again.close()
-    shutil.rmtree(tmp_path)

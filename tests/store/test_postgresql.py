@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fallow.model.ids import PoolId
+from fallow.model.ids import Digest, PoolId
+from fallow.model.job import Blob
 from fallow.store.database import Session
 from fallow.store.open import open_store
 from fallow.store.protocol import (
@@ -27,7 +28,7 @@ from fallow.store.schema import HEAD_REVISION
 from fallow.store.upgrade import upgrade_store
 from fallow.store.writes import apply
 from tests.engines.postgres import Postgres, free_port
-from tests.store.conformance import StoreConformance, give, job_id, spec
+from tests.store.conformance import StoreConformance, give, job_id, put, spec
 from tests.store.coordination import CoordinationConformance, wait_for
 
 
@@ -262,6 +263,22 @@ def test_a_session_is_renewed_while_a_commit_waits(postgres: Postgres, tmp_path:
         assert waiting.is_alive()
     waiting.join(30)
     assert len(store.input_pages(job)) == 1
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_failed_commit_leaves_no_half_prepared_statement(postgres: Postgres, tmp_path: Path) -> None:
+    """Whatever was prepared in a pipeline that the server then ignored is prepared again."""
+    store = open_store(postgres.url(schema_for(tmp_path)))
+    job = job_id()
+    store.commit([CreateJob(spec(job), "me", 1.0)])
+    wrong = give(job, 0, 5, page=Blob(Digest("a" * 64), None))  # type: ignore[arg-type]
+    for number in range(6):
+        start = 10 * number
+        with pytest.raises(psycopg.IntegrityError):
+            store.commit([wrong, put(job, number, start, start + 5), SetJob(job, 1, reason="never")])
+        store.commit([put(job, number, start, start + 5), SetJob(job, 1, reason=str(number))])
+    assert len(store.result_pages(job)) == 6
     store.close()
 
 

@@ -18,22 +18,56 @@ from tests.coordinator.conftest import nats as nats
 from tests.coordinator.parts import Inbox, NatsProcess
 
 
-async def test_messages_go_from_the_parser_to_their_handler(
+async def test_messages_go_from_the_socket_to_their_handler_and_back(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    plain = DirectClient._process_msg
+    written, taken = [], []
+    write_now, take_messages = DirectClient._write_now, DirectClient._take_messages
 
-    async def watched(self: DirectClient, sid: int, *rest: bytes) -> None:
-        seen.append(sid in self._direct)
-        await plain(self, sid, *rest)
+    def watched_write(self: DirectClient, subject: str, payload: bytes) -> bool:
+        done = write_now(self, subject, payload)
+        written.append(done)
+        return done
 
-    monkeypatch.setattr(DirectClient, "_process_msg", watched)
+    def watched_take(self: DirectClient, data: bytes) -> int:
+        done = take_messages(self, data)
+        taken.append(done == len(data))
+        return done
+
     inbox = Inbox()
     await connection.subscribe("here", inbox)
+    await connection.flush()
+    monkeypatch.setattr(DirectClient, "_write_now", watched_write)
+    monkeypatch.setattr(DirectClient, "_take_messages", watched_take)
     connection.send("here", Done(7))
     assert (await inbox.take(Done)).epoch == 7
-    assert seen == [True], "nats-py does not call what is overridden any more"
+    assert written == [True], "nats-py has changed what it keeps of what is to be written"
+    assert taken == [True], "nats-py does not read through the stream reader's feed_data any more"
+
+
+async def test_messages_of_all_sizes_keep_their_order_on_whatever_way(connection: Connection) -> None:
+    inbox = Inbox()
+    plain: list[int] = []
+    await connection.subscribe("here", inbox)
+
+    async def library(message: object) -> None:
+        plain.append(1)
+
+    await connection._client.subscribe("there", cb=library)
+    sizes = [1, 70_000, 3, 400_000, 5000, 2, 60_000, 1_000_000, 10]
+    for number in range(200):
+        line = LogLine(0, "n", 0, "stdout", "x" * sizes[number % len(sizes)])
+        connection.send("here", NodeLog("job-aaaaaa", str(number), (line,)))  # type: ignore[arg-type]
+        connection.send("there", Done(number))
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    for number in range(200):
+        message = await inbox.take(NodeLog)
+        assert message.node == str(number)
+        assert len(message.lines[0].text) == sizes[number % len(sizes)]
+    await connection.flush()
+    while len(plain) < 200:
+        await asyncio.sleep(0.01)
 
 
 async def test_many_messages_keep_their_order_beyond_the_librarys_buffer(connection: Connection) -> None:

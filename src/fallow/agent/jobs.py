@@ -75,6 +75,10 @@ class Jobs:
             self._epochs.popitem(last=False)
         return True
 
+    def epoch(self, job_id: JobId) -> int:
+        """The highest epoch that an owner of the job has spoken with; 0 where none has."""
+        return self._epochs.get(job_id, 0)
+
     def prepare(self, spec: JobSpec, done: Callable[[Ready | NotReady], None]) -> None:
         """Make the job ready and say so; at once where nothing has to be built or fetched."""
         ready = self._ready.get(spec.job_id) or self._at_once(spec)

@@ -209,9 +209,10 @@ class Lane:
     def reported(self, report: Report) -> None:
         if report.results:
             self._failures = 0
-        if report.ended and self.running is not None and self.running.token == tuple(report.token):
+        held = self.running
+        if report.ended and held is not None and held.token == tuple(report.token):
             self.running = None
-        self.slot.perform(self.slot.machine.reported(self.index, report, time.monotonic()))
+        self.slot.reported(self, held, report)
 
     def died(self, token: Token | None, death: Death) -> None:
         """The worker is gone: tell it, and have a new one at once."""

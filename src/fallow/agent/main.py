@@ -32,10 +32,12 @@ class AgentOptions(Struct, frozen=True):
     slots: int
     """Workers; 0: one for each CPU."""
     home: Path
-    """Identity, caches and scratch."""
+    """Identity, environments and caches."""
     embedded: bool = False
     ready: Callable[[], None] | None = None
     """Called when the node has said hello to the pool."""
+    scratch: Path | None = None
+    """What this run alone needs is kept in a folder of its own there; None: under the home."""
 
 
 def run_agent(options: AgentOptions) -> int:
@@ -64,7 +66,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _run(options: AgentOptions, claim: Claim) -> int:
     ended, hurry = asyncio.Event(), asyncio.Event()
     _listen_to_signals(ended, hurry)
-    scratch = _scratch(claim.folder)
+    scratch = _scratch(options.scratch or claim.folder)
     workers = Workers(scratch)
     workers.warm(own_kind())
     # The zygote starts on another processor, while this process imports what the rest of the agent needs.

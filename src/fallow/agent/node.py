@@ -213,10 +213,10 @@ class Node:
 
     async def _keep_house(self) -> None:
         """What may take a while, and can wait until the node is at work."""
-        if self.embedded:
-            return
         await asyncio.sleep(HOUSEKEEPING_AFTER_S)
         await asyncio.to_thread(prune_modules, self._home / "modules")
+        if self.embedded:
+            return
         found = await find_pythons()
         if found:
             self.pythons.update(found)

@@ -31,11 +31,23 @@ from fallow.agent.slot_effects import (
     StandingPull,
 )
 from fallow.agent.slot_state import SlotMachine
+from fallow.agent.worker_api import Report
 from fallow.model.ids import JobId
 from fallow.model.job import JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage
 from fallow.wire import subjects
-from fallow.wire.messages import Assign, AssignRefused, HandIn, Lease, Pull, Revoke, SlotState, TakeBack, Unpull
+from fallow.wire.messages import (
+    Assign,
+    AssignRefused,
+    CallResults,
+    HandIn,
+    Lease,
+    Pull,
+    Revoke,
+    SlotState,
+    TakeBack,
+    Unpull,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,6 +77,8 @@ class Slot:
         """Files of large pages of leases that have not begun; None: still being fetched."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._missing_count = 0
+        self._is_told = False
+        """What is being handed in was told to the job's client already."""
 
     # ------------------------------------------------------------ events
 
@@ -97,6 +111,26 @@ class Slot:
 
     def drain(self, on: bool) -> None:
         self.perform(self.machine.drain(on, time.monotonic()))
+
+    def reported(self, lane: Lane, held: Held | None, report: Report) -> None:
+        """The lane's worker hands in what came of `held`."""
+        self._is_told = self._tell_client(held, report)
+        try:
+            self.perform(self.machine.reported(lane.index, report, time.monotonic()))
+        finally:
+            self._is_told = False
+
+    def _tell_client(self, held: Held | None, report: Report) -> bool:
+        """Answers of single calls are not journalled: their client hears of them at once, before the owner does.
+        Should the message be lost, the client asks the owner. Says whether it was told."""
+        if held is None or held.revoked or held.token != tuple(report.token) or not report.results or report.files:
+            return False
+        job = self.node.jobs.get(held.job_id)
+        if job is None or job.spec.kind is not JobKind.CALLS:
+            return False
+        message = CallResults(held.job_id, self.node.jobs.epoch(held.job_id), report.results, ())
+        self.node.send(subjects.client(job.spec.client_id), message)
+        return True
 
     def refuse(self, job_id: JobId, kind: str, message: str, fatal: bool = True) -> None:
         self.perform(self.machine.refused(job_id, kind, message, fatal))
@@ -187,6 +221,8 @@ class Slot:
 
     def _deliver(self, effect: Deliver) -> None:
         hand_in = effect.hand_in
+        if self._is_told and hand_in.results:
+            hand_in = msgspec.structs.replace(hand_in, told=True)
         if effect.pull is not None:
             pull = self._pull(effect.pull)
             if effect.files or self.node.outbox.is_blocked(hand_in.job_id, hand_in.token):

@@ -275,7 +275,7 @@ class Process:
             for _ in range(_READS_AT_ONCE):
                 for body in self._reader.receive(self._sock):
                     self._heard(orders.decode_from_worker(body))
-                if self._gone:
+                if self._gone or not self._reader.may_have_more:
                     return
         except BlockingIOError:
             return

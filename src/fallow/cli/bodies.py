@@ -72,12 +72,12 @@ def coordinator_body(
 
 
 def agent_body(
-    address: PoolAddress, name: str, slots: int, home: Path, embedded: bool
+    address: PoolAddress, name: str, slots: int, home: Path, scratch: Path | None = None
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
         from fallow.agent.main import AgentOptions, run_agent
 
-        options = AgentOptions(address=address, name=name, slots=slots, home=home, embedded=embedded, ready=ready)
+        options = AgentOptions(address, name, slots, home, scratch is not None, ready, scratch)
         return _in_words(lambda: run_agent(options))
 
     return body

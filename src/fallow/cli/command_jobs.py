@@ -39,7 +39,7 @@ def split_arguments(tail: Sequence[str]) -> CommandLine:
         at = words.index(":::")
         words, arguments = words[:at], tuple(words[at + 1 :])
     if not words:
-        raise SettingError("no command: it stands behind --, as in fallow run -- wc -w {} ::: a b c")
+        raise SettingError("no command: it stands behind --, as in fallow run -- ./tool {} ::: a b c")
     return CommandLine(tuple(words), arguments)
 
 
@@ -87,6 +87,15 @@ def command_inputs(line: CommandLine, options: RunOptions) -> Iterator[CommandIn
     if line.arguments is None:
         raise SettingError("no inputs: give them behind ::: (fallow run -- ./tool {} ::: a b), --inputs or --files.")
     return (CommandInput(n, text) for n, text in enumerate(line.arguments))
+
+
+def file_hint(line: CommandLine, options: RunOptions) -> str:
+    """What to say to someone whose arguments name files of this machine, which nodes do not have; '' otherwise."""
+    sent = {str(path) for path in options.ship}
+    named = [text for text in line.arguments or () if text not in sent and Path(text).is_file()]
+    if not named:
+        return ""
+    return f"{named[0]!r} is a file here, and arguments are sent as words: name files by --files to send them as well."
 
 
 def _content(path: Path) -> Any:
@@ -208,6 +217,8 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
     line = split_arguments(tail)
     plan = make_plan(line, options)
     inputs = command_inputs(line, options)
+    if hint := file_hint(line, options):
+        print(f"fallow: {hint}", file=sys.stderr)
     import fallow
 
     name = options.name or PurePosixPath(line.words[0]).name

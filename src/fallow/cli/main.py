@@ -333,7 +333,7 @@ def run(
     Examples:
       fallow run script.py --its-own argument
       fallow run search.py::score --depth 3
-      fallow run --out counts -- wc -w {} ::: a b c
+      fallow run --out sums -- seq -s + {} ::: 10 100 1000
       fallow run --files 'scans/*.tif' --out done -- ./convert {} {.}.png
       fallow run --pip pillow --inputs urls.txt -- python thumb.py {}
     """

@@ -208,3 +208,12 @@ def _redirect(log: Path, inherit_stderr: bool) -> None:
         os.dup2(file, 2)
         os.close(file)
     os.close(nothing)
+
+
+def is_writable(folder: Path) -> bool:
+    """Make the folder if need be; say whether this user can put files there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

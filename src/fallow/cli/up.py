@@ -25,7 +25,7 @@ from fallow.cli.nats_server import (
     start_server,
     wait_until_serving,
 )
-from fallow.cli.processes import Child, fork_child
+from fallow.cli.processes import Child, fork_child, is_writable
 from fallow.cli.supervisor import Service, ServiceFailed, Supervisor
 from fallow.model.errors import FallowError, PoolAddressError, SettingError
 from fallow.wire.address import (
@@ -225,7 +225,7 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
         start = logged(COORDINATOR, "coordinator.log", coordinator)
         supervisor.add(Service(COORDINATOR, start, grace_s=8.0, may_leave=True))
         if options.agent:
-            agent = agent_body(address, name, options.slots, home / "agent", False)
+            agent = agent_body(address, name, options.slots, home / "agent")
             supervisor.add(Service(AGENT, logged(AGENT, "agent.log", agent), grace_s=10.0, needed=False))
         _announce_when_ready(supervisor, options, address, public, host, name, say)
         supervisor.run()
@@ -362,7 +362,11 @@ def _start_embedded(supervisor: Supervisor, folder: Path, options: EmbeddedOptio
     blobs = str(folder / "blobs")
     close = supervisor.child_fds
     coordinator = coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True)
-    agent = agent_body(address, socket.gethostname(), options.slots, options.home / "agent", True)
+    # Environments outlive the pool, and so does the node's identity; all else is in the pool's own folder.
+    home = options.home / "agent"
+    if not is_writable(home):
+        home = folder / "home"
+    agent = agent_body(address, socket.gethostname(), options.slots, home, folder / "agent")
 
     server = Service(NATS, lambda: start_server(folder, host, port, token, close=close()), grace_s=0.0)
     supervisor.add(server)

@@ -24,6 +24,7 @@ from fallow.wire.messages import (
     CallsUnknown,
     CancelCalls,
     HandIn,
+    HandInAck,
     Held,
     SyncCalls,
 )
@@ -31,6 +32,9 @@ from fallow.wire.messages import (
 INPUT_PAGES_LIMIT = 20_000
 """Pages of calls waiting at once; the client's window is far below."""
 PUSH_BYTES = 1 << 20
+ACK_AFTER_S = 0.02
+"""Nothing waits for the acknowledgement of an answer: those of so long go to an agent in one message."""
+ACKS_LIMIT = 512
 
 
 class CallsJob(OwnedJob):
@@ -39,6 +43,9 @@ class CallsJob(OwnedJob):
     def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
         super().__init__(context, spec, epoch, adopt=False)
         self._by_index: dict[int, InputPage] = {}
+        self._acks: dict[NodeId, list[tuple[Token, int]]] = {}
+        self._is_told = False
+        """The agent has sent what it hands in to the client itself."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
 
@@ -52,12 +59,12 @@ class CallsJob(OwnedJob):
         if self.progress.is_final:
             self._tell_end()
             return
-        self._forget(message.received)
         for page in message.pages:
             self._take(page)
+        self.dispatch()
         if self.progress.demand > self.progress.slots or not self.progress.pulls:
             self.context.kick_matcher()
-        self.dispatch()
+        self._forget(message.received)
 
     def _take(self, page: InputPage) -> None:
         progress = self.progress
@@ -115,6 +122,17 @@ class CallsJob(OwnedJob):
             progress.failures.settled(start, stop)
             progress.done.add(start, min(stop, progress.cursor))
 
+    def end(self, reason: str, settled: bool) -> None:
+        """The client will call no more: a success where it has every answer, even those that agents gave it and have
+        not handed in yet."""
+        self.client_seen = self.context.now()
+        progress = self.progress
+        if settled and progress.cursor:
+            progress.done.add(0, progress.cursor)
+            self.perform(progress.end_inputs(progress.cursor))
+        else:
+            self.perform(progress.cancel(reason))
+
     def _forget(self, received: Sequence[Interval]) -> None:
         if not received:
             return
@@ -147,6 +165,13 @@ class CallsJob(OwnedJob):
 
     # ------------------------------------------------------------ agents
 
+    def on_hand_in(self, message: HandIn) -> None:
+        self._is_told = message.told
+        try:
+            super().on_hand_in(message)
+        finally:
+            self._is_told = False
+
     def before_hand_in(self, message: HandIn) -> None:
         """Answers of a lease from before a take-over: the numbers are news to this owner."""
         for page in message.results:
@@ -168,11 +193,28 @@ class CallsJob(OwnedJob):
             ops.append(self.ending_op(ended))
 
     def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
-        if recorded:
-            self._push(recorded)
-        super().tell_recorded(recorded, ack)
+        # Where the agent's own message is lost, the client asks (SyncCalls).
+        entries = [entry for entry in recorded if entry.fault is not None] if self._is_told else recorded
+        if entries:
+            self._push(entries)
+        super().tell_recorded(recorded, None)
+        if ack is None:
+            return
+        if not self._acks:
+            self.context.loop.call_later(ACK_AFTER_S, self._acknowledge)
+        node_id, token, seq = ack
+        acks = self._acks.setdefault(node_id, [])
+        acks.append((token, seq))
+        if len(acks) >= ACKS_LIMIT:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        acks, self._acks = self._acks, {}
+        for node_id, pairs in acks.items():
+            self._send_node(node_id, HandInAck(self.job_id, self.epoch, tuple(pairs)))
 
     def tell_ended(self, ended: Ended) -> None:
+        self._acknowledge()
         self._tell_end()
 
     def grant_pages(self, start: int, stop: int) -> list[InputPage]:

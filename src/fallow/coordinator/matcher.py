@@ -17,6 +17,8 @@ LEAST_INTERVAL_S = 0.005
 TICK_S = 1.0
 MISFIT_GRACE_S = 5.0
 """A job that no node could run waits this long for one that can before it is failed in words."""
+MISFIT_SETTLED_GRACE_S = 1.0
+"""The same where the nodes have been the same ones for MISFIT_GRACE_S: none of them is just coming."""
 DEMAND_LIMIT = 1 << 20
 
 
@@ -39,6 +41,8 @@ class Matcher:
         self._scheduled = False
         self._ran_at = -1e9
         self._misfit_since: dict[str, float] = {}
+        self._members: frozenset[NodeId] = frozenset()
+        self._members_since = 0.0
         self._served: dict[JobId, float] = {}
 
     def kick(self) -> None:
@@ -114,6 +118,11 @@ class Matcher:
     def _check_misfits(self, jobs: dict[JobId, _Wanting], now: float) -> None:
         """Fail jobs for which the pool has nodes, but for a while now none that could run them."""
         specs = self._context.nodes.alive_specs()
+        members = frozenset(node.node_id for node in specs)
+        if members != self._members:
+            self._members, self._members_since = members, now
+        settled = now - self._members_since >= MISFIT_GRACE_S
+        grace_s = MISFIT_SETTLED_GRACE_S if settled else MISFIT_GRACE_S
         seen: set[str] = set()
         for job_id, job in jobs.items():
             spec = job.demand.spec
@@ -129,7 +138,7 @@ class Matcher:
             if reason is None:
                 continue
             seen.add(job_id)
-            if now - self._misfit_since.setdefault(job_id, now) >= MISFIT_GRACE_S:
+            if now - self._misfit_since.setdefault(job_id, now) >= grace_s:
                 self._fail(job_id, reason, kind)
         for gone in [j for j in self._misfit_since if j not in seen]:
             del self._misfit_since[gone]

@@ -6,6 +6,7 @@ endings are told only from the journal's callback.
 
 from __future__ import annotations
 
+import secrets
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,7 @@ ADOPTION_S = 0.7
 anew."""
 RESTART_ADOPTION_S = 2.5
 """The same where the pool's only coordinator starts anew, perhaps with its NATS: agents reconnect first."""
-KEPT_RESULT_BYTES = 64 * 1024 * 1024
+KEPT_RESULT_BYTES = 16 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
@@ -70,7 +71,8 @@ class OwnedJob:
         self.spec = spec
         self.epoch = epoch
         adoption_s = ADOPTION_S if context.session.shared else RESTART_ADOPTION_S
-        self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0)
+        first = secrets.randbits(30) << 24 if context.session.shared and epoch == 1 else 0
+        self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0, tokens_above=first)
         self.inputs = InputIndex()
         self.results = ResultIndex()
         self.ended_unix_s = 0.0
@@ -232,10 +234,10 @@ class OwnedJob:
             if ack is not None:
                 self.tell_recorded([], ack)
             return
-        self.keep(ops, recorded, ended)
         for entry in recorded:
             name = entry.node
             self._nodes_by_name[name] = self._nodes_by_name.get(name, 0) + entry.stop - entry.start
+        self.keep(ops, recorded, ended)
         if ended is not None:
             self._release_nodes(ended)
         if ops:
@@ -260,6 +262,7 @@ class OwnedJob:
             ended_unix_s=self.ended_unix_s,
             nodes=self.info().nodes,
             retried=self.progress.retried,
+            failed=self.progress.failed_count,
         )
 
     def _durable(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None, ended: Ended | None) -> None:
@@ -410,8 +413,13 @@ class OwnedJob:
             nodes=names,
             epoch=self.epoch,
             reason_kind=progress.reason_kind,
-            slots=progress.slots if self.spec.kind is JobKind.MAP else len(progress.by_slot),
+            slots=self._slots(),
         )
+
+    def _slots(self) -> int:
+        if self.progress.is_final:
+            return 0
+        return self.progress.slots if self.spec.kind is JobKind.MAP else len(self.progress.by_slot)
 
 
 def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
@@ -435,14 +443,16 @@ def info_of_stored(stored: StoredJob) -> JobInfo:
     from fallow.model.job import JobCounts
 
     kind, reason = split_reason(stored.reason)
-    done = sum(stored.nodes.values())
+    # Of an attached job taken over by another coordinator, nodes are known only of what was left.
+    complete = stored.state is JobState.SUCCEEDED and stored.total >= 0
+    done = stored.total if complete else sum(stored.nodes.values())
     return JobInfo(
         job_id=stored.spec.job_id,
         name=stored.spec.name,
         kind=stored.spec.kind,
         state=str(stored.state),
         reason=reason,
-        counts=JobCounts(inputs=max(0, stored.total), done=done, retried=stored.retried),
+        counts=JobCounts(inputs=max(0, stored.total), done=done, failed=stored.failed, retried=stored.retried),
         total=stored.total,
         detached=stored.spec.detached,
         account=stored.spec.account,

@@ -251,7 +251,7 @@ class Service:
             case GetJob():
                 self._reply(reply, JobStatus(owned.epoch, owned.info()))
             case CancelJob() if isinstance(owned, CallsJob):
-                owned.perform(owned.progress.cancel(message.reason or "cancelled"))
+                owned.end(message.reason or "cancelled", message.settled)
                 self._reply(reply, Done(owned.epoch))
             case AppendCalls() if isinstance(owned, CallsJob):
                 owned.append(message)

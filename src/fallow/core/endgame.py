@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterable, Mapping
+from heapq import heappop, heappush
+from math import inf
 
 from fallow.core.effects import AskBack
 from fallow.core.lease import LiveLease
@@ -15,34 +18,70 @@ WORTH_S = 0.003
 """Less work than this is done before it could be moved."""
 DOUBLE_FACTOR = 3.0
 DOUBLE_AFTER_S = 1.0
+LOOK_SHARE = 0.05
+"""Between two looks at every lease for one to double passes at least this share of how long a task has to run before
+it is doubled."""
 
 
-def find_take_back(
-    leases: Mapping[Token, LiveLease], by_slot: Mapping[SlotKey, list[Token]], rates: Mapping[SlotKey, Rate], now: float
-) -> AskBack | None:
-    """The lease with most work not begun; marks it as being asked. None: nothing is worth it."""
-    best: LiveLease | None = None
-    best_s = WORTH_S
-    best_begun = False
-    for slot, tokens in by_slot.items():
-        rate = rates[slot].per_s if slot in rates else 0.0
-        for at, token in enumerate(tokens):
-            lease = leases[token]
-            if lease.doubled or lease.alone:
+class TakeBacks:
+    """Leases by how much of them has not begun, from the first look near the end of a job on. A lease only loses
+    work, so that an entry that says too much sinks when it is met, and no idle slot costs a look at every lease."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, Token]] = []
+        self._asked: deque[tuple[float, Token]] = deque()
+        """When which was asked: its answer may be lost."""
+        self._is_known = False
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether `next` is sure to find nothing."""
+        return self._is_known and not self._heap and (not self._asked or now < self._asked[0][0] + ASK_AGAIN_S)
+
+    def added(self, lease: LiveLease) -> None:
+        """There is a new lease, or one that may be asked once more."""
+        if self._is_known:
+            heappush(self._heap, (-inf, lease.token))
+
+    def next(
+        self,
+        leases: Mapping[Token, LiveLease],
+        by_slot: Mapping[SlotKey, list[Token]],
+        rates: Mapping[SlotKey, Rate],
+        now: float,
+    ) -> AskBack | None:
+        """The lease with most work not begun; marks it as being asked. None: nothing is worth it."""
+        if not self._is_known or len(self._heap) > 4 * len(leases) + 100:
+            self._heap = [(-inf, token) for token in leases]
+            self._asked.clear()
+            self._is_known = True
+        while self._asked and now >= self._asked[0][0] + ASK_AGAIN_S:
+            heappush(self._heap, (-inf, self._asked.popleft()[1]))
+        while self._heap:
+            said, token = heappop(self._heap)
+            lease = leases.get(token)
+            if lease is None or lease.doubled or lease.alone:
                 continue
             if lease.taking_back_at is not None and now - lease.taking_back_at < ASK_AGAIN_S:
+                self._asked.append((now, token))
                 continue
-            begun = at == 0
+            begun = by_slot[lease.slot][0] == token
             waiting = len(lease.pending) - (1 if begun else 0)
-            if waiting <= 0:
-                continue
+            rate = rates[lease.slot].per_s if lease.slot in rates else 0.0
             work_s = waiting / rate if rate > 0 else 1.0 * waiting
-            if work_s > best_s:
-                best, best_s, best_begun = lease, work_s, begun
-    if best is None:
+            if waiting <= 0 or work_s <= WORTH_S:
+                continue
+            if self._heap and -work_s > self._heap[0][0] and -work_s != said:
+                heappush(self._heap, (-work_s, token))
+                continue
+            lease.taking_back_at = now
+            self._asked.append((now, token))
+            return AskBack(lease.slot, token, 0.5 if begun else 1.0)
         return None
-    best.taking_back_at = now
-    return AskBack(best.slot, best.token, 0.5 if best_begun else 1.0)
+
+
+def double_after_s(rate: Rate) -> float:
+    """How long a task runs before it may be doubled."""
+    return max(DOUBLE_AFTER_S, DOUBLE_FACTOR / rate.per_s) if rate.per_s > 0 else DOUBLE_AFTER_S
 
 
 def find_double(
@@ -58,7 +97,7 @@ def find_double(
     time at which one will have run long enough. None: there is none to double."""
     if rate.per_s <= 0:
         return None
-    threshold = max(DOUBLE_AFTER_S, DOUBLE_FACTOR / rate.per_s)
+    threshold = double_after_s(rate)
     if 0 < timeout_s < 2 * threshold:
         return None  # a task that runs for so long will meet its time limit soon, and so would its double
     soonest: float | None = None

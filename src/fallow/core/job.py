@@ -6,9 +6,10 @@ See core.progress for the theory of operation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
-from fallow.core.endgame import find_double, find_take_back
+from fallow.core.endgame import LOOK_SHARE, double_after_s, find_double
 from fallow.core.failures import NODE_LOSSES_LIMIT
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
@@ -25,6 +26,8 @@ START_DEATHS_LIMIT = 6
 UNNAMED_GRACE_S = 4.0
 """A lease that no beat of its node has named for so long never arrived."""
 PULLS_LIMIT = 100_000
+IDLE_LIMIT = 256
+"""Idle slots for which work is sought near the end of a job in one dispatch."""
 
 
 class JobProgress(Progress):
@@ -39,27 +42,32 @@ class JobProgress(Progress):
         if seq < self.pull_seqs.get(slot, -1) or (slot not in self.pulls and len(self.pulls) >= PULLS_LIMIT):
             return
         self.pull_seqs[slot] = seq
+        self._know(slot)
         old = self.pulls.get(slot)
         at = old.at if old and old.idle == idle else now
-        self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
+        if old is not None and old.idle != idle:
+            self._drop_pull(slot)
+        pull = self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
+        (self._idle if idle else self._ahead)[slot] = pull
 
     def unpull(self, slot: SlotKey, seq: int) -> None:
         if seq >= self.pull_seqs.get(slot, -1):
             self.pull_seqs[slot] = seq
-            self.pulls.pop(slot, None)
+            self._know(slot)
+            self._drop_pull(slot)
 
     def dispatch(self, now: float) -> list[Effect]:
         """Hand out leases to waiting pulls, idle slots first; near the end take back and double."""
         effects: list[Effect] = []
         if self.is_final:
-            self.pulls.clear()
+            self._clear_pulls()
             return effects
         if now < self._hold_until:
             return [Wake(self._hold_until)]
         for index in self.failures.due(now):
             self.todo.add(index, index + 1)
         if self.pulls and (self.todo or self.failures.waiting):
-            for pull in sorted(self.pulls.values(), key=lambda p: (not p.idle, p.at)):
+            for pull in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
                     break
                 lease = self._take_suspect(pull, now) or self._take_range(pull, now)
@@ -68,18 +76,25 @@ class JobProgress(Progress):
                         break
                     continue
                 effects.append(self._grant(lease, pull))
-        if not self.todo and not self.failures.waiting:
-            idle = [pull for pull in self.pulls.values() if pull.idle]
-            if idle:
-                effects += self._endgame(idle, now)
+        if self.pulls and not self.todo and not self.failures.waiting:
+            if now < self._double_at and self._take_backs.is_quiet(now):
+                effects.append(Wake(self._double_at))
+            else:
+                effects += self._endgame(list(islice(self._idle.values(), IDLE_LIMIT)), now)
         if self.failures.delayed and self.pulls:
             effects.append(Wake(self.failures.delayed[0].not_before))
         return effects
 
+    def _in_turn(self) -> list[WaitingPull]:
+        """Waiting pulls that could be answered now, idle slots first."""
+        count = len(self.pulls) if self.failures.waiting else len(self.todo)
+        return list(islice(chain(self._idle.values(), self._ahead.values()), count))
+
     def _grant(self, lease: LiveLease, pull: WaitingPull) -> Grant:
-        del self.pulls[pull.slot]
+        self._drop_pull(pull.slot)
         self.leases[lease.token] = lease
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
+        self._take_backs.added(lease)
         return Grant(
             slot=pull.slot,
             pull_seq=pull.seq,
@@ -144,19 +159,24 @@ class JobProgress(Progress):
     def _endgame(self, idle: list[WaitingPull], now: float) -> list[Effect]:
         effects: list[Effect] = []
         for pull in idle:
-            back = find_take_back(self.leases, self.by_slot, self.rates, now)
+            back = self._take_backs.next(self.leases, self.by_slot, self.rates, now)
             if back is not None:
                 effects.append(back)
                 continue
             if not self.spec.speculate or self.spec.kind is JobKind.CALLS:
                 break
+            if now < self._double_at:
+                effects.append(Wake(self._double_at))
+                break
             found = find_double(
                 self.leases.values(), self.by_slot, self.rate, self._doubled, pull.slot, self.spec.timeout_s, now
             )
-            if isinstance(found, float):
-                effects.append(Wake(found))
-                break
-            if found is None:
+            if not isinstance(found, int):
+                after_s = double_after_s(self.rate)
+                self._double_at = now + LOOK_SHARE * after_s
+                if found is not None:
+                    self._double_at = max(self._double_at, min(found, now + after_s))
+                    effects.append(Wake(self._double_at))
                 break
             lease = self._new_lease(pull.slot, found, found + 1, now)
             lease.doubled = True
@@ -218,6 +238,7 @@ class JobProgress(Progress):
             self._return(lease, start, stop)
         if give_back:
             lease.taking_back_at = None
+            self._take_backs.added(lease)
         if ended:
             self._close(lease)
             if not deaths and self._size_cap:
@@ -227,12 +248,16 @@ class JobProgress(Progress):
     def _settled(self, token: Token, start: int, stop: int, effects: list[Effect]) -> None:
         """These tasks are done: they are nowhere else any more."""
         lease = self.leases.get(token)
-        if lease is not None and not lease.doubled and not self._doubled and lease.pending.covers(start, stop):
+        is_alone = not self._doubled or not any(start <= index < stop for index in self._doubled)
+        if lease is not None and not lease.doubled and is_alone and lease.pending.covers(start, stop):
             lease.pending.remove(start, stop)
             if self.failures:
                 self.failures.settled(start, stop)
             return
-        self.todo.remove(start, stop)
+        waited = sum(b - a for a, b in self.todo.remove(start, stop))
+        if waited == stop - start and is_alone:
+            self._forget_marks(start, stop)
+            return
         for other in list(self.leases.values()):
             if other.pending.remove(start, stop) and other.token != token and not other.pending:
                 effects.append(Drop(other.node, (other.token,), "recorded elsewhere"))
@@ -334,11 +359,19 @@ class JobProgress(Progress):
             if lease.index >= 0:
                 known.index = lease.index
                 known.index_since = now - lease.elapsed_s
-        for lost in [x for x in self.leases.values() if x.node == node and x.token not in named]:
-            if now - lost.seen_at > UNNAMED_GRACE_S:
+        for lost in self._leases_of(node):
+            if lost.token not in named and now - lost.seen_at > UNNAMED_GRACE_S:
                 self._close(lost)
                 self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
         return effects
+
+    def _know(self, slot: SlotKey) -> None:
+        self._slots_of.setdefault(slot[0], set()).add(slot[1])
+
+    def _leases_of(self, node: NodeId) -> list[LiveLease]:
+        """In the time of that node's slots, however many nodes there are: each beats once a second."""
+        slots = sorted(self._slots_of.get(node, ()))
+        return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
 
     def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
         free: list[Interval] = []
@@ -349,21 +382,31 @@ class JobProgress(Progress):
         slot = (node, held.slot)
         lease = LiveLease(held.token, slot, held.start, held.stop, IntervalSet(free), granted_at=now, seen_at=now)
         self.leases[held.token] = lease
+        self._know(slot)
         self.by_slot.setdefault(slot, []).append(held.token)
+        self._take_backs.added(lease)
         return lease
 
     def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
-        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed."""
+        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed. Which
+        task was in progress is known from the last heartbeat; of a lease begun since then it is taken to be the
+        first that was not handed in, which counts as run again but is blamed for nothing."""
         effects: list[Effect] = []
-        for slot in [s for s in self.pulls if s[0] == node]:
-            del self.pulls[slot]
-        for slot in [s for s in self.pull_seqs if s[0] == node]:
-            del self.pull_seqs[slot]
+        leases = self._leases_of(node)
+        begun = {self.by_slot[lease.slot][0] for lease in leases}
+        for number in self._slots_of.pop(node, ()):
+            slot = (node, number)
+            self._drop_pull(slot)
+            self.pull_seqs.pop(slot, None)
             self.last_size.pop(slot, None)
             self.rates.pop(slot, None)
-        for lease in [x for x in self.leases.values() if x.node == node]:
+        for lease in leases:
             index = lease.index
-            if index in lease.pending and not lease.doubled:
+            if lease.doubled or not lease.pending:
+                pass
+            elif index not in lease.pending:
+                self.retried += lease.token in begun
+            else:
                 self.node_losses += 1
                 self.retried += 1
                 losses = self.failures.node_lost(index)

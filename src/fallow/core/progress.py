@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fallow.core.effects import Drop, Effect, Ended
+from fallow.core.endgame import TakeBacks
 from fallow.core.failures import FailureBook
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
@@ -24,7 +25,7 @@ from fallow.model.states import JobEvent, JobState, job_transition
 class Progress:
     """The pure state of a job. All times are monotonic seconds of the caller."""
 
-    def __init__(self, spec: JobSpec, epoch: int, *, hold_until: float = 0.0) -> None:
+    def __init__(self, spec: JobSpec, epoch: int, *, hold_until: float = 0.0, tokens_above: int = 0) -> None:
         self.spec = spec
         self.epoch = epoch
         self.state = JobState.OPEN
@@ -37,7 +38,12 @@ class Progress:
         self.failures = FailureBook(spec.retry)
         self.leases: dict[Token, LiveLease] = {}
         self.by_slot: dict[SlotKey, list[Token]] = {}
+        self._slots_of: dict[NodeId, set[int]] = {}
+        """Slots of each node that anything is remembered of."""
         self.pulls: dict[SlotKey, WaitingPull] = {}
+        self._idle: dict[SlotKey, WaitingPull] = {}
+        self._ahead: dict[SlotKey, WaitingPull] = {}
+        """The same pulls, those of idle slots apart, each in the order in which they came."""
         self.pull_seqs: dict[SlotKey, int] = {}
         self.rates: dict[SlotKey, Rate] = {}
         self.rate = Rate()
@@ -53,10 +59,14 @@ class Progress:
         self.leasing_stop = 1 << 62
         """No lease beyond this index: what the client's window allows."""
         self._hold_until = hold_until
-        self._counter = 0
+        self._counter = tokens_above
+        """Two coordinators that were both sent a new job lease it under the same epoch until one commits it: what
+        they count from tells their tokens apart."""
         self._size_cap = 0
         self._start_deaths = 0
         self._doubled: set[int] = set()
+        self._take_backs = TakeBacks()
+        self._double_at = 0.0
 
     # ------------------------------------------------------------ what is known
 
@@ -74,7 +84,8 @@ class Progress:
         """Slots that the job could use now."""
         if self.is_final:
             return 0
-        most = self.waiting_count + sum(len(lease.pending) for lease in self.leases.values())
+        # Every task is in one place: those in leases are what is left. A doubled one is in two.
+        most = self.cursor - len(self.done) - len(self.failures.delayed) + len(self._doubled)
         if self.spec.max_leases:
             most = min(most, self.spec.max_leases)
         return most
@@ -185,6 +196,16 @@ class Progress:
 
     # ------------------------------------------------------------ leases end
 
+    def _drop_pull(self, slot: SlotKey) -> None:
+        pull = self.pulls.pop(slot, None)
+        if pull is not None:
+            del (self._idle if pull.idle else self._ahead)[slot]
+
+    def _clear_pulls(self) -> None:
+        self.pulls.clear()
+        self._idle.clear()
+        self._ahead.clear()
+
     def _return(self, lease: LiveLease, start: int, stop: int) -> None:
         """What of [start, stop) is pending in the lease is to do again."""
         for a, b in lease.pending.remove(start, stop):
@@ -231,7 +252,7 @@ class Progress:
         ]
         self.leases.clear()
         self.by_slot.clear()
-        self.pulls.clear()
+        self._clear_pulls()
         return [*effects, Ended(self.spec.job_id, self.state, reason)]
 
     def finish_if_done(self) -> list[Effect]:

@@ -191,6 +191,8 @@ class Calls:
                 pages, size = [], 0
         if pages:
             self._send(pages)
+        elif self._idle or self._closing:
+            self._maybe_idle()  # all that was queued has been cancelled
 
     def _next_page(self, most: int) -> InputPage | None:
         """Take up to `most` queued calls as one page; None where nothing came of it that can be sent now."""
@@ -436,7 +438,7 @@ class Calls:
         was_open = self._state == "open"
         self._fail_all(JobCancelled(f"{self.name} was aborted."))
         if was_open:
-            self.client.spawn(self.client.cancel_job(self.job_id, "aborted"))
+            self.client.cancel_soon(self.job_id, "aborted")
 
     def _notify_idle(self, idle: Future[None]) -> None:
         self._idle.append(idle)
@@ -446,8 +448,11 @@ class Calls:
         self._closing = True
         self._maybe_idle()
 
+    def settled(self) -> bool:
+        return not (self._waiting or self._queue or self._under_way)
+
     def _maybe_idle(self) -> None:
-        if self._waiting or self._queue or self._under_way:
+        if not self.settled():
             return
         waiters, self._idle = self._idle, []
         for idle in waiters:
@@ -459,7 +464,7 @@ class Calls:
             if self._printer is not None:
                 self._printer.end(self.client)
             if was_open:
-                self.client.spawn(self.client.cancel_job(self.job_id, "no more calls"))
+                self.client.cancel_soon(self.job_id, "no more calls", settled=True)
 
 
 def _encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:

@@ -48,6 +48,9 @@ class Attached(Protocol):
 
     def describe(self) -> str: ...
 
+    def settled(self) -> bool:
+        """Nothing is waited for any more: to end it now is a success."""
+
     def tick(self, now: float) -> None:
         """On the loop, every SYNC_S."""
 
@@ -84,6 +87,8 @@ class Client:
         self.pid = os.getpid()
         self.closed = False
         self.attached: dict[JobId, Attached] = {}
+        self.cancelling: dict[JobId, tuple[str, bool]] = {}
+        """Jobs whose end is asked for and not confirmed yet, with what `cancel_job` takes: the script may end first."""
         self.info: PoolInfo
         self.transport: Transport
         self.blobs: BlobPort
@@ -305,16 +310,23 @@ class Client:
                 return max(1, self.info.slots)
             time.sleep(0.02)
 
-    async def cancel_job(self, job_id: JobId, reason: str, patience_s: float = 10.0) -> None:
+    def cancel_soon(self, job_id: JobId, reason: str, settled: bool = False) -> None:
+        """Ask for the end of a job without waiting for it; should the script end first, `close` asks instead."""
+        self.cancelling[job_id] = (reason, settled)
+        if not self.closed:
+            self.spawn(self.cancel_job(job_id, reason, settled)).add_done_callback(
+                lambda asked: None if asked.cancelled() else self.cancelling.pop(job_id, None)
+            )
+
+    async def cancel_job(self, job_id: JobId, reason: str, settled: bool = False, patience_s: float = 10.0) -> None:
         """Ask for the end of a job, without minding how it goes: a job whose client is gone ends by itself."""
         from fallow.model.errors import FallowError
         from fallow.wire import subjects
         from fallow.wire.messages import CancelJob
 
         with contextlib.suppress(FallowError):
-            await self.ask(
-                subjects.job(job_id), CancelJob(job_id, reason), timeout_s=min(1.0, patience_s), patience_s=patience_s
-            )
+            message = CancelJob(job_id, reason, settled)
+            await self.ask(subjects.job(job_id), message, timeout_s=min(1.0, patience_s), patience_s=patience_s)
 
     # ------------------------------------------------------------ the end
 
@@ -336,10 +348,9 @@ class Client:
             self._ticker.cancel()
         jobs = list(self.attached.values())
         if cancel and hasattr(self, "transport"):
-            for start in range(0, len(jobs), 64):
-                part = [
-                    self.cancel_job(job.job_id, "its script ended", EXIT_CANCEL_S) for job in jobs[start : start + 64]
-                ]
+            endings = [(job.job_id, ("its script ended", job.settled())) for job in jobs] + [*self.cancelling.items()]
+            for start in range(0, len(endings), 64):
+                part = [self.cancel_job(job_id, *how, EXIT_CANCEL_S) for job_id, how in endings[start : start + 64]]
                 await asyncio.gather(*part, return_exceptions=True)
         for job in jobs:
             job.pool_closed(error)

@@ -97,6 +97,8 @@ def task_exception(failure: Failure, index: int, name: str) -> BaseException:
         error.__cause__ = RemoteTraceback(failure.traceback)
     if index >= 0:
         error.add_note(f"In task {index} of {name}.")
+    if isinstance(error, ModuleNotFoundError):
+        error.add_note(f"The node lacks it: name its package in the environment of {name}, env=fallow.Env(pip=[...]).")
     return error
 
 

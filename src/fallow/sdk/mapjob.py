@@ -282,6 +282,9 @@ class MapJob:
     def message(self, message: Any) -> None:
         """Nothing is pushed about map jobs but hints."""
 
+    def settled(self) -> bool:
+        return False  # what is attached still has a reader
+
     def pool_closed(self, error: BaseException) -> None:
         self._feed_failed(error)
         if self.progress is not None:
@@ -298,5 +301,5 @@ class MapJob:
             self.printer.end(self.client)
         if self.progress is not None:
             self.progress.close()
-        if cancel and not self.client.closed:
-            self.client.spawn(self.client.cancel_job(self.job_id, reason))
+        if cancel:
+            self.client.cancel_soon(self.job_id, reason)

@@ -6,9 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from fallow.model.errors import PoolEnded, PoolError
 from fallow.wire.address import PoolAddress, connected_address, home_dir, parse_address, running_pool
@@ -31,13 +29,12 @@ class EmbeddedPool:
     """The pool of this script: a child process that ends when the lifeline closes, however that happens."""
 
     def __init__(self) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="fallow-home-"))
         ready, ready_child = os.pipe()
         lifeline_child, self._lifeline = os.pipe()
         self._ready = ready
         command = [
             *(sys.executable, "-m", "fallow.cli.up", "--embedded"),
-            *("--ready-fd", str(ready_child), "--lifeline-fd", str(lifeline_child), "--home", str(self.home)),
+            *("--ready-fd", str(ready_child), "--lifeline-fd", str(lifeline_child)),
         ]
         slots = os.environ.get("FALLOW_SLOTS", "")
         if slots.isdigit():
@@ -91,9 +88,6 @@ class EmbeddedPool:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        import shutil
-
-        shutil.rmtree(self.home, ignore_errors=True)
 
     def abandon(self) -> None:
         """Let go of the pipes (in a forked child: without touching the parent's pool)."""

@@ -124,8 +124,8 @@ class PostgresSession:
     def rollback(self) -> None:
         with contextlib.suppress(psycopg.Error):
             self._leave_pipeline()
-        if self._connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            self._connection.execute("ROLLBACK")
+        # The driver's own, not a statement: it also forgets statements whose preparation was cut short in the pipeline.
+        self._connection.rollback()
 
     def close(self) -> None:
         with contextlib.suppress(psycopg.Error):
@@ -229,7 +229,8 @@ class PostgresDatabase:
     def prepare(self) -> None:
         """Make the schema of a pool that has one of its own."""
         if self.schema != "public":
-            with self._connect() as connection:
+            with self._connect() as connection, connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK_NUMBER,))
                 connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self.schema}".encode())
 
     def connect(self) -> PostgresSession:

@@ -83,6 +83,7 @@ class SetJob(Op, frozen=True):
     input_error: str | None = None
     consumed: int | None = None
     retried: int | None = None
+    failed: int | None = None
 
 
 class PutInputPage(Op, frozen=True):
@@ -182,6 +183,7 @@ class StoredJob(Struct, frozen=True):
     consumed: int
     """Index (ordered) below which an attached client has everything."""
     retried: int
+    failed: int = 0
 
 
 class PageIndex(Struct, frozen=True, array_like=True):

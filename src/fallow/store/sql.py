@@ -370,9 +370,9 @@ def _close(session: Session) -> None:
 
 
 def _stored_job(row: Row) -> StoredJob:
-    state, reason, owner, epoch, total, created, ended, nodes, input_error, consumed, retried, spec = row
+    state, reason, owner, epoch, total, created, ended, nodes, input_error, consumed, retried, failed, spec = row
     return StoredJob(
         spec=_decode_spec(spec), state=JobState(state), reason=reason, owner=owner, epoch=epoch, total=total,
         created_unix_s=created, ended_unix_s=ended, nodes=_decode_counts(nodes), input_error=input_error,
-        consumed=consumed, retried=retried,
+        consumed=consumed, retried=retried, failed=failed,
     )  # fmt: skip

@@ -73,8 +73,10 @@ class Connection:
     def send(self, subject: str, message: Msg, reply: str = "") -> None:
         """Publish, in order. What cannot be sent now waits in a bounded buffer; when that is full the message is
         dropped, as if lost on the way (senders repeat until they hear)."""
-        with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+        try:
             self._client.send(subject, encode(message), reply)
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            pass
 
     async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""

@@ -125,10 +125,11 @@ class GetJob(Msg, frozen=True):
 
 
 class CancelJob(Msg, frozen=True):
-    """-> Done | Refused"""
+    """-> Done | Refused. `settled`: a client of single calls has every answer and ends the job, a success."""
 
     job_id: JobId
     reason: str
+    settled: bool = False
 
 
 class RetryFailed(Msg, frozen=True):
@@ -405,6 +406,9 @@ class HandIn(Msg, frozen=True):
     cpu_s: float = 0.0
     pull: Pull | None = None
     """The slot's next Pull, in the same message."""
+    told: bool = False
+    """The agent has sent these results of single calls to their client itself, as CallResults: the owner keeps them
+    only until the client has named them."""
 
 
 class AssignRefused(Msg, frozen=True):

@@ -24,6 +24,8 @@ class FrameReader:
         self._buffer = bytearray(_READ_BYTES)
         self._start = 0
         self._end = 0
+        self.may_have_more = False
+        """The last receive filled all the room there was: the socket may hold more."""
         self.descriptors: list[int] = []
         """Descriptors that came along (receive_with_descriptors), in order."""
 
@@ -33,6 +35,7 @@ class FrameReader:
         self._make_room()
         with memoryview(self._buffer) as view:
             count = sock.recv_into(view[self._end :])
+        self.may_have_more = self._end + count == len(self._buffer)
         return self._took(count)
 
     def receive_with_descriptors(self, sock: socket.socket, most: int) -> list[bytes]:

@@ -21,6 +21,9 @@ HELP_AFTER_S = 0.05
 HELD_BYTES = 8 * 1024 * 1024
 """Results that are thought to be larger than this together are handed in at once."""
 
+LEAST_ITEM_BYTES = 32
+"""What any result takes at least while it is held: small ones are many."""
+
 REPORT_BYTES = 2 * 1024 * 1024
 """Inline bytes of one report; more pages make more reports."""
 
@@ -104,7 +107,7 @@ class Outbox:
         piece = self._open
         if self._early and piece is not None and piece.values:
             count = len(piece.values)
-            self.item_bytes = rough_bytes(piece.values[-1])
+            self.item_bytes = max(LEAST_ITEM_BYTES, rough_bytes(piece.values[-1]))
             if count * self.item_bytes > HELD_BYTES:
                 self.hand_in()
         return now

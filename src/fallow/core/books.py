@@ -1,0 +1,198 @@
+"""What the planner knows: nodes by class, jobs, and which slot is whose, each kept up in the time of what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fallow.core.classes import (
+    SLOT_BITS,
+    SLOT_MASK,
+    Need,
+    NodeClass,
+    PlannedJob,
+    PlannedNode,
+    class_key,
+    heads_of,
+)
+from fallow.core.demand import JobDemand, NodeView
+from fallow.model.ids import JobId, NodeId
+
+
+class Books:
+    """The planner's memory. Says nothing about who ought to have a slot."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[JobId, PlannedJob] = {}
+        self._nodes: dict[NodeId, PlannedNode] = {}
+        self._classes: dict[tuple[object, ...], NodeClass] = {}
+        self._fitting: dict[Need, list[NodeClass]] = {}
+        self._by_number: dict[int, PlannedNode] = {}
+        self._next_number = 0
+        self._touched: dict[int, PlannedNode] = {}
+        """Nodes with slots that changed, by number; `before` of each is what the shell last heard."""
+        self._slots = 0
+        self._free_slots = 0
+        self._releases = 0
+        self._none_free: dict[Need, int] = {}
+        """Nothing free was found for such a need when that many slots had been released."""
+
+    # ------------------------------------------------------------ what changes
+
+    @property
+    def jobs(self) -> Iterable[JobId]:
+        return self._jobs.keys()
+
+    @property
+    def nodes(self) -> Iterable[NodeId]:
+        return self._nodes.keys()
+
+    def put_job(self, demand: JobDemand) -> None:
+        """A job arrives, or its demand is another now. Put jobs before the nodes that are assigned to them."""
+        old = self._jobs.get(demand.spec.job_id)
+        if old is None:
+            self._jobs[demand.spec.job_id] = PlannedJob(demand)
+        else:
+            old.demand = demand
+            old.is_plain = not demand.refused and not demand.spec.max_nodes
+
+    def remove_job(self, job_id: JobId) -> None:
+        """The job has ended: its slots are free."""
+        job = self._jobs.pop(job_id, None)
+        if job is None:
+            return
+        for slots in list(job.held.values()):
+            for key in list(slots):
+                self._release(job, self._by_number[key >> SLOT_BITS], key & SLOT_MASK)
+
+    def put_node(self, view: NodeView) -> None:
+        """A node comes, or is another now; `assigned` is what its slots have, whatever was planned before."""
+        if view.spec.node_id in self._nodes:
+            self.remove_node(view.spec.node_id)
+        kind = self._class_of(view)
+        number = self._next_number
+        self._next_number += 1
+        node = self._by_number[number] = PlannedNode(view, kind, number)
+        self._nodes[node.node_id] = node
+        heads = heads_of(view, self._jobs) if view.assigned else {}
+        for slot, job_id in view.assigned.items():
+            if job_id is None or slot in heads or slot >= len(node.heads):
+                continue
+            if view.open or job_id not in self._jobs:
+                self._touch(node)[slot] = job_id
+        if not node.is_open:
+            return
+        kind.node_count += 1
+        self._slots += view.spec.slots
+        self._releases += 1
+        self._free_slots += view.spec.slots
+        kind.insert(node)
+        for slot, job in heads.items():
+            self._book(job, node, (slot,))
+            if node.before is not None:
+                node.before[slot] = job.job_id
+
+    def remove_node(self, node_id: NodeId) -> None:
+        """The node is gone, and what was assigned there."""
+        node = self._nodes.pop(node_id, None)
+        if node is None:
+            return
+        for slot, job in enumerate(node.heads):
+            if job is not None:
+                self._release(job, node, slot)
+        self._touched.pop(node.number, None)
+        del self._by_number[node.number]
+        kind = node.kind
+        if node.is_open:
+            kind.take_out(node)
+            kind.node_count -= 1
+            self._slots -= len(node.heads)
+            self._free_slots -= node.free_count
+        if not kind.node_count and self._classes.get(kind.key) is kind:
+            del self._classes[kind.key]
+            self._none_free.clear()
+            for classes in self._fitting.values():
+                if kind in classes:
+                    classes.remove(kind)
+
+    # ------------------------------------------------------------ books
+
+    def _touch(self, node: PlannedNode) -> list[JobId | None]:
+        """Remember what its slots have now, until the plan says what became of them."""
+        if node.before is None:
+            if node.free_count == len(node.heads):
+                node.before = [None] * len(node.heads)
+            else:
+                node.before = [None if head is None else head.job_id for head in node.heads]
+            self._touched[node.number] = node
+        return node.before
+
+    def _assign(self, job: PlannedJob, node: PlannedNode, starts: Sequence[int]) -> None:
+        if node.before is None:
+            self._touch(node)
+        self._book(job, node, starts)
+
+    def _book(self, job: PlannedJob, node: PlannedNode, starts: Sequence[int]) -> None:
+        kind = node.kind
+        kind.take_out(node)
+        slots = job.held.get(kind)
+        if slots is None:
+            slots = job.held[kind] = {}
+        group = (1 << job.cpu) - 1
+        for slot in starts:
+            node.heads[slot] = job
+            node.free &= ~(group << slot)
+            slots[node.number << SLOT_BITS | slot] = None
+        width = job.cpu * len(starts)
+        node.free_count -= width
+        self._free_slots -= width
+        job.count += len(starts)
+        if job.gpus:
+            node.gpus_free = max(0, node.gpus_free - job.gpus * len(starts))
+        kind.insert(node)
+        if job.demand.spec.max_nodes:
+            job.nodes[node] = job.nodes.get(node, 0) + len(starts)
+
+    def _release(self, job: PlannedJob, node: PlannedNode, slot: int) -> None:
+        kind = node.kind
+        kind.take_out(node)
+        self._releases += 1
+        if node.before is None:
+            self._touch(node)
+        node.heads[slot] = None
+        node.free |= ((1 << job.cpu) - 1) << slot
+        node.free_count += job.cpu
+        if job.gpus:
+            used = sum(other.gpus for other in node.heads if other is not None)
+            node.gpus_free = max(0, kind.device_count - used)
+        kind.insert(node)
+        self._free_slots += job.cpu
+        job.count -= 1
+        slots = job.held[kind]
+        del slots[node.number << SLOT_BITS | slot]
+        if not slots:
+            del job.held[kind]
+        if job.demand.spec.max_nodes:
+            job.nodes[node] -= 1
+            if not job.nodes[node]:
+                del job.nodes[node]
+
+    # ------------------------------------------------------------ classes
+
+    def _class_of(self, view: NodeView) -> NodeClass:
+        key = class_key(view.spec)
+        kind = self._classes.get(key)
+        if kind is None:
+            kind = self._classes[key] = NodeClass(key, view.spec, *key[-2:])  # type: ignore[arg-type]
+            samples = {job.need: job for job in self._jobs.values()}
+            self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
+            for need, classes in self._fitting.items():
+                if kind.fits(samples[need]):
+                    classes.append(kind)
+        return kind
+
+    def _fits(self, job: PlannedJob) -> list[NodeClass]:
+        """Classes with nodes that could run the job."""
+        classes = self._fitting.get(job.need)
+        if classes is None:
+            classes = self._fitting[job.need] = [kind for kind in self._classes.values() if kind.fits(job)]
+        return classes

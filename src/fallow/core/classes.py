@@ -1,0 +1,180 @@
+"""Nodes by class: those that can run the same jobs lie together, by how many slots of them are free.
+
+A plan asks 'where is a free slot for such a job' a few thousand times; the answer must not look at every node. So fit
+is decided once for a class and a kind of demand, and free nodes are found in buckets.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from fallow.core.demand import JobDemand, NodeView
+from fallow.core.fit import misfit
+from fallow.model.ids import JobId, NodeId
+from fallow.model.job import GpuSpec
+from fallow.model.node import NodeSpec
+
+SLOT_BITS = 16
+SLOT_MASK = (1 << SLOT_BITS) - 1
+"""One slot as a number: that of its node, then that of the slot. Numbers cost the garbage collector nothing."""
+
+Need = tuple[str, int, int, GpuSpec]
+"""What decides where a job could run: Python, CPUs, bytes of memory, GPUs."""
+
+
+class PlannedJob:
+    """A job as the planner keeps it: its demand, and the heads of the groups of slots that it has."""
+
+    __slots__ = ("count", "cpu", "demand", "gpus", "held", "is_plain", "job_id", "need", "nodes", "share")
+
+    def __init__(self, demand: JobDemand) -> None:
+        spec = demand.spec
+        self.demand = demand
+        self.job_id = spec.job_id
+        self.cpu = spec.resources.cpu
+        self.gpus = spec.resources.gpu.count
+        self.need: Need = (spec.env.python, self.cpu, spec.resources.memory_bytes, spec.resources.gpu)
+        self.is_plain = not demand.refused and not spec.max_nodes
+        """All nodes of a class are the same to it."""
+        self.count = 0
+        self.share = 0
+        self.held: dict[NodeClass, dict[int, None]] = {}
+        self.nodes: dict[PlannedNode, int] = {}
+        """Groups by node; kept for jobs with max_nodes alone."""
+
+
+class PlannedNode:
+    """A node as the planner keeps it. `free`: bit s is set while slot s is free."""
+
+    __slots__ = (
+        "before",
+        "free",
+        "free_count",
+        "gpus_free",
+        "heads",
+        "is_open",
+        "kind",
+        "memory_bytes",
+        "node_id",
+        "number",
+    )
+
+    def __init__(self, view: NodeView, kind: NodeClass, number: int) -> None:
+        spec = view.spec
+        self.number = number
+        self.node_id: NodeId = spec.node_id
+        self.kind = kind
+        self.is_open = view.open
+        self.memory_bytes = spec.memory_bytes
+        self.free = (1 << spec.slots) - 1
+        self.free_count = spec.slots
+        self.gpus_free = kind.device_count
+        self.heads: list[PlannedJob | None] = [None] * spec.slots
+        """The job of each slot that begins a group."""
+        self.before: list[JobId | None] | None = None
+        """What `heads` said when the shell last heard of it; None while nothing has changed since."""
+
+    def free_groups(self, cpu: int) -> list[int]:
+        """First slots of disjoint groups of `cpu` adjacent free slots, from the lowest."""
+        if cpu == 1:
+            return self._singles()
+        starts: list[int] = []
+        mask = self.free
+        while mask:
+            at = (mask & -mask).bit_length() - 1
+            group = ((1 << cpu) - 1) << at
+            if mask & group == group:
+                starts.append(at)
+                mask &= ~group
+            else:
+                mask &= mask - 1
+        return starts
+
+    def _singles(self) -> list[int]:
+        mask = self.free
+        starts = []
+        while mask:
+            low = mask & -mask
+            starts.append(low.bit_length() - 1)
+            mask ^= low
+        return starts
+
+
+class NodeClass:
+    """Nodes with the same slots, Pythons and devices, and nearly the same memory (within an eighth)."""
+
+    __slots__ = ("buckets", "device_count", "key", "memory_floor", "node_count", "slots", "spec")
+
+    def __init__(self, key: tuple[object, ...], spec: NodeSpec, floor: int, ceiling: int) -> None:
+        self.key = key
+        self.spec = replace(spec, memory_bytes=ceiling)
+        self.memory_floor = floor
+        self.slots = spec.slots
+        self.device_count = len(spec.devices)
+        self.node_count = 0
+        """Open ones."""
+        self.buckets: list[list[dict[PlannedNode, None]]] = [
+            [{} for _ in range(spec.slots + 1)] for _ in range(self.device_count + 1)
+        ]
+        """By free GPUs, then by free slots; dicts serve as sets that keep their order."""
+
+    def groups_per_node(self, cpu: int, gpus: int) -> int:
+        most = self.slots // cpu
+        return min(most, self.device_count // gpus) if gpus else most
+
+    def fits(self, job: PlannedJob) -> bool:
+        """Whether at least some nodes of the class could run it; see `always`."""
+        return misfit(job.demand.spec, self.spec) is None
+
+    def always(self, job: PlannedJob) -> bool:
+        """Of a class that fits: whether all of its nodes could run the job."""
+        return job.is_plain and job.demand.spec.resources.memory_bytes <= self.memory_floor
+
+    def insert(self, node: PlannedNode) -> None:
+        if node.free_count:
+            self.buckets[node.gpus_free][node.free_count][node] = None
+
+    def take_out(self, node: PlannedNode) -> None:
+        if node.free_count:
+            del self.buckets[node.gpus_free][node.free_count][node]
+
+    def fullest(self, gpus: int, cpu: int) -> tuple[int, dict[PlannedNode, None]] | None:
+        """(free slots, nodes): the most free nodes with that many free GPUs and at least `cpu` free slots."""
+        best: tuple[int, dict[PlannedNode, None]] | None = None
+        for row in self.buckets[gpus:]:
+            for free in range(self.slots, cpu - 1, -1):
+                if best is not None and free <= best[0]:
+                    break
+                if row[free]:
+                    best = (free, row[free])
+                    break
+        return best
+
+
+def class_key(spec: NodeSpec) -> tuple[object, ...]:
+    """(slots, Pythons, devices, bounds of memory): nodes with equal keys are of one class."""
+    shift = max(0, spec.memory_bytes.bit_length() - 3)
+    low = (spec.memory_bytes >> shift) << shift
+    devices = tuple((d.model, d.memory_bytes) for d in spec.devices) if spec.devices else ()
+    return spec.slots, spec.pythons, devices, low, low + (1 << shift) - 1
+
+
+def allowed(job: PlannedJob, node: PlannedNode) -> bool:
+    """Whether this node of a class that fits may get (more of) the job: what the class does not decide."""
+    demand = job.demand
+    if node.node_id in demand.refused or demand.spec.resources.memory_bytes > node.memory_bytes:
+        return False
+    most = demand.spec.max_nodes
+    return not most or node in job.nodes or len(job.nodes) < most
+
+
+def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, PlannedJob]:
+    """The groups that the node's assignments make: unknown jobs and groups that overlap a lower one are left out."""
+    heads: dict[int, PlannedJob] = {}
+    end = 0
+    for slot, job_id in sorted(view.assigned.items()):
+        job = jobs.get(job_id) if job_id is not None else None
+        if job is not None and slot >= end and slot + job.cpu <= view.spec.slots:
+            heads[slot] = job
+            end = slot + job.cpu
+    return heads

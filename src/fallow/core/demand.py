@@ -1,0 +1,40 @@
+"""What the matcher is told and what it answers: a job's demand, a node's slots, a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fallow.model.ids import JobId, NodeId, SlotKey
+from fallow.model.job import JobSpec
+from fallow.model.node import NodeSpec
+
+
+@dataclass(slots=True)
+class JobDemand:
+    """What the matcher knows of a job. `want`: tasks that could run at once now. `served`: slot seconds of late."""
+
+    spec: JobSpec
+    want: int
+    served: float = 0.0
+    order: int = 0
+    refused: frozenset[NodeId] = frozenset()
+
+
+@dataclass(slots=True)
+class NodeView:
+    """A live node and what its slots are assigned to now."""
+
+    spec: NodeSpec
+    assigned: Mapping[int, JobId | None]
+    open: bool = True
+    """False while it drains: it gets nothing new."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """Every slot's job (None: nothing), for those whose assignment changes."""
+
+    changes: dict[SlotKey, JobId | None] = field(default_factory=dict)
+    shares: dict[JobId, int] = field(default_factory=dict)
+    """How many groups of slots each job has after the plan, draining nodes not counted."""

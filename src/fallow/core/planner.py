@@ -1,0 +1,362 @@
+"""The matcher's memory: told of nodes and jobs one by one, it plans in the time of what changed.
+
+A plan goes in steps, until none of them moves anything:
+
+1. Shares: max-min fair numbers of groups of slots, each job's bounded by what it wants and by what the pool has for it.
+2. A job below its share takes free slots, then slots of jobs that are above theirs, those that want nothing first.
+3. A job that wants more takes from jobs that have at least two groups more than it, where it fits: so no job with
+   less envies a job with more, though each fits a part of the pool only. One that has its share takes only what is
+   above the other's.
+4. What is free goes to those that want more than their share.
+
+Steps 2 and 3 end: each move lowers the distance from the shares, or leaves it and lowers the sum of squares.
+Rejected: maximum flow over (kind of demand, class of nodes) is exact for chains of envy, and moves warm slots that need
+not move.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from fallow.core.books import Books
+from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed
+from fallow.core.demand import Plan
+from fallow.core.shares import fair_shares
+
+SPREAD_NODES = 8
+"""A job goes to so many nodes where it can, so that one lost node hurts little; beyond, it fills whole nodes, so that
+few nodes need its environment and data."""
+ROUNDS_LIMIT = 16
+JOB_ROUNDS_LIMIT = 1_000
+"""Jobs times rounds of one plan, from the second round on: what is left then moves with the next plan."""
+TRIES_LIMIT = 100
+"""Places of one class looked at for one job that cannot go just anywhere (adjacent slots, GPUs, refusals): in a large
+pool it may have to wait for a better one; what is at most asked of a plan is bounded."""
+LEVEL_TRIES_LIMIT = 2_000
+"""The same for all jobs together in one round of step 3."""
+
+
+class Planner(Books):
+    """Told of jobs and nodes by the books' events; `plan` moves slots and says which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tries = 0
+        self._level_tries = 0
+
+    # ------------------------------------------------------------ the plan
+
+    def plan(self) -> Plan:
+        """Move slots until every job has what is fair, and say what changed since the last plan."""
+        jobs = sorted(self._jobs.values(), key=lambda job: (job.demand.served, job.demand.order))
+        self._set_shares(jobs)
+        for _ in range(min(ROUNDS_LIMIT, 1 + JOB_ROUNDS_LIMIT // max(1, len(jobs)))):
+            moved = self._fill(jobs)
+            moved += self._level(jobs)
+            moved += self._hand_out_rest(jobs)
+            if not moved:
+                break
+        out = Plan()
+        for node in self._touched.values():
+            assert node.before is not None
+            for slot, before in enumerate(node.before):
+                head = node.heads[slot]
+                after = head.job_id if head is not None else None
+                if after != before:
+                    out.changes[node.node_id, slot] = after
+            node.before = None
+        self._touched = {}
+        for job in self._jobs.values():
+            if job.count:
+                out.shares[job.job_id] = job.count
+        return out
+
+    def _set_shares(self, jobs: list[PlannedJob]) -> None:
+        room: dict[Need, int] = {}
+        claims = []
+        for job in jobs:
+            want = max(0, job.demand.want)
+            if want:
+                if job.need not in room:
+                    room[job.need] = sum(
+                        kind.node_count * kind.groups_per_node(job.cpu, job.gpus) for kind in self._fits(job)
+                    )
+                want = min(want, room[job.need])
+                most = job.demand.spec.max_nodes
+                if most:
+                    want = min(want, most * max((kind.slots // job.cpu for kind in self._fits(job)), default=0))
+            claims.append((want, job.cpu))
+        for job, share in zip(jobs, fair_shares(claims, self._slots), strict=True):
+            job.share = share
+
+    def _fill(self, jobs: list[PlannedJob]) -> int:
+        """Step 2. Returns how many groups moved."""
+        moved = 0
+        surplus: dict[NodeClass, list[PlannedJob]] | None = None
+        fruitless: set[tuple[Need, NodeClass]] = set()
+        lacking = [job for job in jobs if job.count < job.share]
+        # Those that are hard to place choose first; how many they get is settled already.
+        lacking.sort(key=lambda job: (-job.gpus, -job.cpu))
+        for job in lacking:
+            missing = job.share - job.count
+            taken = self._take_free(job, missing)
+            if taken < missing:
+                if surplus is None:
+                    surplus = self._surplus(jobs)
+                taken += self._take_surplus(job, missing - taken, surplus, fruitless)
+            moved += taken
+        return moved
+
+    def _surplus(self, jobs: list[PlannedJob]) -> dict[NodeClass, list[PlannedJob]]:
+        """By class, who has more than its share; whom to take from first comes last."""
+        found: dict[NodeClass, list[PlannedJob]] = {}
+        above = [job for job in jobs if job.count > job.share]
+        for job in sorted(above, key=lambda job: (job.demand.want <= 0, -job.demand.order)):
+            for kind, slots in job.held.items():
+                if slots:
+                    found.setdefault(kind, []).append(job)
+        return found
+
+    def _level(self, jobs: list[PlannedJob]) -> int:
+        """Step 3. Returns how many groups moved."""
+        lacking = [(job.count, at, job) for at, job in enumerate(jobs) if job.count < job.demand.want]
+        most = max((job.count for job in jobs), default=0)
+        if not lacking or most < min(lacking)[0] + 2:
+            return 0
+        moved = 0
+        heapq.heapify(lacking)
+        rich: dict[NodeClass, list[tuple[int, int, PlannedJob]]] = {}
+        for at, job in enumerate(jobs):
+            if job.count >= 2:
+                for kind, slots in job.held.items():
+                    if slots:
+                        rich.setdefault(kind, []).append((-job.count, at, job))
+        for heap in rich.values():
+            heapq.heapify(heap)
+        hopeless: dict[Need, int] = {}
+        self._level_tries = LEVEL_TRIES_LIMIT
+        while lacking and self._level_tries > 0:
+            count, at, job = heapq.heappop(lacking)
+            if job.is_plain and count >= hopeless.get(job.need, 1 << 62):
+                continue
+            if self._take_from_richest(job, rich):
+                moved += 1
+                if job.count < job.demand.want:
+                    heapq.heappush(lacking, (job.count, at, job))
+            elif job.is_plain:
+                hopeless[job.need] = count
+        return moved
+
+    def _take_from_richest(self, job: PlannedJob, rich: dict[NodeClass, list[tuple[int, int, PlannedJob]]]) -> bool:
+        for kind in self._fits(job):
+            heap = rich.get(kind)
+            passed = []
+            self._tries = TRIES_LIMIT
+            found = False
+            while heap:
+                negative, at, victim = heap[0]
+                if victim.count != -negative or not victim.held.get(kind):
+                    heapq.heappop(heap)
+                    if victim.count >= 2 and victim.held.get(kind):
+                        heapq.heappush(heap, (-victim.count, at, victim))
+                    continue
+                if victim.count < job.count + 2 or self._tries <= 0:
+                    break
+                keep = job.count + 1 if job.count < job.share else max(job.count + 1, victim.share)
+                if victim is not job and self._take_over(job, kind, [victim], 1, keep):
+                    found = True
+                    break
+                passed.append(heapq.heappop(heap))
+            self._level_tries -= TRIES_LIMIT - self._tries
+            for entry in passed:
+                heapq.heappush(heap, entry)  # type: ignore[arg-type]
+            if found:
+                return True
+        return False
+
+    def _hand_out_rest(self, jobs: list[PlannedJob]) -> int:
+        """Step 4. Returns how many groups moved."""
+        moved = 0
+        full: set[Need] = set()
+        wanting = [job for job in jobs if job.demand.want > job.count]
+        while self._free_slots > 0 and wanting:
+            wanting = [job for job in wanting if not (job.is_plain and job.need in full)]
+            wanting.sort(key=lambda job: job.count)
+            extra = fair_shares([(job.demand.want - job.count, job.cpu) for job in wanting], self._free_slots)
+            still = []
+            if not any(extra):
+                break
+            for job, most in zip(wanting, extra, strict=True):
+                if job.is_plain and job.need in full:
+                    continue
+                if not most:
+                    still.append(job)
+                    continue
+                taken = self._take_free(job, most)
+                moved += taken
+                if taken < most and job.is_plain:
+                    full.add(job.need)
+                elif taken and job.demand.want > job.count:
+                    still.append(job)
+            wanting = still
+        return moved
+
+    # ------------------------------------------------------------ taking slots
+
+    def _take_free(self, job: PlannedJob, count: int) -> int:
+        """Up to `count` groups of free slots; how many were had."""
+        if job.is_plain and self._none_free.get(job.need) == self._releases:
+            return 0
+        taken = 0
+        passed: set[NodeClass] = set()
+        while taken < count:
+            best: tuple[bool, int, NodeClass, dict[PlannedNode, None]] | None = None
+            for kind in self._fits(job):
+                if kind in passed or (best is not None and kind.device_count and not job.gpus and best[0]):
+                    continue
+                found = kind.fullest(job.gpus, job.cpu)
+                if found is not None:
+                    # Jobs that need no GPU leave the nodes that have some to others while they can.
+                    plain = bool(job.gpus) or not kind.device_count
+                    if best is None or (plain, found[0]) > (best[0], best[1]):
+                        best = (plain, found[0], kind, found[1])
+            if best is None:
+                if job.is_plain:
+                    self._none_free[job.need] = self._releases
+                return taken
+            _, _, kind, bucket = best
+            got = self._take_bucket(job, kind, bucket, count - taken)
+            if not got:
+                got = self._take_anywhere(job, kind, count - taken)
+                if not got:
+                    passed.add(kind)
+            taken += got
+        return taken
+
+    def _take_bucket(self, job: PlannedJob, kind: NodeClass, bucket: dict[PlannedNode, None], count: int) -> int:
+        """From the nodes of one bucket, one visit each."""
+        always = kind.always(job)
+        each = max(1, -(-count // SPREAD_NODES))
+        taken = 0
+        chosen = []
+        for node in bucket:
+            if taken >= count:
+                break
+            if not always and not allowed(job, node):
+                continue
+            groups = node.free_groups(job.cpu)[: min(each, count - taken)]
+            if job.gpus:
+                groups = groups[: node.gpus_free // job.gpus]
+            if groups:
+                chosen.append((node, groups))
+                taken += len(groups)
+                if job.demand.spec.max_nodes:
+                    break  # whether the next node is allowed depends on this one
+        for node, groups in chosen:
+            self._assign(job, node, groups)
+        return taken
+
+    def _take_anywhere(self, job: PlannedJob, kind: NodeClass, count: int) -> int:
+        """The fullest bucket had nothing for it (fragments, refusals, max_nodes): all others, one visit each."""
+        taken = 0
+        for row in kind.buckets[job.gpus :]:
+            for free in range(kind.slots, job.cpu - 1, -1):
+                while row[free] and taken < count:
+                    got = self._take_bucket(job, kind, row[free], count - taken)
+                    taken += got
+                    if not got:
+                        break
+        return taken
+
+    def _take_surplus(
+        self,
+        job: PlannedJob,
+        count: int,
+        surplus: dict[NodeClass, list[PlannedJob]],
+        fruitless: set[tuple[Need, NodeClass]],
+    ) -> int:
+        taken = 0
+        for kind in self._fits(job):
+            stack = surplus.get(kind)
+            if not stack or (job.is_plain and (job.need, kind) in fruitless):
+                continue
+            self._tries = TRIES_LIMIT
+            taken += self._take_over(job, kind, stack, count - taken)
+            if taken >= count:
+                break
+            if job.is_plain:
+                fruitless.add((job.need, kind))
+        return taken
+
+    def _take_over(
+        self, job: PlannedJob, kind: NodeClass, victims: list[PlannedJob], count: int, keep: int | None = None
+    ) -> int:
+        """Up to `count` groups from the last of `victims` on, down to their shares (or to `keep`); those that have no
+        more to give are taken off the list."""
+        taken = 0
+        at = len(victims) - 1
+        while at >= 0 and taken < count and self._tries > 0:
+            victim = victims[at]
+            least = victim.share if keep is None else keep
+            slots = victim.held.get(kind)
+            if victim.count <= least or not slots:
+                if keep is None:
+                    del victims[at]
+                at -= 1
+                continue
+            place = self._place_over(job, kind, slots, keep)
+            if place is None:
+                at -= 1
+                continue
+            node, slot, ousted = place
+            for head, owner in ousted:
+                self._release(owner, node, head)
+            self._assign(job, node, (slot,))
+            taken += 1
+            self._tries += 1
+            if victim.cpu > job.cpu and taken < count:
+                taken += self._take_free(job, count - taken)
+        return taken
+
+    def _place_over(
+        self, job: PlannedJob, kind: NodeClass, slots: dict[int, None], keep: int | None
+    ) -> tuple[PlannedNode, int, list[tuple[int, PlannedJob]]] | None:
+        """(node, slot, heads that must go): where the job could replace the youngest of these groups."""
+        always = kind.always(job)
+        for key in reversed(slots):
+            if self._tries <= 0:
+                return None
+            self._tries -= 1
+            node, head = self._by_number[key >> SLOT_BITS], key & SLOT_MASK
+            victim = node.heads[head]
+            assert victim is not None
+            if node.gpus_free + victim.gpus < job.gpus or not (always or allowed(job, node)):
+                continue
+            starts = [head] if victim.cpu >= job.cpu else range(max(0, head - job.cpu + 1), head + 1)
+            for start in starts:
+                ousted = self._ousted(job, node, start, keep)
+                if ousted is not None:
+                    return node, start, ousted
+        return None
+
+    def _ousted(
+        self, job: PlannedJob, node: PlannedNode, start: int, keep: int | None
+    ) -> list[tuple[int, PlannedJob]] | None:
+        """Heads that must go so that the job fits at `start`; None: one of them may not go."""
+        stop = start + job.cpu
+        if stop > len(node.heads):
+            return None
+        heads = [
+            (head, other)
+            for head, other in enumerate(node.heads[:stop])
+            if other is not None and start < head + other.cpu
+        ]
+        gpus = node.gpus_free
+        losses: dict[PlannedJob, int] = {}
+        for _, other in heads:
+            losses[other] = losses.get(other, 0) + 1
+            least = other.share if keep is None else keep
+            if other is job or other.count - losses[other] < least:
+                return None
+            gpus += other.gpus
+        return heads if gpus >= job.gpus else None

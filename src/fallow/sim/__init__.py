@@ -1,0 +1,1 @@
+"""The real core with simulated nodes, owners, networks, coordinators and faults, in virtual time, by seed."""

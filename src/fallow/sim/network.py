@@ -1,0 +1,39 @@
+"""Messages that are late, lost and repeated, and zones that are cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from fallow.sim.clock import Clock
+
+
+class Network:
+    """Whoever sends learns from `send` whether the message is lost: a real sender would learn it by its timer, and the
+    simulation draws that timer only then."""
+
+    __slots__ = ("_chance", "_clock", "cut", "duplicate", "latency_s", "loss", "lost", "sent")
+
+    def __init__(self, clock: Clock, chance: Random, latency_s: float, loss: float, duplicate: float) -> None:
+        self._clock = clock
+        self._chance = chance
+        self.latency_s = latency_s
+        self.loss = loss
+        self.duplicate = duplicate
+        self.cut: set[int] = set()
+        """Zones of nodes that reach no coordinator."""
+        self.sent = 0
+        self.lost = 0
+
+    def send(self, zone: int, what: Callable[..., None], *args: Any) -> bool:
+        """Between a node in this zone and the coordinators, either way. False: it never arrives."""
+        self.sent += 1
+        chance = self._chance.random
+        if (self.cut and zone in self.cut) or chance() < self.loss:
+            self.lost += 1
+            return False
+        self._clock.after(self.latency_s * (0.5 + chance()), what, *args)
+        if self.duplicate and chance() < self.duplicate:
+            self._clock.after(self.latency_s * (1 + 50 * chance()), what, *args)
+        return True
