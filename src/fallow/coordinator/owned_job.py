@@ -6,9 +6,9 @@ endings are told only from the journal's callback.
 
 from __future__ import annotations
 
-import secrets
 import logging
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
 
