@@ -38,6 +38,7 @@ def test_the_walk(tmp_path: Path) -> None:
     tools.mkdir()
     (tools / "fallow").write_text(f'#!/bin/sh\nexec {sys.executable} -m fallow.cli.main "$@"\n')
     (tools / "fallow").chmod(0o755)
+    said = tmp_path / "said"
     env = {
         **client_env(tmp_path / "home", STORE=postgres.url(), BLOBS=str(tmp_path / "blobs")),
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -48,7 +49,7 @@ def test_the_walk(tmp_path: Path) -> None:
     try:
         postgres.start()
         shell = subprocess.Popen(
-            ["sh", "-e"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["sh", "-e"], env=env, stdin=subprocess.PIPE, stdout=said.open("wb"), stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
         assert shell.stdin is not None
@@ -70,7 +71,7 @@ def test_the_walk(tmp_path: Path) -> None:
             names = {info["name"] for info in status["coordinators"]}
             return [status] if names == {"c1", "c2"} and status["slots"] == 2 else None
 
-        status = (wait_for("two coordinators and a node", drained, 240.0) or [{}])[0]
+        status = (wait_for("two coordinators and a node", drained, 120.0) or [{}])[0]
         assert status["name"] == "lab"
         code = "import fallow; f = fallow.App('walk').function()(abs); print(sum(f.map(range(-100, 0))))"
         asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
