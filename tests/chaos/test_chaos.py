@@ -15,7 +15,7 @@ pytestmark = [
 
 
 def test_nothing_is_lost_while_things_go_wrong() -> None:
-    report = run(Options(seed=7, seconds=35.0, every_s=2.0, kinds=("calls", "short", "large", "failing", "detached")))
+    report = run(Options(seed=7, seconds=25.0, every_s=1.5, kinds=("calls", "short", "large", "failing", "detached")))
     print("\n".join(report.lines()))
     assert report.wrong == []
     assert report.leases > 0
