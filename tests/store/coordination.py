@@ -12,7 +12,7 @@ import pytest
 
 from fallow.model.ids import JobId, PoolId
 from fallow.model.states import JobState
-from fallow.store.protocol import CreateJob, Op, OwnershipLost, PutNode, SetJob, Store, WrongPool
+from fallow.store.protocol import CreateJob, DropInputPages, Op, OwnershipLost, PutNode, SetJob, Store, WrongPool
 from tests.store.conformance import give, job_id, node, put, spec
 
 LONG_S = 3600.0
@@ -86,6 +86,18 @@ class CoordinationConformance:
         assert store.jobs_of_dead_owners(0.0, 10) == [jobs[1], jobs[2]], "what has ended can wait until it is asked for"
         assert store.jobs_of_dead_owners(LONG_S, 10) == [jobs[1]], "silent, but not for that long"
         assert store.jobs_of_dead_owners(0.0, 1) == [jobs[1]]
+
+    def test_unread_jobs_of_dead_owners(self, store: Store) -> None:
+        jobs = [job_id() for _ in range(5)]
+        for number, job in enumerate(jobs):
+            store.commit([CreateJob(spec(job), "live" if number == 0 else "dead", 1.0)])
+        store.renew_session("live", LONG_S)
+        for number in (0, 1, 2, 3):
+            store.commit([SetJob(jobs[number], 1, state=JobState.SUCCEEDED, ended_unix_s=100.0 + number)])
+        store.commit([DropInputPages(jobs[3], 1, 1 << 62)])
+        assert store.unread_of_dead_owners(0.0, 50.0, 10) == [jobs[2], jobs[1]]
+        assert store.unread_of_dead_owners(0.0, 101.5, 10) == [jobs[2]]
+        assert store.unread_of_dead_owners(0.0, 50.0, 1) == [jobs[2]]
 
     # ------------------------------------------------------------ coordinators
 

@@ -319,7 +319,15 @@ def test_progress_of_a_huge_job_costs_kilobytes(tmp_path: Path) -> None:
     assert (tmp_path / "store" / "pool.db").stat().st_size < 400_000
 
 
-_SMALL = {"revision", "notes", "list_nodes", "live_sessions", "forget_sessions", "end_leadership"}
+_SMALL = {
+    "unread_of_dead_owners",
+    "revision",
+    "notes",
+    "list_nodes",
+    "live_sessions",
+    "forget_sessions",
+    "end_leadership",
+}
 WHOLE = {"live_digests", "list_jobs", "raise_epochs", "raise_terms", *_SMALL}
 """Statements that read a table or an index from end to end, or until they have enough."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import shutil
 import stat
 import zipfile
@@ -28,8 +29,8 @@ def unpack_modules(digest: Digest, archive: bytes | memoryview | Path, root: Pat
         os.utime(folder)
         return folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    building = root / f".unpacking-{digest}-{os.getpid()}"
-    shutil.rmtree(building, ignore_errors=True)
+    # Jobs that begin together ask at the same time: each unpacks into a folder of its own, and the first one counts.
+    building = root / f".unpacking-{digest}-{secrets.token_hex(4)}-{os.getpid()}"
     try:
         _unpack(archive, building)
         try:

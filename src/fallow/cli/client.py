@@ -22,7 +22,8 @@ Reply = TypeVar("Reply", bound=m.Msg)
 
 PATIENCE_S = 15.0
 """How long a question is asked again while no coordinator answers (one that was killed starts again meanwhile)."""
-ATTEMPT_S = 3.0
+ATTEMPT_S = 1.5
+"""One that was asked and is stopped or cut off never answers; another one is asked next."""
 
 
 def find_address() -> PoolAddress:
@@ -79,6 +80,13 @@ class PoolClient:
 
     async def nodes(self) -> tuple[NodeInfo, ...]:
         return (await self.ask(subjects.POOL, m.ListNodes(), m.Nodes)).nodes
+
+    async def coordinators(self) -> tuple[m.CoordinatorInfo, ...]:
+        return (await self.ask(subjects.POOL, m.ListCoordinators(), m.Coordinators)).coordinators
+
+    async def drain_coordinator(self, name: str) -> None:
+        """Raises PoolRefused or JobNotFound in words."""
+        await self.ask(subjects.POOL, m.DrainCoordinator(name), m.Done)
 
     async def find_job(self, text: str) -> JobInfo:
         """By id, unique prefix of an id, or name. Raises JobNotFound."""

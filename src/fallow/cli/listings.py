@@ -13,7 +13,7 @@ from fallow.model.errors import JobCancelled, JobError
 from fallow.model.job import JobInfo, JobKind
 from fallow.model.node import NodeInfo
 from fallow.model.states import JobState, NodeState
-from fallow.wire.messages import LogLine, PoolInfo
+from fallow.wire.messages import CoordinatorInfo, LogLine, PoolInfo
 
 LOG_PAGE = 1000
 FOLLOW_EVERY_S = 0.5
@@ -200,11 +200,31 @@ def order_node(text: str, order: str, as_json: bool) -> None:
         print(f"{node.spec.name} takes work again.")
 
 
-def show_status(as_json: bool) -> None:
-    async def run(pool: PoolClient) -> tuple[PoolInfo, tuple[NodeInfo, ...], tuple[JobInfo, ...], str]:
-        return await pool.pool(), await pool.nodes(), await pool.jobs(1000, True), pool.address.public
+def drain_anything(text: str, as_json: bool) -> None:
+    """Take a node or a coordinator out, whichever has that name."""
 
-    pool, nodes, jobs, address = ask_pool(run)
+    async def run(pool: PoolClient) -> bool:
+        if any(text in (info.name, info.owner) for info in await pool.coordinators()):
+            await pool.drain_coordinator(text)
+            return True
+        return False
+
+    if not ask_pool(run):
+        order_node(text, "drain", as_json)
+    elif as_json:
+        print_json({"coordinator": text, "order": "drain"})
+    else:
+        print(f"The coordinator {text} hands its jobs to the others and ends.")
+
+
+def show_status(as_json: bool) -> None:
+    async def run(
+        pool: PoolClient,
+    ) -> tuple[PoolInfo, tuple[NodeInfo, ...], tuple[JobInfo, ...], tuple[CoordinatorInfo, ...], str]:
+        coordinators = await pool.coordinators()
+        return await pool.pool(), await pool.nodes(), await pool.jobs(1000, True), coordinators, pool.address.public
+
+    pool, nodes, jobs, coordinators, address = ask_pool(run)
     alive = [node for node in nodes if node.state in (NodeState.ALIVE, NodeState.DRAINING)]
     slots = sum(node.spec.slots for node in alive)
     busy = sum(node.busy_slots for node in alive)
@@ -219,11 +239,24 @@ def show_status(as_json: bool) -> None:
                 "slots": slots,
                 "busy_slots": busy,
                 "active_jobs": len(jobs),
+                "coordinators": [
+                    {
+                        "name": info.name,
+                        "owner": info.owner,
+                        "jobs": info.jobs,
+                        "leads": info.leads,
+                        "seen_s": info.seen_s,
+                    }
+                    for info in coordinators
+                ],
             }
         )
         return
     print(f"pool   {pool.name} ({pool.pool_id}) at {address}, Fallow {pool.version}")
     print(f"nodes  {len(alive)} with {slots} slots, {busy} busy")
+    if len(coordinators) > 1:
+        shown = ", ".join(f"{info.name} ({info.jobs} jobs{', leads' if info.leads else ''})" for info in coordinators)
+        print(f"coordinators  {shown}")
     print(f"jobs   {len(jobs)} active")
     for job in jobs[:10]:
         print(f"       {job.job_id}  {job.name}  {tasks_words(job)}")

@@ -38,12 +38,19 @@ def up(
     slots: Annotated[int, typer.Option(min=0, help="Slots of the local node; 0: one per CPU.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the pool and of its local node; default: the host's.")] = "",
     store: Annotated[str, typer.Option(help="URL of the store; default: SQLite in the home folder.")] = "",
+    home: Home = None,
+    agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether this machine works for the pool.")] = True,
+    nats: Annotated[str, typer.Option(metavar="TOKEN@HOST:PORT[,...]", help="Use NATS servers that run already.")] = "",
+    coordinator_only: Annotated[
+        bool, typer.Option("--coordinator-only", help="One more coordinator of a pool, with nothing beside it.")
+    ] = False,
     blobs: Annotated[
         str, typer.Option(metavar="FOLDER|URL", help="Where blobs lie: s3://BUCKET/PREFIX?endpoint=URL, or a folder.")
     ] = "",
-    home: Home = None,
-    agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether this machine works for the pool.")] = True,
-    nats: Annotated[str, typer.Option(metavar="TOKEN@HOST:PORT", help="Use a NATS server that runs already.")] = "",
+    pool: Annotated[str, typer.Option(help="With --coordinator-only: name of the pool (--name: its own).")] = "",
+    health: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Answer /healthz and /readyz there, over HTTP.")
+    ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of the parts here.")] = False,
 ) -> None:
     """Run a pool on this machine: server, coordinator and a local node, until Ctrl-C.
@@ -52,14 +59,53 @@ def up(
     Examples:
       fallow up
       fallow up --listen 0.0.0.0 --slots 4
+      fallow up --coordinator-only --name c1 --store postgresql://fallow:secret@db/fallow \\
+        --nats 3f9c...@n1:4222,n2:4222,n3:4222 --blobs /srv/fallow/blobs
     """
     _set_home(home)
+    if coordinator_only:
+        from fallow.cli.cluster import CoordinatorOnly, run_coordinator_only
+
+        only = CoordinatorOnly(
+            nats=nats, store=store, blobs=blobs, name=name, pool=pool, listen=listen, health=health, verbose=verbose
+        )
+        raise typer.Exit(run_coordinator_only(only))
     from fallow.cli.up import UpOptions, run_up
 
     options = UpOptions(
-        listen=listen, slots=slots, name=name, store=store, blobs=blobs, agent=agent, nats=nats, verbose=verbose
+        listen=listen,
+        slots=slots,
+        name=name,
+        store=store,
+        agent=agent,
+        nats=nats,
+        blobs=blobs,
+        health=health,
+        verbose=verbose,
     )
     raise typer.Exit(run_up(options))
+
+
+@app.command()
+def nats(
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="For agents, customers and coordinators.")],
+    cluster: Annotated[str, typer.Option(metavar="HOST:PORT", help="For the other servers of a cluster.")] = "",
+    route: Annotated[
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="Another server's --cluster; may be repeated.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Run one NATS server, by itself or of a cluster, until Ctrl-C. The pool's secret is the home's file `token`:
+    copy it to the other servers' homes first.
+
+    \b
+    Example, on the first of three machines:
+      fallow nats --listen n1:4222 --cluster n1:6222 --route n2:6222 --route n3:6222
+    """
+    _set_home(home)
+    from fallow.cli.cluster import NatsOptions, run_nats
+
+    raise typer.Exit(run_nats(NatsOptions(listen=listen, cluster=cluster, routes=tuple(route or ()))))
 
 
 @app.command()
@@ -202,16 +248,20 @@ def cancel(
 
 
 @app.command()
-def drain(node: Annotated[str, typer.Argument(help="Id or name of a node.")], as_json: Json = False) -> None:
-    """Let a node finish what it runs and take no more, before it is switched off.
+def drain(
+    name: Annotated[str, typer.Argument(help="Id or name of a node, or name of a coordinator.")], as_json: Json = False
+) -> None:
+    """Let a node finish what it runs and take no more, before it is switched off. A coordinator hands its jobs to
+    the others and ends.
 
     \b
-    Example:
+    Examples:
       fallow drain lab-7
+      fallow drain c2
     """
-    from fallow.cli.listings import order_node
+    from fallow.cli.listings import drain_anything
 
-    order_node(node, "drain", as_json)
+    drain_anything(name, as_json)
 
 
 @app.command()

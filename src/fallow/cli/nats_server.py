@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from msgspec import Struct
+
 from fallow.cli.processes import Child, exec_child
 from fallow.model.errors import SettingError
 from fallow.wire.address import write_private
@@ -26,7 +28,33 @@ max_payload: {payload}
 max_pending: 256MB
 max_connections: 65536
 write_deadline: "10s"
+# A peer that answers nothing for this long is stopped or cut off: others are served instead of it.
+ping_interval: "2s"
+ping_max: 2
 """
+
+_CLUSTER = """\
+cluster {{
+  name: "fallow"
+  host: "{host}"
+  port: {port}
+  authorization {{ user: "route", password: "{token}", timeout: 5 }}
+  routes: [{routes}]
+  # Everyone is told all addresses by people: those that the servers know of each other may be reachable for them alone.
+  no_advertise: true
+  connect_retries: 1000000
+  ping_interval: "2s"
+  ping_max: 2
+}}
+"""
+
+
+class Cluster(Struct, frozen=True):
+    """Where a server listens for the other servers, and where those do: HOST:PORT."""
+
+    host: str
+    port: int
+    routes: tuple[str, ...]
 
 
 def find_server() -> str:
@@ -70,16 +98,22 @@ def _installed_server(name: str) -> str | None:
     return None
 
 
-def server_config(host: str, port: int, token: str) -> str:
+def server_config(host: str, port: int, token: str, cluster: Cluster | None = None) -> str:
     """Text of the server's configuration."""
-    return _CONFIG.format(host=host.strip("[]"), port=port, token=token, payload=MAX_PAYLOAD)
+    text = _CONFIG.format(host=host.strip("[]"), port=port, token=token, payload=MAX_PAYLOAD)
+    if cluster is not None:
+        routes = ", ".join(f'"nats://route:{token}@{route}"' for route in cluster.routes)
+        text += _CLUSTER.format(host=cluster.host.strip("[]"), port=cluster.port, token=token, routes=routes)
+    return text
 
 
-def start_server(folder: Path, host: str, port: int, token: str, close: Sequence[int] = ()) -> Child:
+def start_server(
+    folder: Path, host: str, port: int, token: str, close: Sequence[int] = (), cluster: Cluster | None = None
+) -> Child:
     """Start the server; its configuration (0600) and its log lie in `folder`. It may not listen yet."""
     program = find_server()
     config = folder / "nats.conf"
-    write_private(config, server_config(host, port, token))
+    write_private(config, server_config(host, port, token, cluster))
     return exec_child("nats-server", [program, "-c", str(config)], log=folder / "nats.log", close=close)
 
 

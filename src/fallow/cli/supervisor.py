@@ -28,12 +28,25 @@ class ServiceFailed(Exception):
 class Service:
     """One child that is to run. `start` makes the process; `grace_s` is how long it may take to end on SIGTERM."""
 
-    def __init__(self, name: str, start: Callable[[], Child], *, grace_s: float, needed: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Child],
+        *,
+        grace_s: float,
+        needed: bool = True,
+        may_leave: bool = False,
+        last: bool = False,
+    ) -> None:
         self.name = name
         self.start = start
         self.grace_s = grace_s
         self.needed = needed
         """Whether its end before it was ever ready is the end of everything."""
+        self.may_leave = may_leave
+        """Whether it stays away once it ended in order (exit code 0) by itself, having been told to leave."""
+        self.last = last
+        """Whether everything ends when it leaves."""
         self.child: Child | None = None
         self.failures = 0
         self.start_at_s = 0.0
@@ -112,6 +125,11 @@ class Supervisor:
                 raise ServiceFailed(
                     f"the {service.name} {child.exit_words} while starting" + (f": {words}" if words else ".")
                 )
+            if service.may_leave and service.was_ready and child.exit_status == 0:
+                service.start_at_s = float("inf")
+                self.say(f"the {service.name} has left.")
+                self.ending = self.ending or service.last
+                continue
             service.failures = 1 if now - child.started_s > STEADY_S else service.failures + 1
             delay = restart_delay_s(service.failures)
             service.start_at_s = now + delay

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from fallow.cli.bodies import HomeLock, agent_body, coordinator_body
 from fallow.cli.nats_server import (
     free_port,
     port_is_free,
@@ -57,7 +58,9 @@ class UpOptions(Struct, frozen=True):
     """A folder, or s3://...; '': in the home folder."""
     agent: bool = True
     nats: str = ""
-    """TOKEN@HOST:PORT of a NATS server that runs already; '': start one."""
+    """TOKEN@HOST:PORT[,HOST:PORT...] of NATS servers that run already; '': start one."""
+    health: str = ""
+    """HOST:PORT to answer /healthz and /readyz on; '': nowhere."""
     verbose: bool = False
 
 
@@ -113,7 +116,7 @@ def choose_port(host: str, wanted: int, remembered: int) -> int:
             free_port(host)
             raise SettingError(
                 f"port {wanted} on {host} is in use by another program. Choose another one: "
-                f"`fallow up --listen {host}:{wanted + 1}`, or leave the port out."
+                f"--listen {host}:{wanted + 1}, or leave the port out."
             )
         return wanted
     if remembered and port_is_free(host, remembered):
@@ -157,90 +160,6 @@ def _remembered_port(home: Path) -> int:
         return 0
 
 
-class HomeLock:
-    """Held while a pool of this home runs, so that two started at the same moment do not both."""
-
-    def __init__(self, home: Path) -> None:
-        self._path = home / "up.lock"
-        self.fd = -1
-
-    def take(self) -> bool:
-        """False if another process has it."""
-        self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        import fcntl
-
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.release()
-            return False
-        return True
-
-    def release(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
-# ---------------------------------------------------------------- bodies of the children
-
-
-def _coordinator_body(
-    address: PoolAddress,
-    store: str,
-    blobs: Path,
-    name: str,
-    embedded: bool,
-    http: tuple[str, int] = (LOOPBACK, 0),
-    blobs_elsewhere: str = "",
-    identity: Path | None = None,
-) -> Callable[[Callable[[], None]], int]:
-    def body(ready: Callable[[], None]) -> int:
-        from fallow.coordinator.main import CoordinatorOptions, run_coordinator
-
-        options = CoordinatorOptions(
-            address=address,
-            store_url=store,
-            blob_dir=blobs,
-            name=name,
-            embedded=embedded,
-            http_host=http[0],
-            http_port=http[1],
-            ready=ready,
-            blobs=blobs_elsewhere,
-            identity=identity,
-        )
-        return _in_words(lambda: run_coordinator(options))
-
-    return body
-
-
-def _agent_body(
-    address: PoolAddress, name: str, slots: int, home: Path, scratch: Path | None = None
-) -> Callable[[Callable[[], None]], int]:
-    def body(ready: Callable[[], None]) -> int:
-        from fallow.agent.main import AgentOptions, run_agent
-
-        options = AgentOptions(address, name, slots, home, scratch is not None, ready, scratch)
-        return _in_words(lambda: run_agent(options))
-
-    return body
-
-
-def _in_words(run: Callable[[], int]) -> int:
-    try:
-        return run()
-    except (FallowError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Exception as error:
-        # The stores' errors are no FallowError (agents and scripts never see them), but they are words as well.
-        if type(error).__module__.startswith("fallow."):
-            print(error, file=sys.stderr)
-            return 1
-        raise
-
-
 # ---------------------------------------------------------------- fallow up
 
 
@@ -273,11 +192,10 @@ def _runs_already(home: Path) -> str:
 def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[str], None]) -> int:
     state = home / "pool"
     state.mkdir(exist_ok=True, mode=0o700)
-    blobs = state / "blobs"
-    blobs.mkdir(exist_ok=True, mode=0o700)
+    blobs = options.blobs or str(state / "blobs")
     name = options.name or socket.gethostname()
     host, wanted = split_listen(options.listen)
-    external = _external(options.nats)
+    external = external_address(options.nats)
     if external is None:
         token = pool_token(home)
         port = choose_port(host, wanted, _remembered_port(home))
@@ -301,12 +219,13 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
         http = (advertised_host(host), http_port(host, wanted))
-        coordinator = _coordinator_body(
-            address, store, blobs, name, False, http, options.blobs, state / "pool-id" if options.store else None
+        coordinator = coordinator_body(
+            address, store, blobs, name, False, http, name, options.health, state / "pool-id" if options.store else None
         )
-        supervisor.add(Service(COORDINATOR, logged(COORDINATOR, "coordinator.log", coordinator), grace_s=8.0))
+        start = logged(COORDINATOR, "coordinator.log", coordinator)
+        supervisor.add(Service(COORDINATOR, start, grace_s=8.0, may_leave=True))
         if options.agent:
-            agent = _agent_body(address, name, options.slots, home / "agent")
+            agent = agent_body(address, name, options.slots, home / "agent")
             supervisor.add(Service(AGENT, logged(AGENT, "agent.log", agent), grace_s=10.0, needed=False))
         _announce_when_ready(supervisor, options, address, public, host, name, say)
         supervisor.run()
@@ -322,7 +241,7 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
     return 0
 
 
-def _external(text: str) -> PoolAddress | None:
+def external_address(text: str) -> PoolAddress | None:
     if not text:
         return None
     try:
@@ -440,15 +359,14 @@ def run_embedded(options: EmbeddedOptions) -> int:
 def _start_embedded(supervisor: Supervisor, folder: Path, options: EmbeddedOptions) -> PoolAddress:
     host, token, port = LOOPBACK, new_token(), free_port(LOOPBACK)
     address = PoolAddress((f"{host}:{port}",), token)
-    blobs = folder / "blobs"
-    blobs.mkdir(mode=0o700)
+    blobs = str(folder / "blobs")
     close = supervisor.child_fds
-    coordinator = _coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True)
+    coordinator = coordinator_body(address, f"sqlite:///{folder / 'store.sqlite'}", blobs, "embedded", True)
     # Environments outlive the pool, and so does the node's identity; all else is in the pool's own folder.
     home = options.home / "agent"
     if not is_writable(home):
         home = folder / "home"
-    agent = _agent_body(address, socket.gethostname(), options.slots, home, folder / "agent")
+    agent = agent_body(address, socket.gethostname(), options.slots, home, folder / "agent")
 
     server = Service(NATS, lambda: start_server(folder, host, port, token, close=close()), grace_s=0.0)
     supervisor.add(server)

@@ -111,7 +111,7 @@ class CallsJob(OwnedJob):
             if waiting.intersects(*piece)
         )
         answer = CallsUnknown(self.job_id, self.epoch, unknown.intervals(), running)
-        self.context.connection.send(subjects.client(self.spec.client_id), answer)
+        self.context.say(subjects.client(self.spec.client_id), answer)
 
     def cancel_calls(self, message: CancelCalls) -> None:
         """Calls not begun never run; those that run are stopped by ending their lease."""
@@ -242,10 +242,10 @@ class CallsJob(OwnedJob):
 
     def _push_now(self, pages: list[ResultPage], faults: list[FaultPage]) -> None:
         message = CallResults(self.job_id, self.epoch, tuple(pages), tuple(faults))
-        self.context.connection.send(subjects.client(self.spec.client_id), message)
+        self.context.say(subjects.client(self.spec.client_id), message)
 
     def _tell_end(self) -> None:
         reason = self.progress.reason or f"the job is {self.progress.state}"
         kind = f"[{self.progress.reason_kind}] " if self.progress.reason_kind else ""
         message = CallResults(self.job_id, self.epoch, (), (), ended=kind + reason)
-        self.context.connection.send(subjects.client(self.spec.client_id), message)
+        self.context.say(subjects.client(self.spec.client_id), message)

@@ -15,6 +15,7 @@ from fallow.coordinator.session import Session
 from fallow.model.ids import NodeId
 from fallow.store.protocol import Store
 from fallow.wire.connection import Connection
+from fallow.wire.messages import Msg
 
 
 def _nothing() -> None:
@@ -40,6 +41,12 @@ class Context:
     tasks_done_here: dict[NodeId, int] = field(default_factory=dict)
     """Tasks done by node since the last report to the leader."""
     draining: bool = False
+
+    def say(self, subject: str, message: Msg) -> None:
+        """Speak for a job that is owned here, unless another may own it by now: silence is then the only right
+        answer, and everyone asks again."""
+        if self.session.valid:
+            self.connection.send(subject, message)
 
     def now(self) -> float:
         """Monotonic seconds."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
-from fallow.coordinator.map_job import MapJob
+from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.owned_job import OwnedJob, info_of_stored
 from fallow.coordinator.session import TTL_S
 from fallow.model.ids import JobId, NodeId
@@ -20,7 +21,9 @@ from fallow.wire.messages import HeldLease, JobReport, Jobs, JobStatus, ListJobs
 log = logging.getLogger(__name__)
 
 KEEP_ENDED_S = 5.0
-"""An ended job stays in memory this long after its client was last heard of."""
+"""An ended job stays in memory this long after its client was last heard of; an attached one whose client has not
+said that it has all results keeps them for as long as a client may be silent."""
+UNREAD_S = 600.0
 LIST_LIMIT = 1000
 EPOCHS_LIMIT = 100_000
 
@@ -55,7 +58,8 @@ class Directory:
         return kind(self._context, spec, epoch, adopt=adopt)
 
     def may_forget(self, owned: OwnedJob, now: float) -> bool:
-        return now - owned.client_seen > KEEP_ENDED_S
+        unread = isinstance(owned, MapJob) and not owned.spec.detached and len(owned.results) > 0
+        return now - owned.client_seen > (CLIENT_SILENT_S if unread else KEEP_ENDED_S)
 
     def forget(self, job_id: JobId) -> OwnedJob | None:
         return self.active.pop(job_id, None)
@@ -69,6 +73,12 @@ class Directory:
             found: list[JobId] = await self._read(context.store.jobs_of_dead_owners, TTL_S, LIST_LIMIT)
             return found
         return [stored.spec.job_id for stored in await self._read(context.store.list_jobs, LIST_LIMIT * 10, True)]
+
+    async def unread(self) -> list[JobId]:
+        """Jobs that ended lately under an owner that is dead: somebody may be reading their results."""
+        after = self._context.unix_s() - UNREAD_S
+        found: list[JobId] = await self._read(self._context.store.unread_of_dead_owners, TTL_S, after, LIST_LIMIT)
+        return found
 
     async def take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> bool:
         """Become the owner, unless another is. `leases`: what the last owner had out; without them, agents get a
@@ -171,9 +181,9 @@ class Directory:
             elif other is not None:
                 reply(JobStatus(other.epoch, other))
             else:
-                await self.take(stored.spec.job_id)
-                if self.on_loaded is not None:
-                    await self.on_loaded(stored.spec.job_id)
+                with contextlib.suppress(StoreError):
+                    if await self.take(stored.spec.job_id) and self.on_loaded is not None:
+                        await self.on_loaded(stored.spec.job_id)
                 owned = self.active.get(stored.spec.job_id)
                 info = owned.info() if owned is not None else info_of_stored(stored)
                 reply(JobStatus(stored.epoch, info))

@@ -18,24 +18,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fallow.model.errors import FallowError
+from fallow.coordinator.health import HealthServer
+from fallow.model.errors import FallowError, PoolRefused
 from fallow.model.ids import JobId, PoolId, new_id
 from fallow.store.protocol import Store, StoreError, WrongPool
+from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
-from fallow.wire.messages import PoolInfo
+from fallow.wire.messages import GetPool, PoolInfo
 
 if TYPE_CHECKING:
     from fallow.coordinator.blob_store import BlobStore
+    from fallow.coordinator.context import Context
+    from fallow.wire.connection import Connection
 
 log = logging.getLogger(__name__)
 
 EMBEDDED_HTTP_DELAY_S = 5.0
+MEET_S = 1.0
 
 
 @dataclass(frozen=True)
 class CoordinatorOptions:
     """store_url: 'sqlite:///path' or 'postgresql://...'. blobs: 's3://...' or a folder; '': blob_dir. ready: called
-    once when clients can be served. identity: a file that remembers which pool this coordinator belongs to."""
+    once when clients can be served. identity: a file that remembers which pool this coordinator belongs to. `name` is
+    the pool's, `coordinator` this coordinator's among several ('': host and process). health: HOST:PORT to answer
+    /healthz and /readyz on."""
 
     address: PoolAddress
     store_url: str
@@ -45,6 +52,8 @@ class CoordinatorOptions:
     http_host: str = "127.0.0.1"
     http_port: int = 0
     owner_name: str = ""
+    coordinator: str = ""
+    health: str = ""
     ready: Callable[[], None] | None = None
     blobs: str = ""
     identity: Path | None = None
@@ -108,6 +117,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         raise
     try:
         pool_id = _identify(store, options.identity)
+        await _meet(connection, pool_id)
         await loop.run_in_executor(None, blobs.prepare, pool_id)
     except BaseException:
         await connection.close()
@@ -123,7 +133,8 @@ async def _serve(options: CoordinatorOptions) -> None:
         for service in services:
             await service.session_lapsed()
 
-    owner = options.owner_name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = options.coordinator or f"{socket.gethostname()}-{os.getpid()}"
+    owner = options.owner_name or f"{name}-{secrets.token_hex(4)}"
     session = Session(
         store,
         owner,
@@ -132,6 +143,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         shared=not options.store_url.startswith("sqlite"),
         pool_mark=pool_mark(options.address.secret),
     )
+    session.hears = lambda: connection.is_connected
     await session.start()
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
@@ -166,6 +178,12 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     service = Service(context, pool_info, blobs.sign)
     services.append(service)
+    service.roster.leave = stop.set
+    health = HealthServer(
+        lambda: _not_ready(context), lambda: {"coordinator": name, "pool_id": pool_id, "leads": session.leads}
+    )
+    if options.health:
+        await health.start(options.health)
     await service.start()
     await connection.flush()
     if options.ready is not None:
@@ -179,8 +197,10 @@ async def _serve(options: CoordinatorOptions) -> None:
             except TimeoutError:
                 pass
             service.tick()
+            health.ticked()
     finally:
         starting_http.cancel()
+        await health.stop()
         await service.drain()
         await housekeeping.stop()
         await blobs.stop()
@@ -199,6 +219,34 @@ def _identify(store: Store, remembered: Path | None) -> PoolId:
         return store.pool_id(PoolId(known or new_id("pool", os.urandom)), PoolId(known) if known else None)
     except WrongPool as error:
         raise WrongPool(f"{error} To leave the old pool for good, delete {remembered}.") from error
+
+
+async def _meet(connection: Connection, pool_id: str) -> None:
+    """Whoever serves on these NATS servers must serve this pool. Raises PoolRefused in words."""
+    try:
+        other = await connection.request(subjects.POOL, GetPool(), MEET_S)
+    except TimeoutError:
+        return
+    if isinstance(other, PoolInfo) and other.pool_id != pool_id:
+        raise PoolRefused(
+            f"the NATS servers serve the pool {other.name!r} ({other.pool_id}) already, and the store belongs to the "
+            f"pool {pool_id}. Give this coordinator the store of that pool, or NATS servers of its own.",
+            "another_pool",
+        )
+
+
+def _not_ready(context: Context) -> list[str]:
+    reasons = []
+    if not context.connection.is_connected:
+        reasons.append("not connected to any NATS server")
+    if not context.session.valid:
+        reasons.append("its session with the store has lapsed")
+    refusal = context.journal.refusal
+    if refusal is not None:
+        reasons.append(refusal[1])
+    if context.draining:
+        reasons.append("it is being taken out")
+    return reasons
 
 
 def pool_mark(secret: str) -> str:

@@ -405,7 +405,7 @@ class MapJob(OwnedJob):
 
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:
-            self.context.connection.send(reply, message)
+            self.context.say(reply, message)
 
 
 def _in_order(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -70,7 +71,8 @@ class OwnedJob:
         self.spec = spec
         self.epoch = epoch
         adoption_s = ADOPTION_S if context.session.shared else RESTART_ADOPTION_S
-        self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0)
+        first = secrets.randbits(30) << 24 if context.session.shared and epoch == 1 else 0
+        self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0, tokens_above=first)
         self.inputs = InputIndex()
         self.results = ResultIndex()
         self.ended_unix_s = 0.0
@@ -163,7 +165,7 @@ class OwnedJob:
         """The leader wants a slot to work for this job."""
         self.progress.slots = max(1, message.share)
         if not self.progress.is_final:
-            self.context.connection.send(
+            self.context.say(
                 subjects.node(message.node_id), Assign(message.slot, message.seq, message.epoch, self.spec)
             )
 
@@ -264,8 +266,9 @@ class OwnedJob:
         )
 
     def _durable(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None, ended: Ended | None) -> None:
-        if self.closed or not self.context.session.valid:
+        if self.closed:
             return
+        # A commit is proof of ownership: memory follows it even while the session has lapsed and nothing may be said.
         if ended is not None:
             self.known_state = ended.state
         self.tell_recorded(recorded, ack)
@@ -385,7 +388,7 @@ class OwnedJob:
     def _send_node(self, node_id: NodeId, message: Lease | TakeBack | Revoke | HandInAck) -> None:
         if self.closed or not self.context.session.valid:
             return  # the job may be another's by now
-        self.context.connection.send(subjects.node(node_id), message)
+        self.context.say(subjects.node(node_id), message)
 
     # ------------------------------------------------------------ what is known
 

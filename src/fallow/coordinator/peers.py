@@ -12,7 +12,15 @@ from fallow.coordinator.owned_job import OwnedJob
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import Blob, JobInfo, JobSpec
 from fallow.wire import subjects
-from fallow.wire.messages import Handover, JobReport, Msg, OwnerReport, PoolState
+from fallow.wire.messages import (
+    CoordinatorInfo,
+    DrainCoordinator,
+    Handover,
+    JobReport,
+    Msg,
+    OwnerReport,
+    PoolState,
+)
 
 REPORT_S = 1.0
 SILENT_S = 5.0
@@ -34,6 +42,11 @@ def without_bytes(spec: JobSpec) -> JobSpec:
     return msgspec.structs.replace(spec, env=env, function=Blob(spec.function.digest, spec.function.size))
 
 
+def name_of(owner: str) -> str:
+    """What people call the coordinator: its owner id without the random end that tells its lives apart."""
+    return owner.rpartition("-")[0] or owner
+
+
 class Peers:
     """Publishes this owner's report and keeps those of the others."""
 
@@ -48,6 +61,8 @@ class Peers:
         self.own_jobs: Callable[[], Iterable[OwnedJob]] = lambda: ()
         self.on_handover: Callable[[Handover], None] = lambda _: None
         self.on_change: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_drain: Callable[[DrainCoordinator, str], None] = lambda message, reply: None
         self.pool_slots = 0
         self.leader = ""
 
@@ -66,6 +81,7 @@ class Peers:
                 )
                 if message.leaving:
                     del self._peers[message.owner]
+                    self.on_lost()
                 self._context.nodes.count_tasks(message.tasks_done)
                 self.on_change()
             case PoolState() if message.leader != own:
@@ -74,6 +90,8 @@ class Peers:
             case Handover():
                 if message.to == own:
                     self.on_handover(message)
+            case DrainCoordinator():
+                self.on_drain(message, reply)
             case _:
                 pass
 
@@ -82,6 +100,7 @@ class Peers:
         now = self._context.now()
         for owner in [name for name, peer in self._peers.items() if now - peer.seen > SILENT_S]:
             del self._peers[owner]
+            self.on_lost()
         return {job_id: job for peer in self._peers.values() for job_id, job in peer.jobs.items()}
 
     def info(self, job_id: JobId) -> JobInfo | None:
@@ -98,6 +117,21 @@ class Peers:
             for name, peer in self._peers.items()
         }
         return min(counts.items(), key=lambda pair: (pair[1], pair[0]))
+
+    def infos(self) -> list[CoordinatorInfo]:
+        """The others that were heard of lately."""
+        self.jobs()
+        now = self._context.now()
+        return [
+            CoordinatorInfo(
+                owner,
+                name_of(owner),
+                sum(1 for job in peer.jobs.values() if job.info.state in ("open", "running")),
+                owner == self.leader,
+                now - peer.seen,
+            )
+            for owner, peer in sorted(self._peers.items())
+        ]
 
     @property
     def count(self) -> int:

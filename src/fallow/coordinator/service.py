@@ -16,6 +16,7 @@ from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.matcher import Matcher
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
+from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
 from fallow.model.ids import JobId, NodeId
 from fallow.model.node import NodeSpec
@@ -31,6 +32,7 @@ from fallow.wire.messages import (
     CancelCalls,
     CancelJob,
     Done,
+    DrainCoordinator,
     FetchResults,
     FindJob,
     GetJob,
@@ -40,13 +42,13 @@ from fallow.wire.messages import (
     Handover,
     Held,
     JobStatus,
+    ListCoordinators,
     ListJobs,
     ListNodes,
     Msg,
     NameLeases,
     NodeControl,
     NodeLog,
-    Nodes,
     Ping,
     Place,
     PoolInfo,
@@ -68,6 +70,7 @@ TICK_S = 0.25
 TAKE_OVER_S = 0.25
 REBALANCE_S = 2.5
 """One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
+UNREAD_AGAIN_S = 4.0
 DRAIN_S = 5.0
 """A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
 
@@ -97,9 +100,13 @@ class Service:
         self.peers.own_jobs = self.directory.active.values
         self.peers.on_change = self._peers_changed
         self.peers.on_handover = self._on_handover
+        self.roster = Roster(context, self.directory, self.peers)
+        self.peers.on_drain = self.roster.passed_on
+        self.peers.on_lost = self._on_lost_peer
         self._leading: list[Any] = []
         self._last_pass = 0.0
         self._taking_over = False
+        self._unread_at = [0.0]  # when to look for jobs that ended under owners that are gone
         self._rebalanced_at = 0.0
         self._passing: set[JobId] = set()
         self._subscriptions: dict[JobId, Any] = {}
@@ -139,11 +146,13 @@ class Service:
         self._passing.add(job_id)
         try:
             await self._subscribe_job(job_id)
-            if not await self.directory.take(job_id, leases):
-                self._unsubscribe_job(job_id)
-                return
+            await self.directory.take(job_id, leases)
         finally:
             self._passing.discard(job_id)
+            if job_id not in self.directory.active:
+                self._unsubscribe_job(job_id)
+        if job_id not in self.directory.active:
+            return
         self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
         self.matcher.kick()
 
@@ -156,6 +165,10 @@ class Service:
         try:
             for job_id in await self.directory.orphans():
                 await self._take(job_id)
+            if self._unread_at and self._unread_at[0] <= self.context.now():
+                del self._unread_at[0]
+                for job_id in await self.directory.unread():
+                    await self._take(job_id)
         except StoreError as error:
             log.warning("cannot look for jobs without an owner: %s", error)
         finally:
@@ -198,6 +211,9 @@ class Service:
     def _peers_changed(self) -> None:
         if self.context.session.leads:
             self.matcher.kick()
+
+    def _on_lost_peer(self) -> None:
+        self._unread_at = [0.0, self.context.now() + UNREAD_AGAIN_S]  # once more when its session is surely over
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):
@@ -274,7 +290,20 @@ class Service:
         if job_id in self.directory.active:
             self._on_job(job_id, message, reply)
         else:
+            self.context.loop.create_task(self._refuse_unknown(job_id, reply))
+
+    async def _refuse_unknown(self, job_id: JobId, reply: str) -> None:
+        """Only a job that the store does not hold is no job; one of another owner's is the other's to answer for."""
+        context = self.context
+        try:
+            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
+        except StoreError as error:
+            self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", retry_after_s=0.5))
+            return
+        if stored is None:
             self._reply(reply, Refused("not_found", f"there is no job {job_id}", 0))
+        elif job_id not in self.directory.active and job_id not in self._passing:
+            self._unsubscribe_job(job_id)
 
     def _on_refused(self, job_id: JobId, message: AssignRefused) -> None:
         owned = self.directory.active[job_id]
@@ -301,6 +330,10 @@ class Service:
                 self.directory.find(message.text, self.peers.info, lambda answer: self._reply(reply, answer))
             case SignBlobs():
                 self._sign_blobs(message, reply)
+            case ListCoordinators():
+                self._reply(reply, self.roster.list())
+            case DrainCoordinator():
+                self.roster.drain(message, reply)
             case ListNodes() | NodeControl():
                 if self.context.session.leads:
                     self._on_leader_request(message, reply)
@@ -310,15 +343,8 @@ class Service:
                 self._reply(reply, Refused("invalid", f"{type(message).__name__} is not for {subjects.POOL}"))
 
     def _on_leader_request(self, message: Msg, reply: str) -> None:
-        if not self.context.session.leads:
-            return
-        match message:
-            case ListNodes():
-                self._reply(reply, Nodes(self.context.nodes.infos(self.context.now())))
-            case NodeControl():
-                self._control_node(message, reply)
-            case _:
-                pass
+        if self.context.session.leads:
+            self.roster.lead(message, reply)
 
     def _sign_blobs(self, message: SignBlobs, reply: str) -> None:
         try:
@@ -330,15 +356,6 @@ class Service:
             self._reply(reply, Refused("overloaded", "the blob server is still starting", retry_after_s=0.2))
         else:
             self._reply(reply, SignedBlobs(tuple(url for url in urls if url is not None)))
-
-    def _control_node(self, message: NodeControl, reply: str) -> None:
-        if message.order not in ("drain", "resume"):
-            self._reply(reply, Refused("invalid", f"{message.order!r} is no order for a node: drain or resume"))
-        elif self.context.nodes.drain(message.node_id, message.order == "drain"):
-            self.matcher.kick()
-            self._reply(reply, Done())
-        else:
-            self._reply(reply, Refused("not_found", f"there is no node {message.node_id}"))
 
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:

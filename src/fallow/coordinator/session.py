@@ -20,6 +20,8 @@ TTL_S = 1.8
 RENEW_S = 0.3
 MARGIN_S = 0.2
 """The owner falls silent this much before others may take over."""
+DEAF_S = 1.0
+"""How long a coordinator may be without the pool's messages before it lets go."""
 
 
 class Session:
@@ -43,6 +45,9 @@ class Session:
         self.leader_term = 0 if shared else 1
         """Term of this coordinator's leadership; 0: another leads (or nobody)."""
         self.on_leader: Callable[[], None] = lambda: None
+        self.hears: Callable[[], bool] = lambda: True
+        """Whether clients and agents can reach this coordinator. One that nobody reaches lets its session lapse, so
+        that others take over what it owns."""
         self._store = store
         self._loop = loop
         self._lapsed = lapsed
@@ -50,6 +55,7 @@ class Session:
         self._leads_until = float("inf") if not shared else 0.0
         self._pool = ThreadPoolExecutor(1, "session") if shared else None
         self._task: asyncio.Task[None] | None = None
+        self._heard_at = loop.time()
 
     @property
     def valid(self) -> bool:
@@ -105,6 +111,10 @@ class Session:
     async def _keep_renewing(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
+            if self.hears():
+                self._heard_at = self._loop.time()
+            elif self._loop.time() - self._heard_at > DEAF_S:
+                continue
             try:
                 await self._renew()
             except StoreError as error:

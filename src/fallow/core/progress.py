@@ -25,7 +25,7 @@ from fallow.model.states import JobEvent, JobState, job_transition
 class Progress:
     """The pure state of a job. All times are monotonic seconds of the caller."""
 
-    def __init__(self, spec: JobSpec, epoch: int, *, hold_until: float = 0.0) -> None:
+    def __init__(self, spec: JobSpec, epoch: int, *, hold_until: float = 0.0, tokens_above: int = 0) -> None:
         self.spec = spec
         self.epoch = epoch
         self.state = JobState.OPEN
@@ -59,7 +59,9 @@ class Progress:
         self.leasing_stop = 1 << 62
         """No lease beyond this index: what the client's window allows."""
         self._hold_until = hold_until
-        self._counter = 0
+        self._counter = tokens_above
+        """Two coordinators that were both sent a new job lease it under the same epoch until one commits it: what
+        they count from tells their tokens apart."""
         self._size_cap = 0
         self._start_deaths = 0
         self._doubled: set[int] = set()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 REQUEST_S = 2.0
 REQUEST_MOST_S = 15.0
 """Each try gets more time: a killed coordinator is noticed soon, and a slow one gets its chance."""
+SLOW_AFTER_S = 20.0
+"""Requests are lost while a coordinator or a server dies, and asked again promptly. A pool that answers none for so
+long is slow rather than broken: then each one waits longer, not to add to its load."""
 PATIENCE_S = 900.0
 """How long a request is repeated to a pool that does not answer, once it has answered at all."""
 FIRST_ANSWER_S = 30.0
@@ -151,7 +154,7 @@ class Client:
         """Ask until there is an answer: everything may be sent again. Raises the exception for a refusal, PoolEnded
         where the script's own pool is gone, PoolUnreachable when patience ends."""
         from fallow.sdk.failures import refusal
-        from fallow.wire.messages import Refused
+        from fallow.wire.messages import FetchResults, GetJob, Refused, RetryFailed
 
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -164,11 +167,15 @@ class Client:
                 if loop.time() - began > patience_s:
                     raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
                 self._in_trouble(loop.time())
+                if isinstance(message, (FetchResults, GetJob, RetryFailed)):
+                    # Its owner may have died after the job ended: then nobody has it until somebody is asked for it.
+                    self.spawn(self._look_for(message.job_id))
                 if (job_id := getattr(message, "job_id", None)) is not None:
                     await self._wake_owner(job_id, timeout_s)
                 await asyncio.sleep(delay * random.uniform(0.7, 1.3))
                 delay = min(delay * 1.6, most_delay_s)
-                timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
+                if loop.time() - began > SLOW_AFTER_S:
+                    timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
                 continue
             self._trouble_since = 0.0
             if not isinstance(reply, Refused):
@@ -190,6 +197,13 @@ class Client:
             return
         if isinstance(reply, Refused) and reply.kind not in _RETRIED:
             raise refusal(reply)
+
+    async def _look_for(self, job_id: JobId) -> None:
+        from fallow.wire import subjects
+        from fallow.wire.messages import FindJob
+
+        with contextlib.suppress(TimeoutError):
+            await self.transport.request(subjects.POOL, FindJob(job_id), REQUEST_S)
 
     def _check_alive(self) -> None:
         embedded = self.found.embedded if self.found else None

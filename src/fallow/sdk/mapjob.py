@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from fallow.model.errors import FallowError
+from fallow.model.errors import FallowError, PoolRefused
 from fallow.model.ids import JobId, new_id
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobInfo, JobSpec
 from fallow.sdk.failures import ending
@@ -239,6 +239,12 @@ class MapJob:
             if reply.next_cursor != cursor:
                 cursor = reply.next_cursor
                 message = msgspec.structs.replace(message, cursor=cursor)
+        if reply.exhausted and ordered and stop < 0 and reply.next_cursor < reply.total and reply.state == "succeeded":
+            raise PoolRefused(
+                f"the results of {self.describe()} from {reply.next_cursor} on are gone: this script was not heard of "
+                "for a minute after they were there. Detached jobs keep theirs.",
+                "ended",
+            )
         parts = await self._parts(reply.pages, reply.faults)
         if stop >= 0:
             parts = [part._replace(stop=min(part.stop, stop)) for part in parts if part.start < stop]

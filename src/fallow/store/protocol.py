@@ -229,6 +229,10 @@ class Store(Protocol):
         """Jobs that have not ended, oldest first, which acquire_job gives without force: free ones, and those whose
         owner did not renew its session for as long as it promised, and for `ttl_s`."""
 
+    def unread_of_dead_owners(self, ttl_s: float, after_unix_s: float, limit: int) -> list[JobId]:
+        """Jobs of such owners that ended after `after_unix_s` and whose pages are still there, newest first: somebody
+        may be reading them. (Blocks for as long as it takes to look at all jobs.)"""
+
     # ------------------------------------------------------------ coordinators
 
     def renew_session(self, owner: str, ttl_s: float, info: str = "") -> int:

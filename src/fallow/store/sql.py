@@ -200,6 +200,10 @@ class SqlStore:
         rows = self._read("jobs_of_dead_owners", silent_s=ttl_s, count=max(0, limit))
         return [JobId(row[0]) for row in rows]
 
+    def unread_of_dead_owners(self, ttl_s: float, after_unix_s: float, limit: int) -> list[JobId]:
+        rows = self._read("unread_of_dead_owners", silent_s=ttl_s, after=after_unix_s, count=max(0, limit))
+        return [JobId(row[0]) for row in rows]
+
     # ------------------------------------------------------------ reading
 
     def get_job(self, job_id: JobId) -> StoredJob | None:

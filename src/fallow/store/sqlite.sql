@@ -248,6 +248,14 @@ FROM sessions
 WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) OR sessions.renewed_unix_s + :silent_s > ((julianday('now') - 2440587.5) * 86400.0)))) ORDER BY jobs.number
  LIMIT :count OFFSET 0
 
+-- name: unread_of_dead_owners
+SELECT jobs.job_id
+FROM jobs
+WHERE jobs.ended_unix_s > :after AND jobs.inputs_below < 4611686018427387904 AND NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) OR sessions.renewed_unix_s + :silent_s > ((julianday('now') - 2440587.5) * 86400.0)))) ORDER BY jobs.number DESC
+ LIMIT :count OFFSET 0
+
 -- name: delete_job
 DELETE FROM jobs WHERE jobs.number = :job
 

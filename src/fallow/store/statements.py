@@ -85,6 +85,8 @@ def _read(table: Any) -> Any:
 
 
 _NONE: ColumnElement[int] = literal_column("0")
+ALL_INPUTS = 1 << 62
+"""What `inputs_below` is once a job that has ended is read and forgotten but for its row."""
 _NUMBER = select(_jobs.number).where(_jobs.job_id == bindparam("id")).scalar_subquery()
 _JOB = select(
     *(_jobs[name] for name in ("state", "reason", "owner", "epoch", "total", "created_unix_s", "ended_unix_s")),
@@ -213,6 +215,15 @@ STATEMENTS: dict[str, ClauseElement] = {
     "jobs_of_dead_owners": select(_jobs.job_id)
     .where(_jobs.state.in_(_ACTIVE), _OWNER_SILENT)
     .order_by(_jobs.number)
+    .limit(_HOW_MANY)
+    .offset(_NONE),
+    "unread_of_dead_owners": select(_jobs.job_id)
+    .where(
+        _jobs.ended_unix_s > bindparam("after", type_=Float),
+        _jobs.inputs_below < literal_column(str(ALL_INPUTS)),
+        _OWNER_SILENT,
+    )
+    .order_by(_jobs.number.desc())
     .limit(_HOW_MANY)
     .offset(_NONE),
     "delete_job": delete(tables.jobs).where(_jobs.number == bindparam("job")),

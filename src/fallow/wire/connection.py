@@ -37,6 +37,13 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 PENDING_BYTES_LIMIT = 256 * 1024 * 1024
 
+PING_EVERY_S = 1
+PINGS_UNANSWERED = 2
+"""A server that answers nothing for so long is stopped or cut off, though its connection stands: another is taken."""
+
+ATTEMPT_S = 2.0
+"""One server of several may take so long to greet before the next one is tried."""
+
 Handler = Callable[[Any, str], None]
 """(decoded message, reply subject or '')"""
 
@@ -143,9 +150,9 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
             allow_reconnect=True,
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.2,  # type: ignore[arg-type]
-            connect_timeout=max(1, int(timeout_s)),
-            ping_interval=10,
-            max_outstanding_pings=3,
+            connect_timeout=max(1, int(min(timeout_s, ATTEMPT_S))),
+            ping_interval=PING_EVERY_S,
+            max_outstanding_pings=PINGS_UNANSWERED,
             pending_size=PENDING_BYTES_LIMIT,
             flusher_queue_size=65536,
             reconnected_cb=reconnected,

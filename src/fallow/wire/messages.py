@@ -78,6 +78,17 @@ class NodeControl(Msg, frozen=True):
     order: str
 
 
+class ListCoordinators(Msg, frozen=True):
+    """-> Coordinators"""
+
+
+class DrainCoordinator(Msg, frozen=True):
+    """Operator's order: this coordinator hands its jobs over and ends. By name or owner id; passed on to it on
+    OWNERS. -> Done | Refused"""
+
+    name: str
+
+
 # ---------------------------------------------------------------- client -> owner (subject job(id))
 
 
@@ -244,6 +255,22 @@ class Jobs(Msg, frozen=True):
 
 class Nodes(Msg, frozen=True):
     nodes: tuple[NodeInfo, ...]
+
+
+class CoordinatorInfo(Struct, frozen=True, array_like=True, gc=False):
+    """One coordinator, as one of them sees it."""
+
+    owner: str
+    name: str
+    jobs: int
+    """That have not ended."""
+    leads: bool
+    seen_s: float
+    """Seconds since it was heard of."""
+
+
+class Coordinators(Msg, frozen=True):
+    coordinators: tuple[CoordinatorInfo, ...]
 
 
 class SignedBlobs(Msg, frozen=True):
@@ -545,10 +572,11 @@ class Handover(Msg, frozen=True):
 
 
 Message = (
-    GetPool | SubmitJob | ListJobs | ListNodes | FindJob | SignBlobs | NodeControl
+    GetPool | SubmitJob | ListJobs | ListNodes | FindJob | SignBlobs | NodeControl | ListCoordinators
+    | DrainCoordinator
     | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
     | AppendCalls | SyncCalls | CancelCalls
-    | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs
+    | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
     | LogLines | CallResults | CallsUnknown
     | OwnerReport | Place | Verdict | PoolState | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | AssignRefused | NodeLog

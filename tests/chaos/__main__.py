@@ -1,0 +1,51 @@
+"""python -m tests.chaos [--seed N] [--minutes M] [--every S] [--json FILE]; see scripts/chaos."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from tests.chaos.client import KINDS
+from tests.chaos.run import Options, as_json, run
+from tests.engines.postgres import programs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/chaos", description="A large pool of real processes under load, while things go wrong."
+    )
+    parser.add_argument("--seed", type=int, default=1, help="which faults, when and where (default 1)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long faults are made (default 2)")
+    parser.add_argument("--every", type=float, default=8.0, metavar="S", help="seconds between faults (default 8)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only faults whose words hold this")
+    parser.add_argument("--load", default=",".join(KINDS), help=f"kinds of customers (default all: {','.join(KINDS)})")
+    parser.add_argument("--no-faults", action="store_true", help="only the load, to compare")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the report there too")
+    parser.add_argument("--keep", action="store_true", help="keep all logs, even where nothing is wrong")
+    words = parser.parse_args()
+    if programs() is None:
+        print("chaos needs a PostgreSQL: scripts/setup installs one", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that everything is ended
+    report = run(
+        Options(
+            seed=words.seed,
+            seconds=words.minutes * 60,
+            every_s=words.every,
+            kinds=tuple(words.load.split(",")),
+            only=words.only,
+            keep=words.keep,
+            faults=not words.no_faults,
+            say=lambda line: print(line, flush=True),
+        )
+    )
+    print("\n".join(report.lines()))
+    if words.json:
+        Path(words.json).write_text(as_json(report))
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

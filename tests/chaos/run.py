@@ -1,0 +1,221 @@
+"""One run of chaos: a large pool under a steady load, faults one after another, then the check that all is well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tests.chaos import checks
+from tests.chaos.client import KINDS
+from tests.chaos.faults import Fault, Faults, remove_disk, small_disk
+from tests.chaos.parts import Large
+from tests.chaos.proxy import Links
+from tests.chaos.report import Happened, Noted, Report
+from tests.chaos.watch import Watch
+
+SMALL_DISK_MB = 256
+END_LIMIT_S = 60.0
+WARM_UP_S = 3.0
+
+
+@dataclass
+class Options:
+    seed: int = 1
+    seconds: float = 120.0
+    every_s: float = 8.0
+    """From the beginning of one fault to that of the next, but for the time that the fault itself lasts."""
+    kinds: tuple[str, ...] = KINDS
+    only: str = ""
+    """Only faults whose words hold this."""
+    keep: bool = False
+    """Leave the folder with all logs where it is."""
+    say: Callable[[str], None] = print
+    faults: bool = True
+
+
+@dataclass
+class _Load:
+    """Processes of customers, and the files that they write."""
+
+    folder: Path
+    stop: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, env: dict[str, str], module: str, *words: str) -> None:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *words],
+                env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def noted(self) -> list[Noted]:
+        found = []
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_text().splitlines():
+                if line.endswith("}"):
+                    found.append(msgspec.json.decode(line, type=Noted))
+        return sorted(found, key=lambda noted: noted.began)
+
+
+def run(options: Options) -> Report:
+    """Returns what came of it; whatever must not be stands in its `wrong`."""
+    folder = Path(tempfile.mkdtemp(prefix="fallow-chaos-"))
+    folder.chmod(0o711)
+    report = Report(seed=options.seed, seconds=options.seconds, folder=str(folder))
+    disk = small_disk(folder / "small", SMALL_DISK_MB)
+    links = Links()
+    large = Large(folder, uuid.uuid4().hex, links, blobs=(disk or folder) / "blobs")
+    watch: Watch | None = None
+    load = _Load(folder / "load", folder / "stop")
+    load.folder.mkdir()
+    try:
+        options.say(f"starting PostgreSQL, three NATS servers, three coordinators, three nodes in {folder}")
+        large.start_all()
+        watch = Watch(f"{large.token}@{','.join(f'127.0.0.1:{port}' for port in large.nats_ports)}")
+        _start_load(large, load, options)
+        time.sleep(WARM_UP_S)
+        report.memory_before = _memory(large)
+        faults = Faults(large, options.seed, disk)
+        report.left_out = faults.left_out
+        _faults(options, faults, report, large)
+        _heal(large, links, options.say)
+        options.say("all is healed; what has begun ends now")
+        load.stop.touch()
+        _end_load(load, report, large)
+        report.noted = load.noted()
+        report.memory_after = _memory(large)
+        report.leases = watch.leases
+        watch.close()
+        report.wrong += watch.wrong
+        options.say("every customer has gone; the pool is looked over")
+        checks.check(large, report)
+        codes = large.end_all()
+        report.wrong += [f"{name} ended with {code}" for name, code in codes.items() if code != 0]
+        left = large.left_over()
+        if left:
+            report.wrong.append(f"processes are left:\n{left}")
+    except Exception as error:
+        import traceback
+
+        report.noted = load.noted()
+        report.wrong.append(f"the run itself failed: {error}\n{traceback.format_exc()}")
+    finally:
+        for process in load.processes.values():
+            process.kill()
+            process.wait()
+        large.close()
+        links.close()
+        if not report.wrong and not options.keep:
+            if disk is not None:
+                remove_disk(disk)
+            import shutil
+
+            shutil.rmtree(folder, ignore_errors=True)
+        elif disk is not None:
+            options.say(f"the logs are in {folder}; {disk} is a mounted file system (umount it when done)")
+    return report
+
+
+def _start_load(large: Large, load: _Load, options: Options) -> None:
+    for number, kind in enumerate(options.kinds):
+        who = f"client-{kind}"
+        env = {**large.client_env(who), "PYTHONPATH": _python_path()}
+        load.start(
+            who, env, "tests.chaos.client",
+            kind, str(options.seed * 100 + number), str(load.folder / f"{kind}.jsonl"), str(load.stop),
+        )  # fmt: skip
+    asker = "client-asker"
+    load.start(
+        asker, {**large.client_env(asker), "PYTHONPATH": _python_path()}, "tests.chaos.asker",
+        str(load.folder / "asker.jsonl"), str(load.stop), large.address(asker),
+    )  # fmt: skip
+
+
+def _python_path() -> str:
+    import os
+
+    root = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+
+
+def _faults(options: Options, faults: Faults, report: Report, large: Large) -> None:
+    end = time.monotonic() + options.seconds
+    while time.monotonic() < end:
+        if not options.faults:
+            time.sleep(1.0)
+            continue
+        fault = faults.next()
+        if options.only and options.only not in str(fault):
+            continue
+        began = time.time()
+        options.say(f"{time.strftime('%H:%M:%S')} {fault}" + (f" for {fault.seconds:.1f} s" if fault.seconds else ""))
+        fault.begin()
+        time.sleep(fault.seconds)
+        fault.end()
+        report.happened.append(Happened(fault.kind, fault.target, began, time.time()))
+        _wait_up(fault, large)
+        time.sleep(max(0.0, min(options.every_s, end - time.monotonic())))
+
+
+def _wait_up(fault: Fault, large: Large) -> None:
+    part = large.parts.get(fault.target)
+    if part is not None:
+        if not part.is_running:
+            raise AssertionError(f"{part.name} has ended after {fault}:\n{part.said()}")
+        part.wait_up()
+
+
+def _heal(large: Large, links: Links, say: Callable[[str], None]) -> None:
+    links.cut("", False)
+    for part in large.parts.values():
+        if not part.is_running:
+            say(f"{part.name} was down: {part.said()[-500:]}")
+            part.start()
+    assert large.postgres is not None
+    end = time.monotonic() + 60
+    while not large.postgres.answers() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def _end_load(load: _Load, report: Report, large: Large) -> None:
+    end = time.monotonic() + END_LIMIT_S
+    told = False
+    for name, process in load.processes.items():
+        try:
+            code = process.wait(max(1.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            report.wrong.append(f"{name} still waits {END_LIMIT_S:g} s after all was healed: a job stands still")
+            if not told:
+                told = True
+                report.wrong.append(f"what the pool says of it:\n{_story(large)}")
+            continue
+        if code != 0:
+            log = (load.folder / f"{name}.log").read_text()[-2000:]
+            report.wrong.append(f"{name} ended with {code}: {log}")
+
+
+def _story(large: Large) -> str:
+    """What the pool knows of jobs that stand still."""
+    asked = [("status",), ("nodes", "--json"), ("jobs", "--active", "--json")]
+    logs = [
+        f"{path.parent.name}: {path.read_text(errors='replace')[-3000:]}"
+        for path in sorted(large.home.glob("coordinators/*/coordinator.log"))
+    ]
+    return "\n".join([*(large.cli(*words).stdout for words in asked), *logs])
+
+
+def _memory(large: Large) -> dict[str, int]:
+    return {name: part.memory_bytes() for name, part in large.parts.items()}
+
+
+def as_json(report: Report) -> str:
+    return json.dumps(report.as_plain(), indent=1)

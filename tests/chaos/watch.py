@@ -1,0 +1,83 @@
+"""Listens to everything that passes between coordinators and nodes, and says what must never happen.
+
+- A lease's token is given out once: never to a second slot.
+- Once an owner of a newer epoch has spoken for a job, an older one never does again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+from fallow.wire.address import parse_address
+from fallow.wire.connection import connect
+from fallow.wire.messages import HandInAck, Lease
+
+ORDER_S = 1.5
+"""Messages of two servers may pass each other by this much on a loaded machine."""
+
+
+class Watch:
+    """Runs on a thread of its own until `close`."""
+
+    def __init__(self, address: str) -> None:
+        self.wrong: list[str] = []
+        self.leases = 0
+        self._holders: dict[tuple[str, str], tuple[str, int, int]] = {}
+        self._epochs: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(address,), name="watch", daemon=True)
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread.start()
+        assert self._ready.wait(60)
+
+    def _run(self, address: str) -> None:
+        self._loop.run_until_complete(self._listen(address))
+
+    async def _listen(self, address: str) -> None:
+        from fallow.wire.messages import decode
+
+        connection = await connect(parse_address(address), "watch", timeout_s=60.0)
+
+        async def heard(raw: Any) -> None:
+            message = decode(raw.data)
+            node = raw.subject.rpartition(".")[2]
+            if isinstance(message, Lease):
+                self._lease(node, message)
+            if isinstance(message, (Lease, HandInAck)):
+                self._spoke(message.job_id, message.epoch, type(message).__name__)
+
+        await connection._client.subscribe("fw.node.*", cb=heard)
+        await connection.flush()
+        self._ready.set()
+        await self._stop.wait()
+        await connection.close()
+
+    def _lease(self, node: str, lease: Lease) -> None:
+        self.leases += 1
+        key = (lease.job_id, repr(lease.token))
+        holder = (node, lease.slot, lease.start)
+        known = self._holders.setdefault(key, holder)
+        if known != holder:
+            self.wrong.append(f"token {lease.token} of {lease.job_id} went to {known} and to {holder}")
+
+    def _spoke(self, job_id: str, epoch: int, what: str) -> None:
+        now = time.monotonic()
+        spoken = self._epochs[job_id]
+        if not spoken or epoch > spoken[-1][1]:
+            spoken.append((now, epoch))
+        elif epoch < spoken[-1][1]:
+            since = next(at for at, newer in spoken if newer > epoch)
+            if now - since > ORDER_S:
+                self.wrong.append(
+                    f"{what} of {job_id} under epoch {epoch}, {now - since:.1f} s after an owner of epoch "
+                    f"{spoken[-1][1]} spoke"
+                )
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)

@@ -1,0 +1,72 @@
+"""What stands in deploy/ can be read by those whom it is for, and names only commands and options that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from fallow.cli.main import app
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def check_command(words: list[str]) -> None:
+    command = COMMANDS[words[0]]
+    options = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in options, f"`fallow {words[0]}` has no {word}"
+
+
+def section(text: str, name: str) -> dict[str, str]:
+    body = text.split(f"[{name}]")[1].split("\n[")[0]
+    return dict(line.split("=", 1) for line in body.splitlines() if "=" in line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_units(unit: Path) -> None:
+    text = unit.read_text()
+    service = section(text, "Service")
+    words = shlex.split(service["ExecStart"])
+    assert words[0] == "/opt/fallow/bin/fallow"
+    variable = words[2].removeprefix("$")
+    check_command(words[1:2])
+    examples = re.findall(rf"^#   {variable}=(.*)$", text, re.MULTILINE)
+    assert examples, "the unit shows what to write into its file"
+    for example in examples:
+        check_command([words[1], *shlex.split(example.replace("...", ""))])
+    assert section(text, "Install")["WantedBy"] == "multi-user.target"
+
+
+def compose() -> dict[str, Any]:
+    yaml = pytest.importorskip("yaml")
+    return dict(yaml.safe_load((DEPLOY / "docker-compose.yml").read_text()))
+
+
+def test_compose() -> None:
+    services = compose()["services"]
+    ours = {name: service for name, service in services.items() if service["image"] == "fallow"}
+    assert set(ours) == {"nats1", "nats2", "nats3", "c1", "c2", "c3", "node"}
+    for service in ours.values():
+        check_command(service["command"])
+    for service in services.values():
+        for other in service.get("depends_on", ()):
+            assert other in services
+
+
+def test_dockerfile() -> None:
+    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+    instructions = {line.split()[0] for line in lines if line[0].isupper()}
+    assert {"FROM", "COPY", "RUN", "USER", "ENTRYPOINT"} <= instructions
+    root = DEPLOY.parent
+    for line in lines:
+        if line.startswith("COPY") and "--from" not in line:
+            assert all((root / word).exists() for word in line.split()[1:-1])
+    assert 'ENTRYPOINT ["fallow"]' in lines
