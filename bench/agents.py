@@ -12,7 +12,6 @@ import asyncio
 import json
 import platform
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,11 +31,7 @@ async def _measure(pool: BenchPool, options: argparse.Namespace) -> dict[str, An
     agents: list[SmallAgent] = []
     started = time.monotonic()
     tasks = max(LEAST_TASKS, int(options.agents * (options.warm_up + options.seconds + 120) / options.task_s))
-    client = subprocess.Popen(
-        [sys.executable, "-m", "bench.scale.client", str(tasks // options.jobs), str(options.jobs), str(options.task_s)],
-        env=pool.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    pool.callback(end, client)
+    client = pool.client(tasks // options.jobs, options.jobs, options.task_s)
     try:
         pace = options.warm_up * 0.6 / max(1, options.agents)
         for number in range(options.agents):

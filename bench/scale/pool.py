@@ -116,6 +116,31 @@ class BenchPool:
         """For processes that are to find this pool."""
         return os.environ | {"FALLOW_URL": str(self.address), "FALLOW_HOME": str(self.folder / "home")} | more
 
+    def client(self, tasks: int, jobs: int, task_s: float, every_s: float = 1.0) -> subprocess.Popen[bytes]:
+        """Start bench.scale.client; its output comes in a pipe that has to be read."""
+        words = [str(tasks), str(jobs), str(task_s), str(every_s)]
+        client = subprocess.Popen(
+            [sys.executable, "-m", "bench.scale.client", *words],
+            env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._stack.callback(end, client)
+        return client
+
+    def agent(self, name: str, slots: int, port: int = 0) -> subprocess.Popen[bytes]:
+        """Start an agent with workers, and wait until it takes orders. `port`: of a server or a link to one."""
+        address = PoolAddress((f"{HOST}:{port}",), TOKEN) if port else self.address
+        words = [str(address), name, str(slots), str(self.folder / name)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            agent = subprocess.Popen(
+                [sys.executable, "-m", "bench.scale.agent", *words],
+                env=self.environment(), stdout=subprocess.PIPE, stderr=log,
+            )  # fmt: skip
+        self._stack.callback(end_kindly, agent)
+        assert agent.stdout is not None
+        if agent.stdout.readline() != b"ready\n":
+            raise SystemExit(f"bench: an agent does not start:\n{(self.folder / f'{name}.log').read_text()[-2000:]}")
+        return agent
+
     def callback(self, function: Any, *arguments: Any) -> None:
         self._stack.callback(function, *arguments)
 
@@ -134,6 +159,15 @@ def end(holder: Any) -> None:
             process.send_signal(signal.SIGCONT)
             process.kill()
         process.wait()
+
+
+def end_kindly(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM first, so that what it started ends too."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10.0)
+    end(process)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

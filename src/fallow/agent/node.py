@@ -174,8 +174,8 @@ class Node:
             housekeeping.cancel()
 
     def _pause_s(self) -> float:
-        """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear of this
-        node soon."""
+        """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear
+        of this node soon."""
         if not self._was_heard:
             return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self._beat_seq)
         interval_s = self._beat_interval_s * (AWAY_INTERVALS if self._is_away() else 1.0)

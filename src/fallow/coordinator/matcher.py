@@ -18,6 +18,9 @@ LEAST_INTERVAL_S = 0.005
 SHARE_OF_TIME = 0.1
 """Plans take no more of this coordinator's time than that: in a large pool they are made less often."""
 TICK_S = 1.0
+TICK_SHARE_OF_TIME = 0.005
+"""Plans that nothing asked for (jobs were served unequally) are to delay fewer than one lease in a hundred."""
+TICK_MOST_S = 20.0
 MISFIT_GRACE_S = 5.0
 """A job that no node could run waits this long for one that can before it is failed in words."""
 MISFIT_SETTLED_GRACE_S = 1.0
@@ -65,7 +68,8 @@ class Matcher:
             self._context.loop.call_soon(self._run)
 
     def tick(self, now: float) -> None:
-        if self._context.session.leads and now - self._ran_at >= TICK_S and not self._scheduled:
+        interval_s = min(TICK_MOST_S, max(TICK_S, self._took_s / TICK_SHARE_OF_TIME))
+        if self._context.session.leads and now - self._ran_at >= interval_s and not self._scheduled:
             self.kick()
 
     def _run(self) -> None:

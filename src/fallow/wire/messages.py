@@ -297,7 +297,8 @@ NODE_LOST_AFTER_S = 6.0
 
 
 class Beat(Msg, frozen=True):
-    """Every BEAT_INTERVAL_S, or as seldom as the leader's last BeatAck asked for. `spec` in the first of a session, and when asked for. Owners get Held."""
+    """Every BEAT_INTERVAL_S, or as seldom as the leader's last BeatAck asked for. `spec` in the first of a session, and
+    when asked for. Owners get Held."""
 
     node_id: NodeId
     session: str
