@@ -131,7 +131,7 @@ class NodeRegistry:
                 entry.reason = f"silent for {limit_s:g} s"
                 entry.assigned.clear()
                 lost.append(entry)
-        self._gone = len(self.entries) - here
+        self._gone = len(self.entries) - here + len(lost)
         return lost
 
     def drain(self, node_id: NodeId, wanted: bool) -> bool:
