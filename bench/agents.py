@@ -110,6 +110,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="maps at once")
     parser.add_argument("--store", default="sqlite", help="sqlite, postgresql, or a URL")
     parser.add_argument("--coordinators", default="1", help="numbers of coordinators to measure, such as 1,2,3")
+    parser.add_argument(
+        "--per-coordinator", action="store_true", help="so many agents and jobs for each of the coordinators"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args()
 
@@ -127,7 +130,10 @@ def main() -> int:
     for count in (int(word) for word in options.coordinators.split(",")):
         busy = busy_share(1.0)
         with BenchPool(count, options.store) as pool:
-            result = uvloop.run(_measure(pool, options)) | {"busy_share_before": round(busy, 3)}
+            factor = count if options.per_coordinator else 1
+            load = argparse.Namespace(**vars(options))
+            load.agents, load.jobs = options.agents * factor, options.jobs * factor
+            result = uvloop.run(_measure(pool, load)) | {"busy_share_before": round(busy, 3)}
             for coordinator in pool.coordinators:
                 if words := coordinator.log().strip():
                     print(f"{coordinator.owner} said: {words[-1000:]}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s
@@ -36,7 +38,7 @@ def test_leases_of_many_slots_are_longer_and_of_different_lengths() -> None:
     ordered = sorted(lengths)
     assert ordered[0] >= 0.75 * 25.0
     assert ordered[-1] <= 1.25 * 25.0
-    gaps = [later - earlier for earlier, later in zip(ordered, ordered[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(ordered)]
     assert max(gaps) < 4 * 12.5 / 1_000, "hand-ins of slots that began together come in waves"
 
 
