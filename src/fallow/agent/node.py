@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import shutil
 import sys
 import time
@@ -28,6 +29,7 @@ from fallow.agent.pages import PageCache
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
 from fallow.agent.slot import Slot
 from fallow.agent.workers import Workers, own_kind
+from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S
 from fallow.model.ids import JobId, NodeId, new_id
 from fallow.wire import subjects
 from fallow.wire.messages import (
@@ -54,13 +56,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fallow.agent")
 
-AWAY_AFTER_S = 2.5 * BEAT_INTERVAL_S
+AWAY_AFTER_INTERVALS = 2.5
 """Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
-AWAY_INTERVAL_S = 0.25
+AWAY_INTERVALS = 0.25
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
 HOUSEKEEPING_AFTER_S = 3.0
-SWEEP_EVERY_BEATS = 30
+SWEEP_EVERY_S = 30
 
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
@@ -93,6 +95,10 @@ class Node:
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
         self._home = home
         self._beat_seq = 0
+        self._beat_interval_s = BEAT_INTERVAL_S
+        """What the leader asked for."""
+        self._next_beat_s = 0.0
+        self._seconds = 0
         self._tell_spec = True
         self._was_heard = False
         self._acknowledged_s = time.monotonic()
@@ -151,28 +157,34 @@ class Node:
         housekeeping = asyncio.ensure_future(self._keep_house())
         try:
             while not ended.is_set():
+                pause_s = min(BEAT_INTERVAL_S, max(0.0, self._next_beat_s - time.monotonic()))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), self._pause_s())
+                    await asyncio.wait_for(ended.wait(), pause_s)
                 if not ended.is_set():
                     await self._second()
         finally:
             housekeeping.cancel()
 
     def _pause_s(self) -> float:
-        """Time to the next beat. While no coordinator answers, one may appear at any moment: it is to hear of this
-        node soon."""
+        """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear
+        of this node soon."""
         if not self._was_heard:
             return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self._beat_seq)
-        is_away = time.monotonic() - self._acknowledged_s > AWAY_AFTER_S
-        return AWAY_INTERVAL_S if is_away else BEAT_INTERVAL_S
+        interval_s = self._beat_interval_s * (AWAY_INTERVALS if self._is_away() else 1.0)
+        return interval_s * random.uniform(LEAST_JITTER, 1.0)
+
+    def _is_away(self) -> bool:
+        return time.monotonic() - self._acknowledged_s > AWAY_AFTER_INTERVALS * self._beat_interval_s
 
     async def _second(self) -> None:
         try:
-            self.beat()
+            if time.monotonic() >= self._next_beat_s:
+                self.beat()
             self.outbox.resend_due()
             for slot in self.slots:
                 slot.tick()
-            if self._beat_seq % SWEEP_EVERY_BEATS == 0:
+            self._seconds += 1
+            if self._seconds % SWEEP_EVERY_S == 0:
                 await self.workers.sweep(self.default_kind)
         except Exception:
             # A beat that fails must not be the last one: without beats the node is taken for lost.
@@ -181,6 +193,7 @@ class Node:
     def beat(self) -> None:
         """Say what this node holds."""
         self._beat_seq += 1
+        self._next_beat_s = time.monotonic() + self._pause_s()
         spec = self.spec if self._tell_spec else None
         self._tell_spec = False
         beat = Beat(
@@ -193,6 +206,7 @@ class Node:
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._ending,
             spec=spec,
+            interval_s=self._beat_interval_s,
         )
         self.send(subjects.BEAT, beat)
         self._tell_owners()
@@ -208,7 +222,7 @@ class Node:
         for job_id, leases in held.items():
             if only is not None and job_id != only:
                 continue
-            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone)
+            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._beat_interval_s)
             self.send(subjects.job(job_id), message)
 
     async def _keep_house(self) -> None:
@@ -274,7 +288,9 @@ class Node:
 
     def _beat_acknowledged(self, message: BeatAck) -> None:
         now = time.monotonic()
-        was_away = now - self._acknowledged_s > AWAY_AFTER_S
+        was_away = self._is_away()
+        self._beat_interval_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, message.interval_s))
+        self._next_beat_s = min(self._next_beat_s, now + self._beat_interval_s)
         is_new = message.epoch > self._coordinator_epoch > 0
         self._acknowledged_s = now
         self._was_heard = True

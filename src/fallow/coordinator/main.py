@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GC_THRESHOLDS = (20_000, 20, 20)
+"""A coordinator of many nodes lives with many objects and makes no cycles to speak of: looking through them all, which
+stops it for tens of milliseconds, is to be rare."""
 EMBEDDED_HTTP_DELAY_S = 5.0
 MEET_S = 1.0
 
@@ -186,6 +190,8 @@ async def _serve(options: CoordinatorOptions) -> None:
         await health.start(options.health)
     await service.start()
     await connection.flush()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     if options.ready is not None:
         options.ready()
     housekeeping.start()

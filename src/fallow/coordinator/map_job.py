@@ -13,7 +13,7 @@ from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, Owned
 from fallow.coordinator.result_index import Recorded
 from fallow.core.effects import Ended
 from fallow.model.ids import Digest, NodeId, Token
-from fallow.model.job import Blob, JobSpec
+from fallow.model.job import Blob, JobInfo, JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
 from fallow.store.protocol import (
     DropInputPages,
@@ -45,6 +45,7 @@ WINDOW_BYTES = 64 * 1024 * 1024
 PARKED_LIMIT = 64
 """Fetches of one job that wait at once; beyond it the oldest is answered empty."""
 TRIM_S = 0.5
+INFO_S_PER_NODE = 0.0002
 CLIENT_SILENT_S = 60.0
 
 
@@ -66,6 +67,7 @@ class MapJob(OwnedJob):
         self._consumed = 0
         self._consumed_seq = 0
         self._trim_at = 0.0
+        self._info_due = 0.0
         self._trimmed = (0, 0)
 
     # ------------------------------------------------------------ from the store
@@ -281,11 +283,20 @@ class MapJob(OwnedJob):
                 total=self.progress.total,
                 state=str(self.known_state),
                 reason=self.progress.reason if self.known_state.is_final else "",
-                info=self.info(),
+                info=self._info_now(exhausted),
                 exhausted=exhausted,
                 reason_kind=self.progress.reason_kind if self.known_state.is_final else "",
             ),
         )
+
+    def _info_now(self, exhausted: bool) -> JobInfo | None:
+        """Counts for the client's progress, as often as they are worth what they cost: with thousands of nodes they
+        outweigh the results."""
+        now = self.context.now()
+        if now < self._info_due and not exhausted and not self.known_state.is_final:
+            return None
+        self._info_due = now + len(self.nodes_seen) * INFO_S_PER_NODE
+        return self.info()
 
     # ------------------------------------------------------------ what the client has
 

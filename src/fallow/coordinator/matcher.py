@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from fallow.coordinator.context import Context
@@ -14,7 +15,12 @@ from fallow.wire import subjects
 from fallow.wire.messages import Verdict
 
 LEAST_INTERVAL_S = 0.005
+SHARE_OF_TIME = 0.1
+"""Plans take no more of this coordinator's time than that: in a large pool they are made less often."""
 TICK_S = 1.0
+TICK_SHARE_OF_TIME = 0.005
+"""Plans that nothing asked for (jobs were served unequally) are to delay fewer than one lease in a hundred."""
+TICK_MOST_S = 20.0
 MISFIT_GRACE_S = 5.0
 """A job that no node could run waits this long for one that can before it is failed in words."""
 MISFIT_SETTLED_GRACE_S = 1.0
@@ -40,6 +46,7 @@ class Matcher:
         self._peers = peers
         self._scheduled = False
         self._ran_at = -1e9
+        self._took_s = 0.0
         self._misfit_since: dict[str, float] = {}
         self._members: frozenset[NodeId] = frozenset()
         self._members_since = 0.0
@@ -53,14 +60,16 @@ class Matcher:
         if self._scheduled:
             return
         self._scheduled = True
-        delay = max(0.0, self._ran_at + LEAST_INTERVAL_S - self._context.now())
+        interval_s = min(TICK_S, max(LEAST_INTERVAL_S, self._took_s / SHARE_OF_TIME))
+        delay = max(0.0, self._ran_at + interval_s - self._context.now())
         if delay:
             self._context.loop.call_later(delay, self._run)
         else:
             self._context.loop.call_soon(self._run)
 
     def tick(self, now: float) -> None:
-        if self._context.session.leads and now - self._ran_at >= TICK_S and not self._scheduled:
+        interval_s = min(TICK_MOST_S, max(TICK_S, self._took_s / TICK_SHARE_OF_TIME))
+        if self._context.session.leads and now - self._ran_at >= interval_s and not self._scheduled:
             self.kick()
 
     def _run(self) -> None:
@@ -68,6 +77,7 @@ class Matcher:
         if not self._context.session.leads:
             return
         now = self._context.now()
+        started = time.perf_counter()
         elapsed = min(now - self._ran_at, TICK_S * 2)
         self._ran_at = now
         nodes = self._context.nodes
@@ -86,6 +96,7 @@ class Matcher:
             owned.progress.slots = max(1, result.shares.get(job_id, 0))
         nodes.assign(result.changes.items(), now)
         self._check_misfits(jobs, now)
+        self._took_s = time.perf_counter() - started
 
     def _wanting(self, elapsed: float) -> dict[JobId, _Wanting]:
         """Every job that has not ended, with how much it was served of late."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fallow.core.matching import NodeView
+from fallow.core.presence import LEAST_INTERVAL_S, beat_interval_s, lost_after_s
 from fallow.model.ids import JobId, NodeId, SlotKey
 from fallow.model.job import JobSpec
 from fallow.model.node import NodeInfo, NodeSpec
 from fallow.model.states import NodeEvent, NodeState, node_transition
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
-from fallow.wire.messages import NODE_LOST_AFTER_S, Assign, Beat, BeatAck, Place
+from fallow.wire.messages import Assign, Beat, BeatAck, Place
 
 REASSIGN_AFTER_S = 1.5
 """An assignment that a beat does not show by then is sent again."""
@@ -35,6 +36,8 @@ class NodeEntry:
     load: float = 0.0
     memory_used_bytes: int = 0
     lease_count: int = 0
+    interval_s: float = LEAST_INTERVAL_S
+    """How often it says that it beats."""
 
 
 class NodeRegistry:
@@ -44,6 +47,8 @@ class NodeRegistry:
         self._connection = connection
         self._epoch = 0
         self._seq = 0
+        self._gone = 0
+        """Entries of nodes that are here no more, as of the last look."""
         self.entries: dict[NodeId, NodeEntry] = {}
         self.spec_of: Callable[[JobId], JobSpec | None] = lambda _: None
         self.place_elsewhere: Callable[[Place], bool] = lambda _: False
@@ -52,6 +57,7 @@ class NodeRegistry:
         """This coordinator's plans count from now on, under this epoch; what nodes do is learnt from their beats."""
         self._epoch = epoch
         self.entries.clear()
+        self._gone = 0
 
     # ------------------------------------------------------------ presence
 
@@ -70,16 +76,19 @@ class NodeRegistry:
                     fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
             entry = self.entries[beat.node_id] = fresh
             changed = True
+        interval_s = beat_interval_s(len(self.entries) - self._gone)
         ack = BeatAck(
             seq=beat.seq,
             want_spec=entry is None or entry.session != beat.session,
             drain=bool(entry and entry.drain_wanted),
             epoch=self._epoch,
+            interval_s=interval_s,
         )
         self._connection.send(subjects.node(beat.node_id), ack)
         if entry is None or entry.session != beat.session:
             return None, False
         entry.seen = now
+        entry.interval_s = beat.interval_s
         entry.seen_unix_s = unix_s
         entry.load = beat.load
         entry.memory_used_bytes = beat.memory_used_bytes
@@ -112,12 +121,17 @@ class NodeRegistry:
     def silent(self, now: float) -> list[NodeEntry]:
         """Nodes that have just been silent for too long: they are lost now."""
         lost = []
+        here = 0
         for entry in self.entries.values():
-            if entry.state in (NodeState.ALIVE, NodeState.DRAINING) and now - entry.seen > NODE_LOST_AFTER_S:
+            if entry.state not in (NodeState.ALIVE, NodeState.DRAINING):
+                continue
+            here += 1
+            if now - entry.seen > (limit_s := lost_after_s(entry.interval_s)):
                 entry.state = node_transition(entry.state, NodeEvent.SILENCE, entry.spec.node_id)
-                entry.reason = f"silent for {NODE_LOST_AFTER_S:g} s"
+                entry.reason = f"silent for {limit_s:g} s"
                 entry.assigned.clear()
                 lost.append(entry)
+        self._gone = len(self.entries) - here + len(lost)
         return lost
 
     def drain(self, node_id: NodeId, wanted: bool) -> bool:

@@ -19,6 +19,7 @@ from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
+from fallow.core.presence import LEAST_INTERVAL_S, lost_after_s
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
 from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
@@ -26,7 +27,6 @@ from fallow.model.states import JobState
 from fallow.store.protocol import Op, PutResultPage, SetJob, StoredJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
-    NODE_LOST_AFTER_S,
     Assign,
     HandIn,
     HandInAck,
@@ -49,6 +49,7 @@ KEPT_RESULT_BYTES = 16 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
+LEAST_LOST_AFTER_S = lost_after_s(LEAST_INTERVAL_S)
 REASON_KIND = re.compile(r"^\[(\w+)\] ", re.ASCII)
 
 
@@ -87,6 +88,8 @@ class OwnedJob:
         self._nodes_by_name: dict[str, int] = {}
         self.nodes_seen: dict[NodeId, float] = {}
         self._sessions: dict[NodeId, str] = {}
+        self._intervals_s: dict[NodeId, float] = {}
+        """How often nodes beat, by their own word."""
         self.closed = False
         if spec.function.data is None:
             context.blobs.add(spec.function.digest)
@@ -142,6 +145,7 @@ class OwnedJob:
         if self._sessions.get(node_id, message.session) != message.session:
             self.on_node_lost(node_id, f"the agent of {message.name} started anew")
         self._sessions[node_id] = message.session
+        self._intervals_s[node_id] = message.interval_s
         self.nodes_seen[node_id] = self.context.now()
         self.perform(self.progress.beat(node_id, message.leases, self.context.now()))
         if self.progress.pulls:
@@ -149,13 +153,20 @@ class OwnedJob:
 
     def check_nodes(self, now: float) -> None:
         """Nodes that have been silent for too long are lost."""
-        for node_id in [n for n, seen in self.nodes_seen.items() if now - seen > NODE_LOST_AFTER_S]:
-            name = self.node_name(node_id)
-            self.forget_node(node_id, f"{name} was silent for {NODE_LOST_AFTER_S:g} s")
+        intervals = self._intervals_s
+        silent = [
+            (node_id, limit_s)
+            for node_id, seen in self.nodes_seen.items()
+            if now - seen > LEAST_LOST_AFTER_S
+            and now - seen > (limit_s := lost_after_s(intervals.get(node_id, LEAST_INTERVAL_S)))
+        ]
+        for node_id, limit_s in silent:
+            self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
     def forget_node(self, node_id: NodeId, reason: str) -> None:
         self.nodes_seen.pop(node_id, None)
         self._sessions.pop(node_id, None)
+        self._intervals_s.pop(node_id, None)
         self.on_node_lost(node_id, reason)
 
     def node_name(self, node_id: str) -> str:

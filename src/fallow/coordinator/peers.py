@@ -23,6 +23,8 @@ from fallow.wire.messages import (
 )
 
 REPORT_S = 1.0
+S_PER_NODE = 0.00005
+"""A report names the nodes that worked: the more they are, the less often it is made."""
 SILENT_S = 5.0
 """An owner not heard of for so long has no jobs any more as far as plans and listings go."""
 
@@ -143,7 +145,8 @@ class Peers:
         """This owner's wants changed: tell the leader soon."""
         if not self._scheduled:
             self._scheduled = True
-            self._context.loop.call_later(0.005, self.report)
+            nodes = sum(len(owned.nodes_seen) for owned in self.own_jobs())
+            self._context.loop.call_later(max(0.005, min(REPORT_S, nodes * S_PER_NODE)), self.report)
 
     def tick(self, now: float) -> None:
         if now - self._reported_at >= REPORT_S:

@@ -370,7 +370,10 @@ class Service:
             return
         if self.context.session.leads:
             self._tick_nodes(now)
-        for job_id, owned in list(self.directory.active.items()):
+        active = list(self.directory.active.items())
+        slots = sum(owned.progress.slots for _, owned in active if not owned.progress.is_final)
+        for job_id, owned in active:
+            owned.progress.owner_slots = slots
             if isinstance(owned, MapJob | CallsJob):
                 owned.tick(now)
             if owned.progress.is_final:

@@ -15,12 +15,11 @@ from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
 from fallow.core.progress import Progress
 from fallow.core.results import narrow
-from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, lease_size, target_s
+from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, budget_s, lease_size, target_s
 from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.job import JobKind
 from fallow.model.parts import Death, FaultPage, HeldLease, ResultPage, RetryLater
 
-BUDGET_S = 2.0
 START_DEATHS_LIMIT = 6
 """Deaths outside any task, without a single result between them, after which the job is failed."""
 UNNAMED_GRACE_S = 4.0
@@ -101,7 +100,7 @@ class JobProgress(Progress):
             token=lease.token,
             start=lease.start,
             stop=lease.stop,
-            budget_s=BUDGET_S,
+            budget_s=budget_s(lease.aimed_s),
             held_pages=pull.pages,
             alone=lease.alone,
             attempt=lease.attempt,
@@ -120,12 +119,13 @@ class JobProgress(Progress):
         own = self.rates.get(slot)
         rate = own.per_s if own else 0.0
         base = CALLS_TARGET_S if self.spec.kind is JobKind.CALLS else MAP_TARGET_S
+        aimed_s = target_s(base, max(self.slots, self.owner_slots), self._counter)
         size = lease_size(
             remaining=self._remaining(),
             slots=max(self.slots, len(self.by_slot), 1),
             last_size=self.last_size.get(slot, 0),
             rate_per_s=rate,
-            target_s=target_s(base, self.slots),
+            target_s=aimed_s,
             size_cap=self._size_cap,
         )
         attempt = self.failures.attempts.get(first[0], 0)
@@ -136,6 +136,7 @@ class JobProgress(Progress):
         start, stop = taken
         lease = self._new_lease(slot, start, stop, now)
         lease.attempt = attempt
+        lease.aimed_s = aimed_s
         self.last_size[slot] = stop - start
         return lease
 

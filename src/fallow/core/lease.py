@@ -29,6 +29,8 @@ class LiveLease:
     index_since: float = 0.0
     taking_back_at: float | None = None
     done_count: int = 0
+    aimed_s: float = 0.0
+    """How much work it was to be, by the rates of its time; 0: unknown."""
 
     @property
     def node(self) -> NodeId:

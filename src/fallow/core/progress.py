@@ -56,6 +56,8 @@ class Progress:
         self.nodes: dict[NodeId, int] = {}
         self.slots = 1
         """How many slots the matcher has given the job (for sizing)."""
+        self.owner_slots = 1
+        """Slots of all jobs of the same owner: what its coordinator has to keep up with."""
         self.leasing_stop = 1 << 62
         """No lease beyond this index: what the client's window allows."""
         self._hold_until = hold_until

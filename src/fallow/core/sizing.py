@@ -14,6 +14,11 @@ MAP_TARGET_S = 1.5
 CALLS_TARGET_S = 0.05
 """Single calls are waited for: their leases stay short."""
 
+LEAST_BUDGET_S = 2.0
+
+GOLDEN = 0.6180339887498949
+"""Multiples of it, modulo 1, fill the unit interval evenly whatever their number (Knuth, TAOCP 6.4)."""
+
 FLOOR_S = 0.005
 """Shorter leases than this cost more in messages than the balance they bring."""
 
@@ -38,9 +43,20 @@ class Rate:
         return self.tasks / self.seconds if self.seconds > 0 else 0.0
 
 
-def target_s(base_s: float, slots: int, leases_per_s_bound: float = 400.0) -> float:
-    """Seconds of work to aim at, so that `slots` slots end at most `leases_per_s_bound` leases a second."""
-    return max(base_s, slots / leases_per_s_bound)
+def target_s(base_s: float, slots: int, ordinal: int = 0, leases_per_s_bound: float = 400.0) -> float:
+    """Seconds of work to aim at, so that `slots` slots end at most about `leases_per_s_bound` leases a second.
+
+    Where that makes leases longer, their lengths differ from one `ordinal` to the next by the golden ratio, from
+    three to five quarters of it: slots that began together do not hand in together for ever."""
+    crowded_s = slots / leases_per_s_bound
+    if crowded_s <= base_s:
+        return base_s
+    return crowded_s * (0.75 + 0.5 * (ordinal * GOLDEN % 1.0))
+
+
+def budget_s(aimed_s: float) -> float:
+    """Seconds after which a lease that was to take `aimed_s` hands in what is done and gives the rest back."""
+    return max(LEAST_BUDGET_S, aimed_s * 4 / 3)
 
 
 def lease_size(

@@ -320,8 +320,13 @@ class SlotState(Struct, frozen=True, array_like=True, gc=False):
     """What the slot is assigned to."""
 
 
+BEAT_INTERVAL_S = 1.0
+NODE_LOST_AFTER_S = 6.0
+
+
 class Beat(Msg, frozen=True):
-    """Every BEAT_INTERVAL_S. `spec` in the first of a session, and when asked for. Owners get Held."""
+    """Every BEAT_INTERVAL_S, or as seldom as the leader's last BeatAck asked for. `spec` in the first of a session, and
+    when asked for. Owners get Held."""
 
     node_id: NodeId
     session: str
@@ -333,10 +338,8 @@ class Beat(Msg, frozen=True):
     memory_used_bytes: int = 0
     draining: bool = False
     spec: NodeSpec | None = None
-
-
-BEAT_INTERVAL_S = 1.0
-NODE_LOST_AFTER_S = 6.0
+    interval_s: float = BEAT_INTERVAL_S
+    """The next comes within so long; after six of these in silence the node is lost."""
 
 
 class Held(Msg, frozen=True):
@@ -349,6 +352,8 @@ class Held(Msg, frozen=True):
     session: str
     leases: tuple[HeldLease, ...]
     gone: bool = False
+    interval_s: float = BEAT_INTERVAL_S
+    """As in Beat."""
 
 
 class Bye(Msg, frozen=True):
@@ -440,6 +445,8 @@ class BeatAck(Msg, frozen=True):
     want_spec: bool = False
     drain: bool = False
     epoch: int = 0
+    interval_s: float = BEAT_INTERVAL_S
+    """Seconds from one beat to the next from now on: they grow with the number of nodes."""
 
 
 class NameLeases(Msg, frozen=True):

@@ -1,0 +1,1 @@
+"""How far a pool goes: thousands of agents, coordinators and servers that die, nodes far away."""

@@ -1,0 +1,45 @@
+"""How the registry of nodes tells and believes intervals of beats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fallow.coordinator.nodes import NodeRegistry
+from fallow.model.ids import NodeId
+from fallow.model.node import NodeSpec
+from fallow.wire.messages import Beat, BeatAck
+
+
+class Sent:
+    """Takes what is sent."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    def send(self, subject: str, message: Any, reply: str = "") -> None:
+        self.messages.append(message)
+
+
+def _beat(number: int, seq: int, interval_s: float = 1.0, first: bool = False) -> Beat:
+    node_id = NodeId(f"{number:016x}")
+    spec = NodeSpec(node_id, f"n{number}", 1, 1, 1 << 30, 1 << 30, "linux", ("3.11",), "0.1") if first else None
+    return Beat(node_id, "s", seq, (), 0, spec=spec, interval_s=interval_s)
+
+
+def test_nodes_are_asked_to_beat_less_often_as_they_become_more_and_are_believed() -> None:
+    sent = Sent()
+    registry = NodeRegistry(sent)  # type: ignore[arg-type]
+    registry.lead(1)
+    for number in range(4_000):
+        registry.beat(_beat(number, 1, first=True), 100.0, 0.0)
+    acks = [message for message in sent.messages if isinstance(message, BeatAck)]
+    assert acks[0].interval_s == 1.0
+    assert 9.0 < acks[-1].interval_s <= 10.0
+    for number in range(2_000):
+        registry.beat(_beat(number, 2, interval_s=10.0), 101.0, 0.0)
+    lost = {entry.spec.node_id for entry in registry.silent(108.0)}
+    assert lost == {NodeId(f"{number:016x}") for number in range(2_000, 4_000)}, "those that were to beat every second"
+    assert len(registry.silent(162.0)) == 2_000
+    sent.messages.clear()
+    registry.beat(_beat(0, 3, interval_s=10.0), 163.0, 0.0)
+    assert sent.messages[0].interval_s == 1.0, "nodes that are gone do not count"
