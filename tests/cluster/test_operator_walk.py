@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.engines.postgres import Postgres, programs
@@ -78,12 +80,14 @@ def test_the_walk(tmp_path: Path) -> None:
         assert asked.stdout.strip() == str(sum(range(101))), asked.stderr
     finally:
         for process in marked_processes(mark):
-            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):  # some end by themselves when others do
+                process.send_signal(signal.SIGTERM)
         try:
             wait_for_none(mark)
         finally:
             for process in marked_processes(mark):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             if shell is not None:
                 shell.wait(10)
             postgres.remove()

@@ -79,10 +79,7 @@ class Service:
     """One coordinator's doors. Everything runs on its event loop."""
 
     def __init__(
-        self,
-        context: Context,
-        pool_info: Callable[[], PoolInfo],
-        sign: Callable[[str, str, int], str | None],
+        self, context: Context, pool_info: Callable[[], PoolInfo], sign: Callable[[str, str, int], str | None]
     ) -> None:
         self.context = context
         self._pool_info = pool_info

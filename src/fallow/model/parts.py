@@ -74,3 +74,20 @@ class HeldLease(Struct, frozen=True, array_like=True, gc=False):
     """Task in progress; -1 while not begun."""
     elapsed_s: float = 0.0
     """How long that task has run."""
+
+
+class LogLine(Struct, frozen=True, array_like=True, gc=False):
+    """A line that a task printed (index -1: outside a task)."""
+
+    seq: int
+    node: str
+    index: int
+    stream: str
+    text: str
+    unix_s: float = 0.0
+
+
+class SlotState(Struct, frozen=True, array_like=True, gc=False):
+    slot: int
+    job_id: JobId | None
+    """What the slot is assigned to."""

@@ -22,8 +22,10 @@ from fallow.model.parts import Death as Death
 from fallow.model.parts import FaultPage as FaultPage
 from fallow.model.parts import HeldLease as HeldLease
 from fallow.model.parts import InputPage as InputPage
+from fallow.model.parts import LogLine as LogLine
 from fallow.model.parts import ResultPage as ResultPage
 from fallow.model.parts import RetryLater as RetryLater
+from fallow.model.parts import SlotState as SlotState
 
 
 class Msg(Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -277,15 +279,6 @@ class SignedBlobs(Msg, frozen=True):
     urls: tuple[str, ...]
 
 
-class LogLine(Struct, frozen=True, array_like=True, gc=False):
-    seq: int
-    node: str
-    index: int
-    stream: str
-    text: str
-    unix_s: float = 0.0
-
-
 class LogLines(Msg, frozen=True):
     lines: tuple[LogLine, ...]
 
@@ -312,12 +305,6 @@ class CallsUnknown(Msg, frozen=True):
 
 
 # ---------------------------------------------------------------- agent -> the leader (subject BEAT)
-
-
-class SlotState(Struct, frozen=True, array_like=True, gc=False):
-    slot: int
-    job_id: JobId | None
-    """What the slot is assigned to."""
 
 
 BEAT_INTERVAL_S = 1.0
