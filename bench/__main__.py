@@ -7,11 +7,18 @@ of its own. Examples:
     python -m bench --rows map,call --peers fallow,pool,ray
     python -m bench --rows memory --peers fallow --memory-sizes 1e6,1e7,1e8
     python -m bench --blocks
+
+How far a pool goes is measured by programs of their own, each with its --help:
+
+    python -m bench agents --agents 1000
+    python -m bench takeover
+    python -m bench far
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -26,6 +33,7 @@ from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("agents", "takeover", "far")
 DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 
@@ -58,6 +66,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
+        program = importlib.import_module(f"bench.{sys.argv.pop(1)}")
+        return int(program.main())
     arguments = _arguments()
     console = Console(width=None if sys.stdout.isatty() else 160)
     if arguments.blocks:

@@ -147,7 +147,7 @@ class OwnedJob:
         self._sessions[node_id] = message.session
         self._intervals_s[node_id] = message.interval_s
         self.nodes_seen[node_id] = self.context.now()
-        self.perform(self.progress.beat(node_id, message.leases, self.context.now()))
+        self.perform(self.progress.beat(node_id, message.leases, self.context.now(), message.interval_s))
         if self.progress.pulls:
             self.dispatch()
 

@@ -339,9 +339,10 @@ class JobProgress(Progress):
 
     # ------------------------------------------------------------ nodes come and go
 
-    def beat(self, node: NodeId, held: Sequence[HeldLease], now: float) -> list[Effect]:
+    def beat(self, node: NodeId, held: Sequence[HeldLease], now: float, interval_s: float = 0.0) -> list[Effect]:
         """A heartbeat names the leases of this job that the node holds: known ones live on, unknown ones are
-        adopted where their tasks are free, and told to stop where they are not."""
+        adopted where their tasks are free, and told to stop where they are not. `interval_s`: how often the node
+        beats; where that is seldom there are many nodes, and messages may have waited long behind each other's."""
         effects: list[Effect] = []
         if self.is_final:
             if held:
@@ -361,7 +362,7 @@ class JobProgress(Progress):
                 known.index = lease.index
                 known.index_since = now - lease.elapsed_s
         for lost in self._leases_of(node):
-            if lost.token not in named and now - lost.seen_at > UNNAMED_GRACE_S:
+            if lost.token not in named and now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
                 self._close(lost)
                 self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
         return effects
