@@ -6,8 +6,13 @@ from itertools import pairwise
 
 import pytest
 
+from fallow.core.effects import Grant
+from fallow.core.job import JobProgress
 from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s
 from fallow.core.sizing import MAP_TARGET_S, budget_s, target_s
+from fallow.model.ids import ClientId, Digest, JobId, NodeId, SlotKey
+from fallow.model.job import Blob, JobKind, JobSpec
+from fallow.model.parts import HeldLease, ResultPage
 from fallow.wire.messages import BEAT_INTERVAL_S, NODE_LOST_AFTER_S
 
 
@@ -45,3 +50,49 @@ def test_leases_of_many_slots_are_longer_and_of_different_lengths() -> None:
 def test_a_lease_is_not_cut_short_of_what_it_was_to_be() -> None:
     assert budget_s(0.0) == budget_s(1.5) == 2.0
     assert budget_s(25.0) > 25.0
+
+
+@pytest.mark.parametrize(("interval_s", "doubled"), [(1.0, True), (25.0, False)])
+def test_where_nodes_beat_seldom_an_old_beat_makes_no_task_seem_slow(interval_s: float, doubled: bool) -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.MAP, ClientId("client-a"), blob), 1)
+    job.add_inputs(0, 3)
+    job.end_inputs(3)
+    one, other = (NodeId("one"), 0), (NodeId("two"), 0)
+
+    def grant(slot: SlotKey, seq: int, now: float) -> list[Grant]:
+        job.pull(slot, seq, True, (), now)
+        return [effect for effect in job.dispatch(now) if isinstance(effect, Grant)]
+
+    (first,) = grant(other, 1, 0.0)
+    job.hand_in(
+        slot=other,
+        token=first.token,
+        bounds=(0, 1),
+        results=(ResultPage(0, 1, 0, blob),),
+        ended=True,
+        run_s=0.5,
+        now=0.5,
+    )
+    (slow,) = grant(one, 1, 0.5)
+    job.beat(
+        one[0], (HeldLease(job.spec.job_id, slow.token, 0, slow.start, slow.stop, slow.start, 0.1),), 1.0, interval_s
+    )
+    (last,) = grant(other, 2, 1.0)
+    job.hand_in(
+        slot=other,
+        token=last.token,
+        bounds=(2, 3),
+        results=(ResultPage(2, 3, 2, blob),),
+        ended=True,
+        run_s=0.5,
+        now=1.5,
+    )
+    assert grant(other, 3, 1.5) == []
+    assert bool(grant(other, 4, 12.0)) is doubled
+    job.beat(
+        one[0], (HeldLease(job.spec.job_id, slow.token, 0, slow.start, slow.stop, slow.start, 12.1),), 13.0, interval_s
+    )
+    grant(other, 5, 13.1)
+    grant(other, 6, 14.1)
+    assert job.doubled_count == 1, "a fresh beat says that the task is slow indeed"

@@ -18,6 +18,9 @@ WORTH_S = 0.003
 """Less work than this is done before it could be moved."""
 DOUBLE_FACTOR = 3.0
 DOUBLE_AFTER_S = 1.0
+FREQUENT_BEATS_S = 2.5
+"""Where nodes beat more seldom than that, a task is slow only if a heartbeat says so: else almost every task would seem
+to run from one to the next, and be run twice."""
 LOOK_SHARE = 0.05
 """Between two looks at every lease for one to double passes at least this share of how long a task has to run before
 it is doubled."""
@@ -108,6 +111,8 @@ def find_double(
         if lease.index not in lease.pending or by_slot.get(lease.slot, [None])[0] != lease.token:
             continue
         due = lease.index_since + threshold
+        if due > lease.index_holds_until:
+            continue  # it may well be done by then; the next heartbeat says so, or not
         if due > now:
             soonest = due if soonest is None else min(soonest, due)
             continue

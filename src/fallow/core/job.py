@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
+from math import inf
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
-from fallow.core.endgame import LOOK_SHARE, double_after_s, find_double
+from fallow.core.endgame import FREQUENT_BEATS_S, LOOK_SHARE, double_after_s, find_double
 from fallow.core.failures import NODE_LOSSES_LIMIT
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
@@ -361,6 +362,7 @@ class JobProgress(Progress):
             if lease.index >= 0:
                 known.index = lease.index
                 known.index_since = now - lease.elapsed_s
+                known.index_holds_until = now if interval_s > FREQUENT_BEATS_S else inf
         for lost in self._leases_of(node):
             if lost.token not in named and now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
                 self._close(lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fallow.core.intervals import IntervalSet
@@ -27,6 +28,8 @@ class LiveLease:
     index: int = -1
     """Task in progress, as the last heartbeat said; -1: unknown or not begun."""
     index_since: float = 0.0
+    index_holds_until: float = math.inf
+    """From then on, what that heartbeat said of the index is too old to go by."""
     taking_back_at: float | None = None
     done_count: int = 0
     aimed_s: float = 0.0
