@@ -83,5 +83,12 @@ class SlowLink:
         return asyncio.run_coroutine_threadsafe(abort(), self._loop).result(10)
 
     def close(self) -> None:
+        async def end_all() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end_all(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
