@@ -252,7 +252,7 @@ def client_env(home: Path, **variables: str) -> dict[str, str]:
 
 def wait_for_none(mark: str) -> None:
     """Fail with a list unless all processes of that mark end soon."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + 45
     while time.monotonic() < end:
         if not marked_processes(mark):
             return
