@@ -141,13 +141,6 @@ class Outbox:
                 if entry.is_sent:
                     self._publish(entry, REPEAT_S, again=True)
 
-    async def drained(self, timeout_s: float) -> bool:
-        """Wait until all is acknowledged; False when the time is over before."""
-        deadline = self._now() + timeout_s
-        while self._leases and self._now() < deadline:
-            await asyncio.sleep(0.01)
-        return not self._leases
-
     async def close(self) -> None:
         for task in list(self._storing.values()):
             task.cancel()

@@ -400,8 +400,7 @@ class MapJob(OwnedJob):
         self.results.clear()
         for entry in entries:
             for piece in _without(entry, intervals):
-                piece.seq = self._next_seq
-                self._next_seq += 1
+                piece.seq = self._draw_seq()
                 self.results.add(piece)
         self.known_state = self.progress.state
         ops: list[Op] = [

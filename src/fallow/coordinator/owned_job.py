@@ -306,13 +306,17 @@ class OwnedJob:
         self.context.nodes.forget_job(self.job_id)
         self.context.kick_matcher()
 
-    def _recorded(self, page: ResultPage, node: NodeId) -> Recorded:
+    def _draw_seq(self) -> int:
+        """The next number in the order of recording."""
         seq = self._next_seq
         self._next_seq += 1
+        return seq
+
+    def _recorded(self, page: ResultPage, node: NodeId) -> Recorded:
         if page.page.data is None:
             self.context.blobs.add(page.page.digest)
         return Recorded(
-            seq=seq,
+            seq=self._draw_seq(),
             start=page.start,
             stop=page.stop,
             page_start=page.page_start,
@@ -324,10 +328,8 @@ class OwnedJob:
         )
 
     def _recorded_fault(self, fault: FaultPage, node: NodeId | None) -> Recorded:
-        seq = self._next_seq
-        self._next_seq += 1
         return Recorded(
-            seq=seq,
+            seq=self._draw_seq(),
             start=fault.index,
             stop=fault.index + 1,
             page_start=fault.index,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from fallow.model.ids import Interval, JobId, NodeId, SlotKey, Token
+from fallow.model.ids import JobId, NodeId, SlotKey, Token
 from fallow.model.parts import FaultPage, ResultPage
 from fallow.model.states import JobState
 
@@ -68,10 +68,3 @@ class Wake(Struct, frozen=True):
 
 
 Effect = Grant | AskBack | Drop | Record | RecordFault | Ended | Wake
-
-
-def intervals_text(intervals: tuple[Interval, ...], most: int = 5) -> str:
-    """Intervals for people: '3, 7 to 11 and 2 more'."""
-    parts = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in intervals[:most]]
-    more = len(intervals) - most
-    return ", ".join(parts) + (f" and {more} more" if more > 0 else "")

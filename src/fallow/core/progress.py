@@ -77,11 +77,6 @@ class Progress:
         return self.state.is_final
 
     @property
-    def waiting_count(self) -> int:
-        """Tasks that could run now if there were slots (delayed ones not counted)."""
-        return len(self.todo) + len(self.failures.waiting)
-
-    @property
     def demand(self) -> int:
         """Slots that the job could use now."""
         if self.is_final:

@@ -87,10 +87,6 @@ class Calls:
     def describe(self) -> str:
         return self.name
 
-    @property
-    def outstanding(self) -> int:
-        return len(self._waiting) + len(self._queue)
-
     # ------------------------------------------------------------ any thread
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

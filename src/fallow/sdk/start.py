@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -339,10 +338,3 @@ def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
         job.printer = OutputPrinter(spec.job_id, function.name, single=True)
     job.submit([InputPage(0, 1, page_blob(client, segments, spec.detached))], 1)
     return JobHandle(client, spec.job_id, spec.name, job=job, after=after)
-
-
-def resolved(value: Any) -> Future[Any]:
-    """A future that has its result."""
-    future: Future[Any] = Future()
-    future.set_result(value)
-    return future
