@@ -18,12 +18,13 @@ ARROWS: dict[str, tuple[set[str], str]] = {
     "wire": ({"model", "core"}, "messages and connections serve every shell and know none"),
     "store": ({"model", "core"}, "a store keeps what it is given, whoever asks"),
     "coordinator": ({"model", "core", "wire", "store"}, "it meets agents and clients over the wire alone"),
-    "agent": ({"model", "core", "wire", "worker"}, "an agent runs where no store is: on strangers' machines"),
+    "sandbox": ({"model"}, "it starts programs, whatever they are"),
+    "agent": ({"model", "core", "wire", "worker", "sandbox"}, "an agent runs on strangers' machines, without a store"),
     "worker": ({"model", "wire"}, "it runs beside customers' code, in environments that hold little else"),
     "sdk": ({"model", "core", "wire", "worker"}, "a customer's script needs no store and no server code"),
     "sim": ({"model", "core", "wire"}, "it drives the core alone, with its own stand-ins for every shell"),
     "cli": (
-        {"model", "core", "wire", "store", "coordinator", "agent", "worker", "sdk"},
+        {"model", "core", "wire", "store", "coordinator", "agent", "worker", "sdk", "sandbox"},
         "the command line starts everything, and nothing depends on it",
     ),
 }

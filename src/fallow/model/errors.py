@@ -24,6 +24,7 @@ FallowError
 │   ├── UnserialisableFunction
 │   ├── UnserialisableInput
 │   └── UnserialisableResult
+├── SandboxUnavailable          a sandbox that this machine cannot give; `remedy` says what would help
 └── SettingError                a setting, argument or file that is wrong
 """
 
@@ -149,6 +150,18 @@ class UnserialisableInput(UnserialisableError):
 
 class UnserialisableResult(UnserialisableError):
     pass
+
+
+class SandboxUnavailable(FallowError):
+    """Never answered by falling back to less."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(f"{message} {remedy}".strip())
+        self.message = message
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message, self.remedy)
 
 
 class SettingError(FallowError, ValueError):

@@ -58,6 +58,8 @@ class GpuSpec(Struct, frozen=True, array_like=True):
     count: int = 0
     min_memory_bytes: int = 0
     models: tuple[str, ...] = ()
+    share: float = 1.0
+    """Of one GPU's memory and time, where below 1: the task is content with a part."""
 
 
 class Resources(Struct, frozen=True, array_like=True):
@@ -98,6 +100,10 @@ class JobSpec(Struct, frozen=True, array_like=True):
     created_unix_s: float = 0.0
     page_tasks: bool = False
     """Ranges end where input pages end (set by Executor(chunksize=...))."""
+    least_tier: int = 0
+    """Least tier of sandbox that the job accepts (model.tiers.Tier)."""
+    network: bool = False
+    """Its tasks want to reach public addresses; matters only inside a sandbox."""
 
 
 class JobCounts(Struct, frozen=True, array_like=True):

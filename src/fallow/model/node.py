@@ -14,6 +14,10 @@ class Device(Struct, frozen=True):
     model: str
     memory_bytes: int
     uuid: str = ""
+    vendor: str = "nvidia"
+    driver: str = ""
+    speed: float = 0.0
+    """Measured, in Gflop/s of the benchmark's matrix product; 0: not measured."""
 
 
 class NodeSpec(Struct, frozen=True):
@@ -32,6 +36,16 @@ class NodeSpec(Struct, frozen=True):
     devices: tuple[Device, ...] = ()
     host: str = ""
     pid: int = 0
+    tier: int = 0
+    """The best tier of sandbox that was probed to work and that the owner's settings choose (model.tiers.Tier)."""
+    least_tier: int = 0
+    """Jobs run here in a sandbox of at least this tier, whatever they ask for."""
+    network: bool = True
+    """Jobs that ask for the network may have it."""
+    speed: float = 0.0
+    """One slot's measured speed, relative to the benchmark's reference machine; 0: not measured."""
+    shares_gpus: bool = True
+    """A GPU may be given to several tasks at once (own pools only)."""
 
 
 class NodeInfo(Struct, frozen=True):
@@ -47,3 +61,7 @@ class NodeInfo(Struct, frozen=True):
     tasks_done: int = 0
     load: float = 0.0
     memory_used_bytes: int = 0
+    wasted_s: float = 0.0
+    """Seconds of work that were lost to preemption, since the leader began to count."""
+    paused: str = ""
+    """Why the owner's rules let nothing run now; '': they do."""

@@ -1,0 +1,1 @@
+"""Backends that run a program apart from the machine's owner, behind one protocol."""

@@ -1,0 +1,113 @@
+"""What every sandbox does. Backends: plain process, bubblewrap, podman, gVisor."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from fallow.model.tiers import Tier
+
+
+class Limits(Struct, frozen=True):
+    """For everything in one sandbox together; where only rlimits are in force, for each of its processes. 0: none."""
+
+    memory_bytes: int = 0
+    processes: int = 256
+    cpu_share: float = 0.0
+    """Of all processors together."""
+    disk_bytes: int = 2 * 10**9
+    """What may be written, over all writable places together as far as the backend can."""
+    nice: int = 0
+    idle_io: bool = False
+
+
+class Mount(Struct, frozen=True):
+    """A host folder or file that the sandbox sees at `target` (the same path where empty)."""
+
+    source: str
+    target: str = ""
+    writable: bool = False
+
+
+class Program(Struct, frozen=True):
+    """What to start. Nothing of the agent's environment, descriptors or files is passed on but what stands here."""
+
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    cwd: str
+    descriptors: tuple[int, ...] = ()
+    """Inherited under the same numbers."""
+    mounts: tuple[Mount, ...] = ()
+    limits: Limits = Limits()
+    network: bool = False
+    """Public addresses only; False: none at all, not even the host's loopback."""
+    devices: tuple[str, ...] = ()
+    """Device nodes, such as /dev/nvidia0."""
+    log: str = ""
+    """File that takes what it prints; '': nowhere."""
+
+
+class Layer(Struct, frozen=True):
+    """One wall of a sandbox, as it was probed. `remedy`: what to do where it does not work."""
+
+    name: str
+    works: bool
+    words: str = ""
+    remedy: str = ""
+
+
+class Probe(Struct, frozen=True):
+    """What a backend can do on this machine: tried, not read from settings."""
+
+    backend: str
+    tier: Tier
+    """PROCESS where it does not work."""
+    works: bool
+    layers: tuple[Layer, ...] = ()
+    words: str = ""
+    remedy: str = ""
+    network: bool = False
+    """It can give public addresses alone."""
+
+
+class Running(Protocol):
+    """A program in its sandbox."""
+
+    @property
+    def pid(self) -> int:
+        """The program itself, as the host numbers it."""
+
+    def poll(self) -> int | None:
+        """Exit status as of subprocess.Popen, or None."""
+
+    def wait(self, timeout_s: float) -> int:
+        """Raises subprocess.TimeoutExpired."""
+
+    def signal(self, number: int) -> None:
+        """To the program itself; nothing where it has ended."""
+
+    def kill(self) -> None:
+        """End everything inside, at once."""
+
+    def host_pid(self, inner_pid: int) -> int:
+        """The host's number of a process inside; 0 where it is gone."""
+
+    def close(self) -> None:
+        """Kill what is left, and leave no folder, control group or process behind."""
+
+
+class Sandbox(Protocol):
+    """A backend. Starting blocks for a few milliseconds."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tier(self) -> Tier: ...
+
+    def probe(self) -> Probe:
+        """Try it, in well under a second where it can; the answer is kept."""
+
+    def start(self, program: Program) -> Running:
+        """Raises SandboxUnavailable with the remedy, never falls back to less."""
