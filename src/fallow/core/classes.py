@@ -28,7 +28,20 @@ Need = tuple[str, int, int, GpuSpec]
 class PlannedJob:
     """A job as the planner keeps it: its demand, and the heads of the groups of slots that it has."""
 
-    __slots__ = ("count", "cpu", "demand", "gpu", "gpus", "held", "is_plain", "job_id", "need", "nodes", "share", "whole_gpus")
+    __slots__ = (
+        "count",
+        "cpu",
+        "demand",
+        "gpu",
+        "gpus",
+        "held",
+        "is_plain",
+        "job_id",
+        "need",
+        "nodes",
+        "share",
+        "whole_gpus",
+    )
 
     def __init__(self, demand: JobDemand) -> None:
         spec = demand.spec

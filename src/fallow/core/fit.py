@@ -32,10 +32,13 @@ def _need_words(need: GpuSpec) -> str:
 
 
 def _device_words(devices: Sequence[Device]) -> str:
-    return ", ".join(
-        f"{device.model} ({device.memory_bytes / 1e9:.3g} GB{', out: ' + device.fault if device.fault else ''})"
-        for device in devices
-    ) or "no GPU"
+    return (
+        ", ".join(
+            f"{device.model} ({device.memory_bytes / 1e9:.3g} GB{', out: ' + device.fault if device.fault else ''})"
+            for device in devices
+        )
+        or "no GPU"
+    )
 
 
 def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:

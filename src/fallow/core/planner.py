@@ -78,9 +78,7 @@ class Planner(Books):
             want = max(0, job.demand.want)
             if want:
                 if job.need not in room:
-                    room[job.need] = sum(
-                        kind.node_count * kind.groups_per_node(job) for kind in self._fits(job)
-                    )
+                    room[job.need] = sum(kind.node_count * kind.groups_per_node(job) for kind in self._fits(job))
                 want = min(want, room[job.need])
                 most = job.demand.spec.max_nodes
                 if most:
