@@ -18,9 +18,8 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
         return f"needs {need.cpu} CPUs, and {node.name} lends {node.slots}"
     if need.memory_bytes > node.memory_bytes:
         return f"needs {need.memory_bytes / 1e9:.3g} GB of memory, and {node.name} has {node.memory_bytes / 1e9:.3g} GB"
-    if need.gpu.count:
-        if not room(node.devices, need.gpu, node.shares_gpus):
-            return f"needs {_need_words(need.gpu)}, and {node.name} has {_device_words(node.devices)}"
+    if need.gpu.count and not room(node.devices, need.gpu, node.shares_gpus):
+        return f"needs {_need_words(need.gpu)}, and {node.name} has {_device_words(node.devices)}"
     return None
 
 
