@@ -345,7 +345,7 @@ def test_retry_failed_waits_for_the_rest_of_the_job(tmp_path: Path) -> None:
     handle = one_fails_and_one_waits.map(range(2), detached=True)
     with pytest.raises(OSError, match="closed"):
         handle.get()
-    with pytest.raises(TimeoutError, match="has not ended within 0.2 s"):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.2 s"):
         handle.retry_failed(timeout=0.2)
     gate.touch()
     assert handle.retry_failed().get(timeout=60) == [0, 1]

@@ -169,7 +169,7 @@ class OwnedJob:
         self.on_node_lost(node_id, reason)
 
     def node_name(self, node_id: str) -> str:
-        return self.context.node_names.get(NodeId(node_id), node_id)
+        return self.context.node_name(NodeId(node_id))
 
     def place(self, message: Place) -> None:
         """The leader wants a slot to work for this job."""

@@ -326,7 +326,10 @@ class _MapResults:
             return next(self._items)
         except _OutOfTime:
             self.close()
-            raise
+            raise TimeoutError(
+                "the results of this map were not all there within the timeout given to Executor.map; "
+                "what of it had not ended is cancelled"
+            ) from None
 
     def close(self) -> None:
         """Want no more: what has not begun is cancelled."""
