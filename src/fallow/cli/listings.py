@@ -171,7 +171,7 @@ def show_nodes(all_nodes: bool, as_json: bool) -> None:
             (
                 spec.name,
                 spec.node_id,
-                node.state,
+                f"{node.state}: paused ({node.paused})" if node.paused else node.state,
                 f"{node.busy_slots}/{spec.slots}",
                 f"{node.load:.2f}",
                 f"{bytes_words(node.memory_used_bytes)} of {bytes_words(spec.memory_bytes)}",

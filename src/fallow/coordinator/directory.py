@@ -11,8 +11,9 @@ from typing import Any
 from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
-from fallow.coordinator.owned_job import OwnedJob, info_of_stored
+from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.session import TTL_S
+from fallow.coordinator.stored_info import info_of_stored
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.store.protocol import StoredJob, StoreError

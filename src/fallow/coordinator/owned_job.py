@@ -7,7 +7,6 @@ endings are told only from the journal's callback.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex
 from fallow.coordinator.saved_states import SavedStates, is_wanted
+from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import LEAST_INTERVAL_S, lost_after_s
@@ -25,7 +25,7 @@ from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
 from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, PutResultPage, SetJob, StoredJob
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, PutResultPage, SetJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
@@ -54,17 +54,6 @@ KEPT_RESULT_BYTES = 16 * 1024 * 1024
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
 LEAST_LOST_AFTER_S = lost_after_s(LEAST_INTERVAL_S)
-REASON_KIND = re.compile(r"^\[(\w+)\] ", re.ASCII)
-
-
-def stored_reason(kind: str, reason: str) -> str:
-    return f"[{kind}] {reason}" if kind else reason
-
-
-def split_reason(stored: str) -> tuple[str, str]:
-    """(kind, reason) of what stored_reason made."""
-    match = REASON_KIND.match(stored)
-    return (match[1], stored[match.end() :]) if match else ("", stored)
 
 
 class OwnedJob:
@@ -104,6 +93,19 @@ class OwnedJob:
         return self.spec.job_id
 
     # ------------------------------------------------------------ agents
+
+    def on_agent(self, message: HandIn | Pull | Held | SaveCheckpoint | Place, reply: str) -> None:
+        match message:
+            case HandIn():
+                self.on_hand_in(message)
+            case Pull():
+                self.on_pull(message)
+            case Held():
+                self.on_held(message)
+            case SaveCheckpoint():
+                self.on_checkpoint(message, reply)
+            case Place():
+                self.place(message)
 
     def on_pull(self, message: Pull) -> None:
         if self.progress.is_final:
@@ -474,30 +476,4 @@ def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
         failed=entry.failed,
         fault=entry.fault,
         node=entry.node,
-    )
-
-
-def info_of_stored(stored: StoredJob) -> JobInfo:
-    """A listing's row of a job that no coordinator has in memory (it has ended)."""
-    from fallow.model.job import JobCounts
-
-    kind, reason = split_reason(stored.reason)
-    # Of an attached job taken over by another coordinator, nodes are known only of what was left.
-    complete = stored.state is JobState.SUCCEEDED and stored.total >= 0
-    done = stored.total if complete else sum(stored.nodes.values())
-    return JobInfo(
-        job_id=stored.spec.job_id,
-        name=stored.spec.name,
-        kind=stored.spec.kind,
-        state=str(stored.state),
-        reason=reason,
-        counts=JobCounts(inputs=max(0, stored.total), done=done, failed=stored.failed, retried=stored.retried),
-        total=stored.total,
-        detached=stored.spec.detached,
-        account=stored.spec.account,
-        created_unix_s=stored.created_unix_s,
-        ended_unix_s=stored.ended_unix_s,
-        nodes=stored.nodes,
-        epoch=stored.epoch,
-        reason_kind=kind,
     )
