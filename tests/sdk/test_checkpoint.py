@@ -22,7 +22,7 @@ STEPS = 40
 @app.function(retries=1)
 def steps(folder: str, how: str, ballast: int) -> int:
     """Walks, and dies once in the middle (or waits there until it is killed)."""
-    step, _ = fallow.checkpoint.load(default=(0, b""))
+    step: int = fallow.checkpoint.load(default=(0, b""))[0]
     while step < STEPS:
         with Path(folder, "steps").open("a") as file:
             file.write(f"{step}\n")
