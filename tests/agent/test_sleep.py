@@ -16,7 +16,7 @@ SCRIPT = """
 
     app = fallow.App("sleepy")
 
-    @app.function(timeout=0)
+    @app.function()
     def once(n):
         time.sleep(0.02)
         return n
