@@ -24,7 +24,7 @@ def split_reason(stored: str) -> tuple[str, str]:
 def info_of_stored(stored: StoredJob) -> JobInfo:
     """A listing's row of a job that no coordinator has in memory (it has ended)."""
     kind, reason = split_reason(stored.reason)
-    # Of an attached job taken over by another coordinator, nodes are known only of what was left.
+    # Of a job that is not over, the row counts what its client has taken.
     complete = stored.state is JobState.SUCCEEDED and stored.total >= 0
     done = stored.total if complete else sum(stored.nodes.values())
     return JobInfo(
