@@ -19,6 +19,7 @@ class Held:
         "asked",
         "attempt",
         "budget_s",
+        "checkpoints",
         "covered",
         "cut",
         "job_id",
@@ -39,6 +40,7 @@ class Held:
         self.pages: tuple[InputPage, ...] = lease.pages
         self.alone = lease.alone
         self.attempt = lease.attempt
+        self.checkpoints = lease.checkpoints
         self.seq = 0
         self.covered = IntervalSet()
         """Handed in, given back or put off."""
@@ -119,6 +121,14 @@ class Abort(Effect, frozen=True):
     lane: int
     held: Held
     reason: str
+
+
+class Preempt(Effect, frozen=True):
+    """The owner of the machine wants it back: give the lane's task notice, then end its worker; say `preempted` if that
+    cut a task short."""
+
+    lane: int
+    held: Held
 
 
 class Retire(Effect, frozen=True):

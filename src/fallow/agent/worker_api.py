@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import Struct
 
 from fallow.model.ids import Interval, JobId, Token
-from fallow.model.job import JobSpec
+from fallow.model.job import Blob, JobSpec
 from fallow.wire.messages import Death, InputPage, ResultPage, RetryLater
 
 
@@ -23,6 +24,8 @@ class RunOrder(Struct, frozen=True):
     paths: dict[int, str] = {}
     alone: bool = False
     attempt: int = 0
+    checkpoints: tuple[tuple[int, Blob], ...] = ()
+    """(task, what it saved of its state when it was begun before)"""
 
 
 class Report(Struct, frozen=True):
@@ -61,9 +64,10 @@ class WorkerCallbacks(Protocol):
     def asked(self, kind: str, body: bytes, answer: Callable[[bytes], None]) -> None:
         """The task wants something of the agent: kind 'request' (body: msgpack [subject, bytes, timeout_s], a nested
         SDK request to relay over NATS), 'publish' (msgpack [subject, bytes]), 'blob' (digest and size: answer is the
-        path of a local file), 'put' (msgpack [path, digest, size]: move the file into the blob store), 'waiting'
-        (msgpack bool: the task waits for nested work and lends its slot; the answer is msgpack bool: lent),
-        'pool' (answer: msgpack of what a nested SDK must know)."""
+        path of a local file), 'checkpoint' (msgpack [token, index, Blob, path]: keep this as the task's state, its
+        bytes inline or in the file, which is moved; the answer is empty where it is not kept), 'put' (msgpack [path,
+        digest, size]: move the file into the blob store), 'waiting' (msgpack bool: the task waits for nested work and
+        lends its slot; the answer is msgpack bool: lent), 'pool' (answer: msgpack of what a nested SDK must know)."""
 
 
 class WorkerProcess(Protocol):
@@ -91,6 +95,20 @@ class WorkerProcess(Protocol):
 
     def kill(self, kind: str, message: str) -> None:
         """SIGKILL at once; `died` follows with this kind and message."""
+
+    saved_s: float
+    """When (monotonic) a checkpoint of the task in progress was last saved."""
+
+    lost_s: float
+    """Seconds of the task in progress since its state was last saved, once the process has ended."""
+
+    exited: Future[int]
+    """Done when the process is gone."""
+
+    def preempt(self, reason: str, grace_s: float) -> None:
+        """The machine's owner is back: tell the task, and end the worker and all that it has started as soon as the
+        task has saved its state or ended, in `grace_s` at the latest. Where that cuts an order short, `died` follows
+        with the kind 'preempted'."""
 
     def stop(self) -> None:
         """No more orders: end after the current one; `died` does not follow."""

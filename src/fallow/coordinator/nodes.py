@@ -45,6 +45,9 @@ class NodeEntry:
     """The same of its GPUs, in Gflop/s."""
     interval_s: float = LEAST_INTERVAL_S
     """How often it says that it beats."""
+    paused: str = ""
+    """Why its owner lets nothing run on it now."""
+    wasted_s: float = 0.0
 
     def judged_spec(self) -> NodeSpec:
         """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
@@ -110,6 +113,7 @@ class NodeRegistry:
                 fresh.tasks_done = entry.tasks_done
                 fresh.judged_speed = entry.judged_speed
                 fresh.judged_gpu_speed = entry.judged_gpu_speed
+                fresh.wasted_s = entry.wasted_s
                 if entry.session == beat.session:
                     fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
             entry = self.entries[beat.node_id] = fresh
@@ -139,7 +143,8 @@ class NodeRegistry:
         elif not beat.draining and entry.state is NodeState.DRAINING:
             entry.state = node_transition(entry.state, NodeEvent.RESUME, beat.node_id)
             entry.reason = ""
-        changed = changed or entry.state is not before
+        changed = changed or entry.state is not before or bool(entry.paused) != bool(beat.paused)
+        entry.paused = beat.paused
         for slot in beat.slots:
             wanted = entry.assigned.get(slot.slot)
             if slot.job_id != wanted and now - entry.sent_at.get(slot.slot, -1e9) > REASSIGN_AFTER_S:
@@ -184,7 +189,11 @@ class NodeRegistry:
     def views(self) -> list[NodeView]:
         """For the matcher: the nodes that are here."""
         return [
-            NodeView(entry.judged_spec(), entry.assigned, entry.state is NodeState.ALIVE and not entry.drain_wanted)
+            NodeView(
+                entry.judged_spec(),
+                entry.assigned,
+                entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused,
+            )
             for entry in self.entries.values()
             if entry.state in (NodeState.ALIVE, NodeState.DRAINING)
         ]
@@ -228,6 +237,12 @@ class NodeRegistry:
             if entry is not None:
                 entry.tasks_done += count
 
+    def count_waste(self, wasted_s: Mapping[NodeId, float]) -> None:
+        for node_id, seconds in wasted_s.items():
+            entry = self.entries.get(node_id)
+            if entry is not None:
+                entry.wasted_s += seconds
+
     def slot_count(self) -> int:
         return sum(entry.spec.slots for entry in self.entries.values() if entry.state is NodeState.ALIVE)
 
@@ -252,6 +267,8 @@ class NodeRegistry:
                     tasks_done=entry.tasks_done,
                     load=entry.load,
                     memory_used_bytes=entry.memory_used_bytes,
+                    wasted_s=entry.wasted_s,
+                    paused="" if gone else entry.paused,
                 )
             )
         return tuple(infos)

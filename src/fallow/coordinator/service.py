@@ -56,6 +56,7 @@ from fallow.wire.messages import (
     Refused,
     RetryFailed,
     Revoke,
+    SaveCheckpoint,
     SignBlobs,
     SignedBlobs,
     SubmitJob,
@@ -226,14 +227,8 @@ class Service:
             self._on_ended_job(job_id, message, reply)
             return
         match message:
-            case HandIn():
-                owned.on_hand_in(message)
-            case Pull():
-                owned.on_pull(message)
-            case Held():
-                owned.on_held(message)
-            case Place():
-                owned.place(message)
+            case HandIn() | Pull() | Held() | SaveCheckpoint() | Place():
+                owned.on_agent(message, reply)
             case Verdict():
                 if not owned.progress.by_slot:
                     owned.perform(owned.progress.fail(message.reason, message.kind))
@@ -394,6 +389,8 @@ class Service:
     def _tick_nodes(self, now: float) -> None:
         self.context.nodes.count_tasks(self.context.tasks_done_here)
         self.context.tasks_done_here = {}
+        self.context.nodes.count_waste(self.context.wasted_here_s)
+        self.context.wasted_here_s = {}
         lost = self.context.nodes.silent(now)
         for entry in lost:
             self.context.journal.append(

@@ -29,6 +29,8 @@ class Zygote:
         self._pids: dict[int, int] = {}
         """Serial by pid."""
         self._oom_before: dict[int, int] = {}
+        self._strays: set[int] = set()
+        """Killed, and not reaped yet."""
         self._ending = False
 
     def serve(self) -> None:
@@ -75,6 +77,8 @@ class Zygote:
         for pid, serial in self._pids.items():
             if serial == order.serial and order.show:
                 os.kill(pid, getattr(signal, orders.SHOW_SIGNAL))
+            elif serial == order.serial and order.ask:
+                reaping.kill_group(pid, signal.SIGTERM)
             elif serial == order.serial:
                 reaping.kill_group(pid)
 
@@ -100,10 +104,13 @@ class Zygote:
             pid, code = reaping.reap(self._pids)
             if not pid:
                 return
+            if pid in self._strays:
+                self._strays.discard(pid)
+                self._strays |= reaping.kill_strays(self._pids)
             serial = self._pids.pop(pid, None)
             if serial is not None:
                 oom = reaping.kernel_kills() > self._oom_before.pop(pid, 0) and code == -signal.SIGKILL
-                reaping.kill_strays(self._pids)
+                self._strays |= reaping.kill_strays(self._pids)
                 self._send(orders.Exited(serial, code, oom))
 
     def _shut_down(self) -> None:
