@@ -165,6 +165,8 @@ def _shared_causes(
         left_s = state.pause.until_s - now_s
         words = "by your word" if left_s == inf else f"by your word, for {span_words(left_s)} more"
         yield Cause("manual", words, left_s=left_s)
+    if readings.going_to_sleep:
+        yield Cause("sleep", "the machine is about to sleep", settle_s)
     wait = minutes_to_open(owner.hours, minute)
     if wait != 0:
         yield Cause(

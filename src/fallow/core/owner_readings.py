@@ -59,5 +59,7 @@ class Readings(Struct, frozen=True):
     price_per_kwh: float | None = None
     gpus: dict[str, GpuReading] = {}
     """By uuid: the GPUs that are lent."""
+    going_to_sleep: bool = False
+    """The system said that it is about to suspend."""
     troubles: tuple[str, ...] = ()
     """What could not be read, in words with a remedy."""
