@@ -78,11 +78,11 @@ def reap(workers: Collection[int]) -> tuple[int, int]:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else (0, 0)
 
 
-def kill_group(pid: int) -> None:
-    """SIGKILL to a worker and all of its process group."""
+def kill_group(pid: int, sig: int = signal.SIGKILL) -> None:
+    """A signal to a worker and all of its process group."""
     for kill in (os.killpg, os.kill):
         try:
-            kill(pid, signal.SIGKILL)
+            kill(pid, sig)
         except (ProcessLookupError, PermissionError):
             continue
 

@@ -75,6 +75,8 @@ class Zygote:
         for pid, serial in self._pids.items():
             if serial == order.serial and order.show:
                 os.kill(pid, getattr(signal, orders.SHOW_SIGNAL))
+            elif serial == order.serial and order.ask:
+                reaping.kill_group(pid, signal.SIGTERM)
             elif serial == order.serial:
                 reaping.kill_group(pid)
 
