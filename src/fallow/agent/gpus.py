@@ -40,6 +40,10 @@ class Gpus:
     def release(self, owner: Hashable) -> None:
         self._taken.pop(owner, None)
 
+    def uuids_of(self, owner: Hashable) -> tuple[str, ...]:
+        """The devices that the owner has."""
+        return tuple(self._devices[number].uuid or str(number) for number in self._taken.get(owner, ()))
+
     def environment(self, numbers: Sequence[int]) -> dict[str, str]:
         """Variables that show a worker these devices alone; none at all where the node has none."""
         if not self._devices:

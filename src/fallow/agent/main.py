@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from fallow.agent.identity import Claim, claim_home
 from fallow.agent.workers import Workers, own_kind
+from fallow.model.lending import LendingSettings
 from fallow.wire.address import PoolAddress
 
 log = logging.getLogger("fallow.agent")
@@ -38,6 +39,9 @@ class AgentOptions(Struct, frozen=True):
     """Called when the node has said hello to the pool."""
     scratch: Path | None = None
     """What this run alone needs is kept in a folder of its own there; None: under the home."""
+    lending: LendingSettings | None = None
+    """What the owner of the machine lends, as settings.load_settings read it from the home; None: everything, and
+    nobody to ask."""
 
 
 def run_agent(options: AgentOptions) -> int:
@@ -80,8 +84,15 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         await workers.close()
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    node = Node(node_id, options.name, options.slots, claim.folder, scratch, workers, options.embedded)
+    node = Node(node_id, options.name, options.slots, claim.folder, scratch, workers, options.embedded, options.lending)
+    lender = None
     try:
+        if options.lending is not None:
+            from fallow.agent.lender import Lender
+            from fallow.agent.settings import settings_path
+
+            lender = Lender(node, claim.folder, settings_path(options.home), options.lending)
+            await lender.start()
         node.start_workers()
         connecting = asyncio.ensure_future(connect_patiently(options.address, f"agent {node.name} {node.node_id}"))
         waiting = asyncio.ensure_future(ended.wait())
@@ -95,6 +106,8 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         await node.drain(hurry)
         return ENDED_AT_ONCE if hurry.is_set() else 0
     finally:
+        if lender is not None:
+            await lender.close()
         await node.close()
 
 

@@ -73,6 +73,10 @@ class WorkerProcess(Protocol):
     def pid(self) -> int: ...
 
     @property
+    def running(self) -> bool:
+        """It has an order."""
+
+    @property
     def job_id(self) -> JobId | None:
         """What it has loaded."""
 
@@ -91,6 +95,9 @@ class WorkerProcess(Protocol):
 
     def kill(self, kind: str, message: str) -> None:
         """SIGKILL at once; `died` follows with this kind and message."""
+
+    def hold(self, on: bool) -> None:
+        """Stop it where it is, or let it go on; the time meanwhile does not count against the task's limit."""
 
     def stop(self) -> None:
         """No more orders: end after the current one; `died` does not follow."""

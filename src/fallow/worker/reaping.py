@@ -80,9 +80,14 @@ def reap(workers: Collection[int]) -> tuple[int, int]:
 
 def kill_group(pid: int) -> None:
     """SIGKILL to a worker and all of its process group."""
+    signal_group(pid, signal.SIGKILL)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """A signal to a worker and all of its process group."""
     for kill in (os.killpg, os.kill):
         try:
-            kill(pid, signal.SIGKILL)
+            kill(pid, number)
         except (ProcessLookupError, PermissionError):
             continue
 

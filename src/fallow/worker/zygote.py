@@ -68,6 +68,8 @@ class Zygote:
                 descriptors = self._reader.descriptors[:DESCRIPTORS]
                 del self._reader.descriptors[:DESCRIPTORS]
                 self._spawn(message, descriptors)
+            elif isinstance(message, orders.Hold):
+                self._hold(message)
             else:
                 self._kill(message)
 
@@ -77,6 +79,11 @@ class Zygote:
                 os.kill(pid, getattr(signal, orders.SHOW_SIGNAL))
             elif serial == order.serial:
                 reaping.kill_group(pid)
+
+    def _hold(self, order: orders.Hold) -> None:
+        for pid, serial in self._pids.items():
+            if serial == order.serial:
+                reaping.signal_group(pid, signal.SIGSTOP if order.on else signal.SIGCONT)
 
     def _spawn(self, order: orders.Spawn, descriptors: list[int]) -> None:
         oom = reaping.kernel_kills()
