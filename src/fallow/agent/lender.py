@@ -56,7 +56,7 @@ class Lender:
         self.node = node
         self.folder = folder
         self.settings_file = settings_file
-        self.settings = settings
+        self.settings = self._without_file = settings
         self.settings_problem = ""
         """Why the file as it is now is not in force; '': it is."""
         self.settings_unix_s = time.time()
@@ -102,7 +102,7 @@ class Lender:
     def reload(self) -> None:
         """Take in the file as it is now. Raises SettingError, and keeps what was in force, where it is wrong."""
         try:
-            settings = load_settings(self.settings_file)
+            settings = load_settings(self.settings_file) if self.settings_file.exists() else self._without_file
         except SettingError as error:
             self.settings_problem = str(error)
             log.warning("the settings stay as they were: %s", error)

@@ -114,6 +114,7 @@ def _machine(lender: Lender) -> dict[str, Any]:
     return {
         "cpu_count": lender.node.spec.cpu_count,
         "load": round(load_average(), 2),
+        "cpu_percent": cpu_percent(),
         "memory_bytes": memory_bytes(),
         "memory_used_bytes": memory_used_bytes(),
         "cpu_c": cpu_temperature_c(),
@@ -126,6 +127,13 @@ def _machine(lender: Lender) -> dict[str, Any]:
         "work_memory_bytes": use.memory_bytes,
         "duty": lender.keeper.duties.shares,
     }
+
+
+def cpu_percent() -> float:
+    """Of all processors, by all programs, since the last question (whoever asks first hears 0)."""
+    import psutil
+
+    return float(psutil.cpu_percent())
 
 
 def cpu_temperature_c() -> float | None:
