@@ -44,7 +44,9 @@ if TYPE_CHECKING:
         UnserialisableResult,
         WorkerLost,
     )
+    from fallow.sdk import checkpoint as checkpoint
     from fallow.sdk.app import App
+    from fallow.sdk.checkpoint import preempted
     from fallow.sdk.cls import enter, exit, method
     from fallow.sdk.env import Env
     from fallow.sdk.executor import Executor
@@ -77,22 +79,26 @@ _HOMES = {
     "jobs": "fallow.sdk.handle",
     "method": "fallow.sdk.cls",
     "nodes": "fallow.sdk.handle",
+    "preempted": "fallow.sdk.checkpoint",
     "put": "fallow.sdk.objects",
     **dict.fromkeys(_ERRORS, "fallow.model.errors"),
 }
 
+_MODULES = {"errors": "fallow.model.errors", "checkpoint": "fallow.sdk.checkpoint"}
+
 __all__ = [  # noqa: RUF022  (by kind, then by name)
-    "App", "Env", "Executor", "File", "Function", "JobHandle", "Ref", "Retry", "enter", "exit", "job", "jobs",
-    "method", "nodes", "put", "DetachedRefused", "EnvironmentFailed", "FallowError", "JobCancelled", "JobError",
-    "JobNotFound", "JobTooLarge", "NodeLost", "PoolEnded", "PoolError", "PoolRefused", "PoolUnreachable",
-    "PythonMismatch", "RemoteError", "SettingError", "TaskCancelled", "TaskError", "TaskOutOfMemory", "TaskTimeout",
-    "UnserialisableError", "UnserialisableFunction", "UnserialisableInput", "UnserialisableResult", "WorkerLost",
+    "App", "Env", "Executor", "File", "Function", "JobHandle", "Ref", "Retry", "checkpoint", "enter", "exit", "job",
+    "jobs", "method", "nodes", "preempted", "put", "DetachedRefused", "EnvironmentFailed", "FallowError",
+    "JobCancelled", "JobError", "JobNotFound", "JobTooLarge", "NodeLost", "PoolEnded", "PoolError", "PoolRefused",
+    "PoolUnreachable", "PythonMismatch", "RemoteError", "SettingError", "TaskCancelled", "TaskError",
+    "TaskOutOfMemory", "TaskTimeout", "UnserialisableError", "UnserialisableFunction", "UnserialisableInput",
+    "UnserialisableResult", "WorkerLost",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("fallow.model.errors")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'fallow' has no attribute {name!r}")

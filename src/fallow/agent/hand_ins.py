@@ -19,6 +19,7 @@ def make_hand_ins(
     report: Report,
     give_back: tuple[Interval, ...] = (),
     deaths: tuple[Death, ...] = (),
+    wasted_s: float = 0.0,
 ) -> list[Deliver]:
     """As few hand-ins as fit into messages, numbered on from the lease's last one; the last carries the end, so that
     nothing is taken for lost that is still to come. `report.give_back` is left to the caller: see `give_back`."""
@@ -45,6 +46,7 @@ def make_hand_ins(
             run_s=report.run_s * share,
             reduced=report.reduced,
             cpu_s=report.cpu_s * share,
+            wasted_s=wasted_s if is_last else 0.0,
         )
         digests = {page.page.digest for page in results} if report.files else set()
         files = {digest: path for digest, path in report.files.items() if digest in digests}

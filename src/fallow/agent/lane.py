@@ -38,6 +38,8 @@ class Seat:
         self.process: WorkerProcess | None = None
         self.death: Death | None = None
         self.since_s = time.monotonic()
+        self.is_doomed = False
+        """The worker was told that it is about to be ended: it gets no more orders."""
         node = lane.slot.node
         self.relay = WorkerRelay(lambda: node.connection, lambda: self.process)
 
@@ -52,9 +54,10 @@ class Seat:
 
     def died(self, token: Token | None, death: Death) -> None:
         self.death = death
+        lost_s = self.process.lost_s if self.process is not None else 0.0
         self.close()
         if self.lane.seat is self:
-            self.lane.died(token, death)
+            self.lane.died(token, death, lost_s)
 
     def asked(self, kind: str, body: bytes, answer: Callable[[bytes], None]) -> None:
         self.lane.slot.node.desk.asked(self, kind, body, answer)
@@ -93,7 +96,7 @@ class Lane:
 
     def want_worker(self, kind: WorkerKind) -> None:
         """Have a warm worker of this kind; another one goes."""
-        if self._closed or (self._starting is not None and self._starting_kind == kind):
+        if self._closed or self.slot.machine.paused or (self._starting is not None and self._starting_kind == kind):
             return
         if self.seat is not None:
             if self.seat.kind == kind:
@@ -104,6 +107,8 @@ class Lane:
         if self._starting is not None:
             self._starting.cancel()
         self._starting_kind = kind
+        if self.seat is not None and self.seat.is_doomed:
+            return  # there is a new one when this one is gone
         self._starting = asyncio.ensure_future(self._start(kind))
 
     async def _start(self, kind: WorkerKind) -> None:
@@ -212,22 +217,35 @@ class Lane:
         held = self.running
         if report.ended and held is not None and held.token == tuple(report.token):
             self.running = None
+            if self.seat is not None and self.seat.is_doomed:
+                self.seat = None  # it closes when the process is gone
+                self._warm_up()
         self.slot.reported(self, held, report)
 
-    def died(self, token: Token | None, death: Death) -> None:
-        """The worker is gone: tell it, and have a new one at once."""
+    def died(self, token: Token | None, death: Death, lost_s: float) -> None:
+        """The worker is gone: tell it, and have a new one at once. `lost_s`: what its task ran in vain."""
         if self.seat is not None and time.monotonic() - self.seat.since_s > LIVED_S:
             self._failures = 0
-        held, self.running, self.seat = self.running, None, None
+        held = self.running
+        self.running = self.seat = None
         if held is not None:
             # Whatever the worker thought it was doing, the lease that it had is lost.
             token = held.token
+        if death.kind == "preempted":
+            if held is not None:
+                self.slot.node.wasted_s += lost_s
+                self.slot.perform(self.slot.machine.preempted(self.index, held.token, lost_s, time.monotonic()))
+            self._warm_up()
+            return
         if death.kind == "setup" and held is not None and not held.revoked:
             self.slot.refuse(held.job_id, "setup", death.detail or death.message)
         if token is None:
             self._failed(death.message)
         else:
             self.slot.perform(self.slot.machine.died(self.index, token, death, time.monotonic()))
+        self._warm_up()
+
+    def _warm_up(self) -> None:
         kind = self.slot.wanted_kind()
         if kind is not None and self.seat is None:
             self.want_worker(kind)
@@ -258,6 +276,32 @@ class Lane:
                 process.kill("cancelled", reason or "the task is not wanted any more")
 
         asyncio.get_running_loop().call_later(KILL_AFTER_S, kill)
+
+    def preempt(self, reason: str, grace_s: float) -> None:
+        """Have no worker any more, `grace_s` from now at the latest. The lease that it runs ends by a report, or with
+        the worker."""
+        if self._starting is not None:
+            self._starting.cancel()
+            self._starting = None
+        held, self.waiting = self.waiting, None
+        if held is not None:
+            self.slot.forget_paths(held)
+            self.slot.perform(self.slot.machine.preempted(self.index, held.token, 0.0, time.monotonic()))
+        seat = self.seat
+        if seat is None or seat.process is None or seat.is_doomed:
+            return
+        seat.is_doomed = True
+        process = seat.process
+
+        def gone(_: asyncio.Future[int]) -> None:
+            seat.close()
+            self.slot.worker_gone(process)
+
+        self.slot.doomed.add(process)
+        process.exited.add_done_callback(gone)
+        if self.running is None:
+            self.seat = None
+        process.preempt(reason, grace_s)
 
     def _freed(self, held: Held) -> None:
         self.slot.perform(self.slot.machine.reported(self.index, Report(held.token, ended=True), time.monotonic()))

@@ -163,16 +163,10 @@ class Lender:
         self.note_state()
 
     def _stop_work(self, reason: str) -> None:
-        if hasattr(self.node, "preempt"):
-            self.node.preempt(None, reason, self.settings.owner.grace_s)
-        else:
-            self.node.drain_by_owner(True)
+        self.node.preempt(None, reason, self.settings.owner.grace_s)
 
     def _let_work(self) -> None:
-        if hasattr(self.node, "allow"):
-            self.node.allow(None)
-        else:
-            self.node.drain_by_owner(False)
+        self.node.allow(None)
 
     def drain(self) -> None:
         """Finish what runs, and take no more until `resume`."""

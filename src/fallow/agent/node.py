@@ -50,7 +50,7 @@ from fallow.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from fallow.agent.lane import Lane
     from fallow.model.lending import LendingSettings
@@ -108,6 +108,10 @@ class Node:
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
         self.outbox = Outbox(self._send_hand_in, self._store_result, scratch / "outbox", time.monotonic)
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
+        self.after_stop: list[Callable[[int], None]] = []
+        """Called with a slot's number when it was preempted and all of its workers are gone."""
+        self._paused: dict[int, str] = {}
+        """Why each slot that is paused may run nothing."""
         self._home = home
         self._beat_seq = 0
         self._beat_interval_s = BEAT_INTERVAL_S
@@ -123,6 +127,8 @@ class Node:
         self._ending = False
         self.tasks_done = 0
         """Handed in since the agent began."""
+        self.wasted_s = 0.0
+        """Run time of tasks that was lost to preemption."""
 
     # ------------------------------------------------------------ sending
 
@@ -156,6 +162,41 @@ class Node:
     def _interpreters_in_use(self) -> set[str]:
         jobs = (self.jobs.get(job_id) for job_id in self._jobs_in_use())
         return {job.kind.python for job in jobs if job is not None}
+
+    # ------------------------------------------------------------ the owner's return
+
+    def preempt(self, slots: Iterable[int] | None, reason: str, grace_s: float) -> None:
+        """Stop these slots (None: all) now, for the machine's owner: their tasks get notice, what is done is handed
+        in, and `grace_s` from now no worker of theirs is left, nor anything that one has started. Nothing runs there
+        before `allow`. Said again, only the reason counts."""
+        for number in self._numbers(slots):
+            is_news = number not in self._paused
+            self._paused[number] = reason
+            if is_news:
+                self.slots[number].preempt(reason, grace_s)
+        log.info("paused: %s", reason)
+        self.beat()
+
+    def allow(self, slots: Iterable[int] | None) -> None:
+        """These slots (None: all) may run again."""
+        opened = [number for number in self._numbers(slots) if self._paused.pop(number, None) is not None]
+        for number in opened:
+            self.slots[number].allow()
+        if opened:
+            self.beat()
+
+    def _numbers(self, slots: Iterable[int] | None) -> list[int]:
+        return [slot.number for slot in self.slots] if slots is None else [n for n in slots if self._slot(n)]
+
+    @property
+    def paused(self) -> str:
+        """Why nothing runs here now; '' where something may."""
+        return next(iter(self._paused.values())) if len(self._paused) == len(self.slots) and self.slots else ""
+
+    def slot_stopped(self, number: int) -> None:
+        """All workers of a slot that was preempted are gone."""
+        for callback in self.after_stop:
+            callback(number)
 
     def free_gpus(self) -> None:
         """Have idle workers give up devices that their slots do not need any more."""
@@ -225,6 +266,7 @@ class Node:
             draining=self._drained_by_operator or self._drained_by_owner or self._ending,
             spec=spec,
             interval_s=self._beat_interval_s,
+            paused=self.paused,
         )
         self.send(subjects.BEAT, beat)
         self._tell_owners()

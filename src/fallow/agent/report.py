@@ -39,6 +39,7 @@ def status_report(lender: Lender) -> dict[str, Any]:
         "busy_slots": sum(1 for slot in node.slots if slot.is_busy),
         "jobs": jobs,
         "tasks_done": node.tasks_done,
+        "wasted_s": round(node.wasted_s, 2),
         "worked": {
             "today": _worked(lender, lender.work.today),
             "total": _worked(lender, lender.work.total),
@@ -65,6 +66,8 @@ def state_now(lender: Lender) -> tuple[str, str]:
         return PAUSED, "you paused it with `fallow node pause`"
     if lender.is_drained:
         return DRAINING, "you drained it with `fallow node drain`" + ("; it finishes what runs" if works else "")
+    if lender.node.paused:
+        return PAUSED, lender.node.paused.removeprefix("paused: ")
     link = lender.node.link
     if link is None or not link.is_connected:
         return AWAY, "the pool cannot be reached; it is tried again and again"

@@ -23,6 +23,7 @@ from fallow.agent.slot_effects import (
     Effect,
     Held,
     Later,
+    Preempt,
     Prepare,
     Refuse,
     Retire,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fallow.agent.node import Node
+    from fallow.agent.worker_api import WorkerProcess
     from fallow.agent.workers import WorkerKind
 
 log = logging.getLogger("fallow.agent")
@@ -77,6 +79,8 @@ class Slot:
         """Files of large pages of leases that have not begun; None: still being fetched."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._missing_count = 0
+        self.doomed: set[WorkerProcess] = set()
+        """Workers that were given notice and are not gone yet."""
         self._is_told = False
         """What is being handed in was told to the job's client already."""
 
@@ -111,6 +115,27 @@ class Slot:
 
     def drain(self, on: bool) -> None:
         self.perform(self.machine.drain(on, time.monotonic()))
+
+    def preempt(self, reason: str, grace_s: float) -> None:
+        """The owner of the machine wants it back: all workers of the slot are gone `grace_s` from now, and none comes
+        before `allow`."""
+        self.perform(self.machine.preempt(time.monotonic()))
+        for lane in list(self.lanes.values()):
+            lane.preempt(reason, grace_s)
+        if not self.doomed:
+            self.node.slot_stopped(self.number)
+
+    def allow(self) -> None:
+        self.perform(self.machine.allow(time.monotonic()))
+        kind = self.wanted_kind()
+        if kind is not None and not self.machine.paused:
+            self.lanes[0].want_worker(kind)
+
+    def worker_gone(self, process: WorkerProcess) -> None:
+        """A worker that was given notice has ended, with all that it had started."""
+        self.doomed.discard(process)
+        if not self.doomed and self.machine.paused:
+            self.node.slot_stopped(self.number)
 
     def reported(self, lane: Lane, held: Held | None, report: Report) -> None:
         """The lane's worker hands in what came of `held`."""
@@ -204,6 +229,8 @@ class Slot:
                 case Abort(lane=index, held=held, reason=reason):
                     self.forget_paths(held)
                     self.lanes[index].abort(held, reason)
+                case Preempt(lane=index, held=held):
+                    self._cut(self.lanes[index], held, 1.0)
                 case Retire(lane=index):
                     lane = self.lanes.pop(index, None)
                     if lane is not None:

@@ -121,6 +121,14 @@ class Abort(Effect, frozen=True):
     reason: str
 
 
+class Preempt(Effect, frozen=True):
+    """The owner of the machine wants it back: give the lane's task notice, then end its worker; say `preempted` if that
+    cut a task short."""
+
+    lane: int
+    held: Held
+
+
 class Retire(Effect, frozen=True):
     """This extra lane is not needed any more: its worker goes."""
 

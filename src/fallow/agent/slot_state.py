@@ -30,6 +30,7 @@ from fallow.agent.slot_effects import (
     Effect,
     Held,
     Later,
+    Preempt,
     Prepare,
     Refuse,
     Retire,
@@ -76,6 +77,8 @@ class SlotMachine:
         self.spec: JobSpec | None = None
         self.is_prepared = False
         self.draining = False
+        self.paused = False
+        """The machine's owner has it back."""
         self.pull: StandingPull | None = None
         self.queue: deque[Held] = deque()
         self.lanes = [Lane(0)]
@@ -91,6 +94,11 @@ class SlotMachine:
     @property
     def job_id(self) -> JobId | None:
         return self.spec.job_id if self.spec else None
+
+    @property
+    def is_shut(self) -> bool:
+        """It takes no work."""
+        return self.draining or self.paused
 
     @property
     def active(self) -> Lane | None:
@@ -112,11 +120,11 @@ class SlotMachine:
         assert len(self.lanes) <= LEND_LIMIT + 1
         assert sum(1 for lane in self.lanes if lane.waiting) <= LEND_LIMIT
         assert len(self.queue) <= QUEUE_LIMIT
-        if self.queue and self.is_prepared and not self.draining:
+        if self.queue and self.is_prepared and not self.is_shut:
             assert self.active is not None or any(lane.waiting for lane in self.lanes), "a queued lease and nobody busy"
         if self.pull is not None:
             assert self.is_prepared
-            assert not self.draining
+            assert not self.is_shut
             assert self.pull.job_id == self.job_id
         keys = [(held.job_id, held.token) for held in self.held()]
         assert len(keys) == len(set(keys))
@@ -136,13 +144,13 @@ class SlotMachine:
             return []
         effects = self._leave_job()
         self.spec = spec
-        if spec is not None and not self.draining:
+        if spec is not None and not self.is_shut:
             effects.append(Prepare(spec))
         return effects
 
     def prepared(self, job_id: JobId, now: float) -> list[Effect]:
         """Environment and function are ready."""
-        if job_id != self.job_id or self.is_prepared:
+        if job_id != self.job_id or self.is_prepared or self.is_shut:
             return []
         self.is_prepared = True
         effects: list[Effect] = []
@@ -169,15 +177,29 @@ class SlotMachine:
 
     def drain(self, on: bool, now: float) -> list[Effect]:
         """Take no more work (or take it again): what runs goes on, what waits goes back."""
-        if on == self.draining:
+        was_shut, self.draining = self.is_shut, on
+        return self._shut_or_open(was_shut)
+
+    def preempt(self, now: float) -> list[Effect]:
+        """The owner of the machine wants it back: nothing runs from soon on, until `allow`. What waits goes back now,
+        what runs is given notice."""
+        was_shut, self.paused = self.is_shut, True
+        effects = self._shut_or_open(was_shut)
+        return effects + [Preempt(lane.index, lane.held) for lane in self.lanes if lane.held is not None]
+
+    def allow(self, now: float) -> list[Effect]:
+        """The machine may work again."""
+        was_shut, self.paused = self.is_shut, False
+        return self._shut_or_open(was_shut)
+
+    def _shut_or_open(self, was_shut: bool) -> list[Effect]:
+        if was_shut == self.is_shut:
             return []
         spec = self.spec
-        if on:
+        if self.is_shut:
             effects = self._leave_job()
-            self.draining = True
             self.spec = spec
             return effects
-        self.draining = False
         self.is_prepared = False
         return [Prepare(spec)] if spec is not None else []
 
@@ -191,7 +213,7 @@ class SlotMachine:
             return []
         if self.pull is not None and self.pull.job_id == held.job_id and lease.pull_seq >= self.pull.seq:
             self.pull = None
-        if held.job_id != self.job_id or self.draining or len(self.queue) >= QUEUE_LIMIT:
+        if held.job_id != self.job_id or self.is_shut or len(self.queue) >= QUEUE_LIMIT:
             return self._with_pull([self._give_back_whole(held)], now)
         self.queue.append(held)
         effects: list[Effect] = []
@@ -276,6 +298,24 @@ class SlotMachine:
                 effects.append(SendPull(pull))
         else:
             effects += self._deliver(held, Report(held.token, ended=True), (), pull, deaths=(death,))
+        self._ask_ahead_later(effects, now)
+        return effects
+
+    def preempted(self, index: int, token: Token, wasted_s: float, now: float) -> list[Effect]:
+        """The worker of lane `index` was ended for the machine's owner, in the middle of `token`. That is nobody's
+        failure: what it did not report goes back. `wasted_s`: run time that is lost by that."""
+        lane = self._lane(index)
+        held = lane.held if lane else None
+        if lane is None or held is None or held.token != (token[0], token[1]):
+            return []
+        give_back = held.missing(held.start, held.cut)
+        self._end(lane)
+        effects: list[Effect] = []
+        self._begin_next(effects, now)
+        if held.revoked:
+            return self._with_pull(effects, now)
+        pull = self._next_pull(now)
+        effects += self._deliver(held, Report(held.token, ended=True), give_back, pull, wasted_s=wasted_s)
         self._ask_ahead_later(effects, now)
         return effects
 
@@ -390,7 +430,7 @@ class SlotMachine:
 
     def _wanted(self, now: float) -> tuple[JobId, bool] | None:
         """(job, idle) of the pull that should stand."""
-        if self.spec is None or not self.is_prepared or self.draining or self.queue:
+        if self.spec is None or not self.is_prepared or self.is_shut or self.queue:
             return None
         active = self.active
         if active is None or active.held is None:
@@ -450,9 +490,10 @@ class SlotMachine:
         give_back: tuple[Interval, ...],
         pull: StandingPull | None,
         deaths: tuple[Death, ...] = (),
+        wasted_s: float = 0.0,
     ) -> list[Effect]:
         """The hand-ins of a report; the pull goes with the last of them, or alone where it is another job's."""
-        delivers = make_hand_ins(self.node_id, self.slot, held, report, give_back, deaths)
+        delivers = make_hand_ins(self.node_id, self.slot, held, report, give_back, deaths, wasted_s)
         if pull is None:
             return [*delivers]
         if pull.job_id != held.job_id:

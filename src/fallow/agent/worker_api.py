@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable
 from typing import Protocol
 
@@ -98,6 +99,20 @@ class WorkerProcess(Protocol):
 
     def hold(self, on: bool) -> None:
         """Stop it where it is, or let it go on; the time meanwhile does not count against the task's limit."""
+
+    saved_s: float
+    """When (monotonic) a checkpoint of the task in progress was last saved."""
+
+    lost_s: float
+    """Seconds of the task in progress since its state was last saved, once the process has ended."""
+
+    exited: Future[int]
+    """Done when the process is gone."""
+
+    def preempt(self, reason: str, grace_s: float) -> None:
+        """The machine's owner is back: tell the task, and end the worker and all that it has started as soon as the
+        task has saved its state or ended, in `grace_s` at the latest. Where that cuts an order short, `died` follows
+        with the kind 'preempted'."""
 
     def stop(self) -> None:
         """No more orders: end after the current one; `died` does not follow."""

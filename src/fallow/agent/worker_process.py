@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 """How often the shared maps are looked at while tasks run: the precision of time limits."""
+ASKED_S = 0.1
+"""From SIGTERM to SIGKILL for a task that is stopped for the machine's owner, and for programs that it has started."""
+SETTLE_POLL_S = 0.01
 SHOW_S = 0.05
 """What a worker that is killed for its time limit gets to print its stack."""
 STOP_GRACE_S = 10.0
@@ -93,6 +96,13 @@ class Process:
         self._hung = -1
         self._setup: Death | None = None
         self._stopping = False
+        self._until_s = 0.0
+        """When it is to be gone, because the machine's owner is back; 0: he is not."""
+        self._preempt_words = ""
+        self.lost_s = 0.0
+        """Run time of the task in progress, since its state was last saved, when the process ended."""
+        self.saved_s = 0.0
+        """When a checkpoint of the task in progress was saved."""
         self._grace: asyncio.TimerHandle | None = None
         self._gone = False
         self.exited: asyncio.Future[int] = self._loop.create_future()
@@ -199,7 +209,7 @@ class Process:
 
     def hold(self, on: bool) -> None:
         """Stop it where it is, or let it go on. The time meanwhile does not count against the task's limit."""
-        if self._gone or not self._pid or on == (self._held_since > 0):
+        if self._gone or not self._pid or on == (self._held_since > 0) or (on and self._until_s):
             return
         now = time.monotonic()
         if on:
@@ -216,6 +226,33 @@ class Process:
             self._stopping = True
             self._send(orders.Stop())
             self._begin_grace()
+
+    def preempt(self, reason: str, grace_s: float) -> None:
+        """See worker_api."""
+        if self._gone or self._until_s:
+            return
+        self.hold(False)  # what stands still can save nothing
+        self._preempt_words = reason
+        self._until_s = time.monotonic() + grace_s
+        self._words[orders.NOTICE] = int(self._until_s * 1e9)
+        if self._token is None:
+            self.stop()
+        self._look_settled()
+
+    def _look_settled(self) -> None:
+        """Wait for the task to save its state, or to end, but no longer than until the grace is over."""
+        if self._gone:
+            return
+        now = time.monotonic()
+        if self._token is None:
+            self.stop()  # exit methods run, and may take what is left of the grace
+        if now < self._until_s - ASKED_S and not (self._token is not None and self._words[orders.SETTLED]):
+            self._loop.call_later(SETTLE_POLL_S, self._look_settled)
+            return
+        if self._verdict is None:
+            self._verdict = ("preempted", self._preempt_words)
+        self._zygote.ask_worker(self._serial)
+        self._loop.call_later(ASKED_S, self._zygote.kill_worker, self._serial)
 
     def _begin_grace(self) -> None:
         if self._stopping and self._token is None and self._grace is None and not self._gone:
@@ -360,6 +397,8 @@ class Process:
             self.exited.set_result(status)
         if not self._pid or (self._stopping and self._token is None):
             return  # it never was, or it ended as it was told
+        if self._token is not None and self._observe(time.monotonic()) >= 0:
+            self.lost_s = max(0.0, time.monotonic() - max(self._since, self.saved_s))
         token, self._token = self._token, None
         self._callbacks.died(token, self._death(status, oom, words, task_stack(last_words), token))
 

@@ -261,6 +261,10 @@ class Zygote:
         """SIGKILL to the worker and its group, by the zygote: it knows that the number is still the worker's."""
         self._send(orders.Kill(serial))
 
+    def ask_worker(self, serial: int) -> None:
+        """SIGTERM to the worker and its group."""
+        self._send(orders.Kill(serial, ask=True))
+
     def show_worker(self, serial: int) -> None:
         """Have the worker print where it is, for the detail of its death."""
         self._send(orders.Kill(serial, show=True))

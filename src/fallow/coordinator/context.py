@@ -40,6 +40,8 @@ class Context:
     """Names of nodes that worked for jobs owned here."""
     tasks_done_here: dict[NodeId, int] = field(default_factory=dict)
     """Tasks done by node since the last report to the leader."""
+    wasted_here_s: dict[NodeId, float] = field(default_factory=dict)
+    """Run time that nodes lost to their owners' return since then."""
     draining: bool = False
 
     def say(self, subject: str, message: Msg) -> None:

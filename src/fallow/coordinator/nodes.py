@@ -38,6 +38,9 @@ class NodeEntry:
     lease_count: int = 0
     interval_s: float = LEAST_INTERVAL_S
     """How often it says that it beats."""
+    paused: str = ""
+    """Why its owner lets nothing run on it now."""
+    wasted_s: float = 0.0
 
 
 class NodeRegistry:
@@ -72,6 +75,7 @@ class NodeRegistry:
             if entry is not None:
                 fresh.drain_wanted = entry.drain_wanted
                 fresh.tasks_done = entry.tasks_done
+                fresh.wasted_s = entry.wasted_s
                 if entry.session == beat.session:
                     fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
             entry = self.entries[beat.node_id] = fresh
@@ -101,7 +105,8 @@ class NodeRegistry:
         elif not beat.draining and entry.state is NodeState.DRAINING:
             entry.state = node_transition(entry.state, NodeEvent.RESUME, beat.node_id)
             entry.reason = ""
-        changed = changed or entry.state is not before
+        changed = changed or entry.state is not before or bool(entry.paused) != bool(beat.paused)
+        entry.paused = beat.paused
         for slot in beat.slots:
             wanted = entry.assigned.get(slot.slot)
             if slot.job_id != wanted and now - entry.sent_at.get(slot.slot, -1e9) > REASSIGN_AFTER_S:
@@ -146,7 +151,11 @@ class NodeRegistry:
     def views(self) -> list[NodeView]:
         """For the matcher: the nodes that are here."""
         return [
-            NodeView(entry.spec, entry.assigned, entry.state is NodeState.ALIVE and not entry.drain_wanted)
+            NodeView(
+                entry.spec,
+                entry.assigned,
+                entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused,
+            )
             for entry in self.entries.values()
             if entry.state in (NodeState.ALIVE, NodeState.DRAINING)
         ]
@@ -190,6 +199,12 @@ class NodeRegistry:
             if entry is not None:
                 entry.tasks_done += count
 
+    def count_waste(self, wasted_s: Mapping[NodeId, float]) -> None:
+        for node_id, seconds in wasted_s.items():
+            entry = self.entries.get(node_id)
+            if entry is not None:
+                entry.wasted_s += seconds
+
     def slot_count(self) -> int:
         return sum(entry.spec.slots for entry in self.entries.values() if entry.state is NodeState.ALIVE)
 
@@ -214,6 +229,8 @@ class NodeRegistry:
                     tasks_done=entry.tasks_done,
                     load=entry.load,
                     memory_used_bytes=entry.memory_used_bytes,
+                    wasted_s=entry.wasted_s,
+                    paused="" if gone else entry.paused,
                 )
             )
         return tuple(infos)

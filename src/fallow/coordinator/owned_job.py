@@ -113,6 +113,7 @@ class OwnedJob:
         slot = (message.node_id, message.slot)
         self.nodes_seen[message.node_id] = self.context.now()
         self.before_hand_in(message)
+        wasted_before_s = self.progress.wasted_s
         effects = self.progress.hand_in(
             slot=slot,
             token=message.token,
@@ -124,8 +125,12 @@ class OwnedJob:
             ended=message.ended,
             run_s=message.run_s,
             reduced=message.reduced,
+            wasted_s=message.wasted_s,
             now=self.context.now(),
         )
+        if wasted_s := self.progress.wasted_s - wasted_before_s:
+            wasted = self.context.wasted_here_s
+            wasted[message.node_id] = wasted.get(message.node_id, 0.0) + wasted_s
         if message.pull is not None and not self.progress.is_final:
             pull = message.pull
             self.progress.pull(slot, pull.seq, pull.idle, pull.pages, self.context.now())

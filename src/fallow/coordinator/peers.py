@@ -85,6 +85,7 @@ class Peers:
                     del self._peers[message.owner]
                     self.on_lost()
                 self._context.nodes.count_tasks(message.tasks_done)
+                self._context.nodes.count_waste(message.wasted_s)
                 self.on_change()
             case PoolState() if message.leader != own:
                 self.pool_slots = message.slots
@@ -160,8 +161,10 @@ class Peers:
         self._seq += 1
         jobs = tuple(self._job_report(owned) for owned in self.own_jobs())
         tasks, self._context.tasks_done_here = self._context.tasks_done_here, {}
+        wasted_s, self._context.wasted_here_s = self._context.wasted_here_s, {}
         self._context.connection.send(
-            subjects.OWNERS, OwnerReport(self._context.owner, self._seq, () if leaving else jobs, tasks, leaving)
+            subjects.OWNERS,
+            OwnerReport(self._context.owner, self._seq, () if leaving else jobs, tasks, leaving, wasted_s),
         )
         if self._context.session.leads:
             state = PoolState(self._context.owner, self._context.session.leader_term, self._context.nodes.slot_count())

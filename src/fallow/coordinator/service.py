@@ -394,6 +394,8 @@ class Service:
     def _tick_nodes(self, now: float) -> None:
         self.context.nodes.count_tasks(self.context.tasks_done_here)
         self.context.tasks_done_here = {}
+        self.context.nodes.count_waste(self.context.wasted_here_s)
+        self.context.wasted_here_s = {}
         lost = self.context.nodes.silent(now)
         for entry in lost:
             self.context.journal.append(

@@ -202,6 +202,7 @@ class JobProgress(Progress):
         ended: bool = False,
         run_s: float = 0.0,
         reduced: bool = False,
+        wasted_s: float = 0.0,
         now: float,
     ) -> list[Effect]:
         """Results count whoever hands them in; the rest only from the lease that still stands."""
@@ -226,6 +227,7 @@ class JobProgress(Progress):
         lease = self.leases.get(token)
         if lease is None:
             return effects + self.finish_if_done()
+        self.wasted_s += wasted_s  # a hand-in that is repeated ends no lease a second time
         lease.seen_at = now
         lease.done_count += sum(min(p.stop, self.cursor) - p.start for p in results)
         if run_s > 0:

@@ -53,6 +53,8 @@ class Progress:
         self.node_losses = 0
         self.worker_deaths = 0
         self.doubled_count = 0
+        self.wasted_s = 0.0
+        """Run time that was lost because owners wanted their machines back."""
         self.nodes: dict[NodeId, int] = {}
         self.slots = 1
         """How many slots the matcher has given the job (for sizing)."""
@@ -98,6 +100,7 @@ class Progress:
             node_losses=self.node_losses,
             worker_deaths=self.worker_deaths,
             doubled=self.doubled_count,
+            wasted_s=self.wasted_s,
         )
 
     def story(self) -> str:

@@ -118,6 +118,8 @@ class JobCounts(Struct, frozen=True, array_like=True):
     node_losses: int = 0
     worker_deaths: int = 0
     doubled: int = 0
+    wasted_s: float = 0.0
+    """Run time that was lost because owners wanted their machines back."""
 
 
 class JobInfo(Struct, frozen=True):

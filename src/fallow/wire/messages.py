@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, Token
-from fallow.model.job import JobInfo, JobSpec
+from fallow.model.job import Blob, JobInfo, JobSpec
 from fallow.model.node import NodeInfo, NodeSpec
 from fallow.model.parts import FAILED_LIST_LIMIT as FAILED_LIST_LIMIT
 from fallow.model.parts import Death as Death
@@ -327,6 +327,8 @@ class Beat(Msg, frozen=True):
     spec: NodeSpec | None = None
     interval_s: float = BEAT_INTERVAL_S
     """The next comes within so long; after six of these in silence the node is lost."""
+    paused: str = ""
+    """Why the owner of the machine lets nothing run now, on any slot; '': something may run."""
 
 
 class Held(Msg, frozen=True):
@@ -401,6 +403,9 @@ class HandIn(Msg, frozen=True):
     told: bool = False
     """The agent has sent these results of single calls to their client itself, as CallResults: the owner keeps them
     only until the client has named them."""
+    wasted_s: float = 0.0
+    """Run time of a task that was stopped for the machine's owner, without what its checkpoint keeps. Such a task is in
+    give_back: it has not failed."""
 
 
 class AssignRefused(Msg, frozen=True):
@@ -470,6 +475,8 @@ class Lease(Msg, frozen=True):
     pages: tuple[InputPage, ...]
     alone: bool = False
     attempt: int = 0
+    checkpoints: tuple[tuple[int, Blob], ...] = ()
+    """What tasks of the range saved of their state when they were begun before: (task, state)."""
 
 
 class TakeBack(Msg, frozen=True):
@@ -524,6 +531,8 @@ class OwnerReport(Msg, frozen=True):
     tasks_done: dict[NodeId, int] = {}
     """Tasks done by node since the last report."""
     leaving: bool = False
+    wasted_s: dict[NodeId, float] = {}
+    """Run time lost to owners' return since the last report."""
 
 
 class Place(Msg, frozen=True):

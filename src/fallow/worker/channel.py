@@ -41,6 +41,14 @@ class Channel:
             except OSError:
                 os._exit(1)
 
+    @property
+    def is_free(self) -> bool:
+        """No thread is sending at this moment."""
+        if not self._send_lock.acquire(blocking=False):
+            return False
+        self._send_lock.release()
+        return True
+
     def next_order(self) -> orders.Run | orders.Stop:
         """Wait for the next order (main thread)."""
         while True:

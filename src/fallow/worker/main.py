@@ -15,10 +15,10 @@ from collections import OrderedDict
 from typing import NoReturn
 
 from fallow.wire.code import Loaded, load_function
-from fallow.worker import nested, orders
+from fallow.worker import nested, orders, state
 from fallow.worker.channel import Channel
 from fallow.worker.failures import traceback_text
-from fallow.worker.orders import IDLE, INDEX, LOADED_FUNCTIONS, LOADING, PHASE, RUNNING
+from fallow.worker.orders import IDLE, INDEX, LOADED_FUNCTIONS, LOADING, NOTICE, PHASE, RUNNING
 from fallow.worker.outbox import Outbox
 from fallow.worker.output import Output
 from fallow.worker.pages import PageWriter
@@ -32,8 +32,9 @@ class Helper:
     """A thread that looks every 0.1 s, while the worker works, whether results wait for a long task to end.
     It sleeps for good while there is nothing to do: a worker at rest costs nothing."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, words: memoryview) -> None:
         self._output = output
+        self._words = words
         self._wake = threading.Event()
         self._parked = True
         self.outbox: Outbox | None = None
@@ -59,6 +60,9 @@ class Helper:
                 idle = 0
             time.sleep(HELPER_TICK_S)
             outbox = self.outbox
+            if outbox is not None and self._words[NOTICE]:
+                outbox.hand_in_now()
+                state.notice()
             if outbox is None:
                 idle += 1
             else:
@@ -77,11 +81,12 @@ class Function:
 class Worker:
     def __init__(self, sock: socket.socket, words: memoryview, scratch: str, serial: int) -> None:
         self._words = words
+        self._scratch = scratch
         self._channel = Channel(sock)
         self._writer = PageWriter(scratch, str(serial))
         self._functions: OrderedDict[str, Function] = OrderedDict()
         self._output = Output(self._index)
-        self._helper = Helper(self._output)
+        self._helper = Helper(self._output, words)
 
     def _index(self) -> int:
         words = self._words
@@ -90,6 +95,7 @@ class Worker:
     def serve(self) -> None:
         """Run orders until told to stop."""
         nested.install(self._channel)
+        state.install(self._channel, self._words, self._scratch)
         self._output.install()
         self._helper.start()
         while isinstance(order := self._channel.next_order(), orders.Run):
@@ -104,10 +110,12 @@ class Worker:
         function = self._function(order)
         outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce)
         words[PHASE] = RUNNING
+        state.begin(order)
         self._helper.begin(outbox)
         runner = Runner(order, function.loaded, words, outbox, function.chunk)
         runner.run()
         later = runner.retry()
+        state.end()
         self._helper.outbox = None
         self._output.finish()
         runner.end(later)

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from fallow.model.ids import Interval
-from fallow.model.job import RetryPolicy
+from fallow.model.job import Blob, RetryPolicy
 
 
 class _Frame(Struct, array_like=True, tag=True, gc=False):
@@ -56,6 +56,8 @@ class Run(_Frame):
     attempt: int = 0
     retry: RetryPolicy = RetryPolicy()
     reduce: bool = False
+    checkpoints: tuple[tuple[int, Blob], ...] = ()
+    """(task, its saved state)"""
 
 
 class Tell(_Frame):
@@ -117,10 +119,12 @@ class Spawn(_Frame):
 
 
 class Kill(_Frame):
-    """SIGKILL to the worker and all of its group. `show`: not yet, but have it print where it is."""
+    """SIGKILL to the worker and all of its group. `show`: not yet, but have it print where it is. `ask`: SIGTERM to
+    the group instead, so that programs that a task has started may tidy up."""
 
     serial: int
     show: bool = False
+    ask: bool = False
 
 
 class Hold(_Frame):
@@ -173,6 +177,10 @@ ENCODING = 4
 PHASE = 5
 """worker: one of the numbers below"""
 IDLE, LOADING, RUNNING = 0, 1, 2
+NOTICE = 6
+"""agent: the machine's owner wants it back, and the worker is killed at this time of CLOCK_MONOTONIC, in ns; else 0"""
+SETTLED = 7
+"""worker: 1 when the task in progress has saved what it wants to keep, and need not be waited for any more"""
 MAP_BYTES = WORDS * 8
 
 LOADED_FUNCTIONS = 4

@@ -78,16 +78,11 @@ def reap(workers: Collection[int]) -> tuple[int, int]:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else (0, 0)
 
 
-def kill_group(pid: int) -> None:
-    """SIGKILL to a worker and all of its process group."""
-    signal_group(pid, signal.SIGKILL)
-
-
-def signal_group(pid: int, number: int) -> None:
+def kill_group(pid: int, sig: int = signal.SIGKILL) -> None:
     """A signal to a worker and all of its process group."""
     for kill in (os.killpg, os.kill):
         try:
-            kill(pid, number)
+            kill(pid, sig)
         except (ProcessLookupError, PermissionError):
             continue
 

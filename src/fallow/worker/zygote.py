@@ -77,13 +77,15 @@ class Zygote:
         for pid, serial in self._pids.items():
             if serial == order.serial and order.show:
                 os.kill(pid, getattr(signal, orders.SHOW_SIGNAL))
+            elif serial == order.serial and order.ask:
+                reaping.kill_group(pid, signal.SIGTERM)
             elif serial == order.serial:
                 reaping.kill_group(pid)
 
     def _hold(self, order: orders.Hold) -> None:
         for pid, serial in self._pids.items():
             if serial == order.serial:
-                reaping.signal_group(pid, signal.SIGSTOP if order.on else signal.SIGCONT)
+                reaping.kill_group(pid, signal.SIGSTOP if order.on else signal.SIGCONT)
 
     def _spawn(self, order: orders.Spawn, descriptors: list[int]) -> None:
         oom = reaping.kernel_kills()
