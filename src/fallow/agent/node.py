@@ -19,7 +19,7 @@ import fallow
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
 from fallow.agent.environments import Environments
-from fallow.agent.gpus import Gpus
+from fallow.agent.devices.gpus import Gpus, Tenant
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
 from fallow.agent.logs import LogSender
@@ -98,7 +98,7 @@ class Node:
         self.link: Link | None = None
         self.default_kind = own_kind()
         self.workers = workers
-        self.gpus = Gpus(self.spec.devices)
+        self.gpus = Gpus(self.spec.devices, self.spec.shares_gpus)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
@@ -204,6 +204,23 @@ class Node:
             for lane in slot.lanes.values():
                 lane.release_idle_gpus()
 
+    def _look_at_gpus(self) -> None:
+        """Tenants of parts keep to them; and what has become of the devices since the last look is told."""
+        self.gpus.guard(self._gpu_tenants())
+        devices = self.gpus.devices
+        if devices != self.spec.devices:
+            self.spec = msgspec.structs.replace(self.spec, devices=devices)
+            self._tell_spec = True
+
+    def _gpu_tenants(self) -> list[Tenant]:
+        """Workers that have a part of a device."""
+        seats = (lane.seat for slot in self.slots for lane in slot.lanes.values())
+        return [
+            Tenant(seat, seat.process.pid, seat.process.kill)
+            for seat in seats
+            if seat is not None and seat.process is not None and seat.kind.gpu.count and seat.kind.gpu.share < 1
+        ]
+
     async def serve(self, link: Link, ended: asyncio.Event, ready: Callable[[], None] | None) -> None:
         """Take part in the pool until `ended` is set."""
         self.link = link
@@ -240,6 +257,7 @@ class Node:
             if time.monotonic() >= self._next_beat_s:
                 self.beat()
             self.outbox.resend_due()
+            self._look_at_gpus()
             for slot in self.slots:
                 slot.tick()
             self._seconds += 1
@@ -394,7 +412,7 @@ class Node:
 
     def gpu_uuids(self, lane: Lane) -> tuple[str, ...]:
         """The GPUs that the lane's worker has."""
-        return self.gpus.uuids_of(lane.seat) if lane.seat is not None else ()
+        return self.gpus.uuids(lane.seat) if lane.seat is not None else ()
 
     # ------------------------------------------------------------ the end
 
@@ -418,6 +436,7 @@ class Node:
         await self.jobs.close()
         await self.environments.close()
         await self.outbox.close()
+        await self.gpus.close()
         if self.link is not None:
             await self.link.close()
         await self.blobs.close()

@@ -25,9 +25,9 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
     reason = f": {body['reason']}" if body["reason"] else ""
     ends = f"; it goes on in {duration_words(body['paused_for_s'])}" if body["paused_for_s"] else ""
     lines = [title, f"  state     {state}{reason} (for {since}){ends}"]
-    lines.append(
-        f"  slots     {body['busy_slots']} of {body['slots']} busy; {count_words(body['tasks_done'])} tasks done"
-    )
+    lost = f", {duration_words(body['wasted_s'])} of work lost to pauses" if body["wasted_s"] else ""
+    done = f"{count_words(body['tasks_done'])} tasks done{lost}"
+    lines.append(f"  slots     {body['busy_slots']} of {body['slots']} busy; {done}")
     for job in body["jobs"]:
         gpus = f", {job['gpus']} GPU" if job["gpus"] else ""
         lines.append(

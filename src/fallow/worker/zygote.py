@@ -141,6 +141,10 @@ def _become_worker(order: orders.Spawn, descriptors: list[int], parent: int) -> 
         os.closerange(low, high)
     set_threads(order.cpu)
     os.environ.update(order.environment)
+    if "FALLOW_GPU_SHARE" in order.environment:
+        from fallow.worker.gpu_share import keep_to_share
+
+        keep_to_share()
     sys.path[:0] = order.sys_path
     if order.cwd:
         os.makedirs(order.cwd, exist_ok=True)

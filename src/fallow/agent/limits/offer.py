@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from fallow.agent.devices.found import lent
 from fallow.core.duty import slots_of_share
 from fallow.model.lending import LendingSettings
-from fallow.model.node import Device, NodeSpec
+from fallow.model.node import NodeSpec
 from fallow.sandbox.protocol import Limits
 
 
@@ -16,21 +17,13 @@ def lent_slots(settings: LendingSettings, cpu_count: int, asked: int = 0) -> int
     return slots_of_share(settings.share.cpu_share, cpu_count, asked or settings.share.slots or cpu_count)
 
 
-def lent_devices(settings: LendingSettings, devices: tuple[Device, ...]) -> tuple[Device, ...]:
-    """The GPUs that are lent."""
-    if not settings.gpu.lend:
-        return ()
-    models = [model.lower() for model in settings.gpu.models]
-    return tuple(one for one in devices if not models or any(model in one.model.lower() for model in models))
-
-
 def lent_spec(spec: NodeSpec, settings: LendingSettings) -> NodeSpec:
     """The node as it offers itself."""
     share = settings.share
     memory = min(spec.memory_bytes, share.memory_bytes) if share.memory_bytes else spec.memory_bytes
     disk = min(spec.disk_free_bytes, share.disk_bytes) if share.disk_bytes else spec.disk_free_bytes
     return msgspec.structs.replace(
-        spec, memory_bytes=memory, disk_free_bytes=disk, devices=lent_devices(settings, spec.devices)
+        spec, memory_bytes=memory, disk_free_bytes=disk, devices=lent(spec.devices, settings.gpu)
     )
 
 
