@@ -18,8 +18,8 @@ import msgspec
 import fallow
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
-from fallow.agent.environments import Environments
 from fallow.agent.devices.gpus import Gpus, Tenant
+from fallow.agent.environments import Environments
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
 from fallow.agent.logs import LogSender

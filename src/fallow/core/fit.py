@@ -17,7 +17,7 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
     if need.cpu > node.slots:
         return f"needs {need.cpu} CPUs, and {node.name} lends {node.slots}"
     if need.memory_bytes > node.memory_bytes:
-        return f"needs {need.memory_bytes / 1e9:.3g} GB of memory, and {node.name} has {node.memory_bytes / 1e9:.3g} GB"
+        return f"needs {_size(need.memory_bytes)} of memory, and {node.name} has {_size(node.memory_bytes)}"
     if need.gpu.count:
         if not room(node.devices, need.gpu, node.shares_gpus):
             return f"needs {_need_words(need.gpu)}, and {node.name} has {_device_words(node.devices)}"
@@ -49,3 +49,8 @@ def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:
     shown = "; ".join(reason for reason in reasons[:3] if reason)
     more = f"; and {len(reasons) - 3} nodes more" if len(reasons) > 3 else ""
     return f"no node of this pool can run {spec.name!r}: it {shown}{more}"
+
+
+def _size(size: int) -> str:
+    """'25.3 GB', '900 TB'."""
+    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
