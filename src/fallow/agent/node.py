@@ -66,6 +66,8 @@ REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
 HOUSEKEEPING_AFTER_S = 3.0
 SWEEP_EVERY_S = 30
+MEASURE_EVERY_S = 3600.0
+MEASURE_WAIT_S = 10.0
 
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
@@ -317,6 +319,21 @@ class Node:
                 pythons=(own_python(), *sorted(found)),
                 disk_free_bytes=disk_free_bytes(self._home),
             )
+            self._tell_spec = True
+        while True:
+            await self._measure()
+            await asyncio.sleep(MEASURE_EVERY_S)
+
+    async def _measure(self) -> None:
+        """Measure this machine once nothing runs on it; what was measured of late counts."""
+        from fallow.agent.devices.benchmark import kept_scores, measured
+
+        while kept_scores(self._home, self.spec, time.time()) is None and any(slot.is_busy for slot in self.slots):
+            await asyncio.sleep(MEASURE_WAIT_S)
+        scores = await measured(self._home, self.spec)
+        if scores is not None and scores.speed != self.spec.speed:
+            self.gpus.set_speeds(scores.gpus)
+            self.spec = msgspec.structs.replace(self.spec, speed=scores.speed, devices=self.gpus.devices)
             self._tell_spec = True
 
     # ------------------------------------------------------------ messages

@@ -6,6 +6,7 @@ is decided once for a class and a kind of demand, and free nodes are found in bu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from msgspec.structs import replace
@@ -130,9 +131,19 @@ class PlannedNode:
 
 
 class NodeClass:
-    """Nodes with the same slots, Pythons and devices, and nearly the same memory (within an eighth)."""
+    """Nodes with the same slots, Pythons and devices, and nearly the same speed and memory (within an eighth)."""
 
-    __slots__ = ("buckets", "device_count", "key", "memory_floor", "node_count", "slots", "spec")
+    __slots__ = (
+        "_gpu_speed",
+        "_speed",
+        "buckets",
+        "device_count",
+        "key",
+        "memory_floor",
+        "node_count",
+        "slots",
+        "spec",
+    )
 
     def __init__(self, key: tuple[object, ...], spec: NodeSpec, floor: int, ceiling: int) -> None:
         self.key = key
@@ -140,6 +151,8 @@ class NodeClass:
         self.memory_floor = floor
         self.slots = spec.slots
         self.device_count = len(spec.devices)
+        self._speed = speed_step(spec.speed)
+        self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
         self.node_count = 0
         """Open ones."""
         self.buckets: list[list[dict[PlannedNode, None]]] = [
@@ -150,6 +163,10 @@ class NodeClass:
     def groups_per_node(self, job: PlannedJob) -> int:
         most = self.slots // job.cpu
         return min(most, room(self.spec.devices, job.gpu, self.spec.shares_gpus)) if job.gpus else most
+
+    def speed(self, job: PlannedJob) -> int:
+        """How fast it is at what the job needs, in steps."""
+        return self._gpu_speed if job.gpus else self._speed
 
     def fits(self, job: PlannedJob) -> bool:
         """Whether at least some nodes of the class could run it; see `always`."""
@@ -181,11 +198,20 @@ class NodeClass:
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, devices, bounds of memory): nodes with equal keys are of one class."""
+    """(slots, Pythons, devices, speed, bounds of memory): nodes with equal keys are of one class."""
     shift = max(0, spec.memory_bytes.bit_length() - 3)
     low = (spec.memory_bytes >> shift) << shift
-    devices = (spec.shares_gpus, *((d.model, d.memory_bytes, d.fault) for d in spec.devices)) if spec.devices else ()
-    return spec.slots, spec.pythons, devices, low, low + (1 << shift) - 1
+    devices = (
+        (spec.shares_gpus, *((d.model, d.memory_bytes, d.fault, speed_step(d.speed)) for d in spec.devices))
+        if spec.devices
+        else ()
+    )
+    return spec.slots, spec.pythons, devices, speed_step(spec.speed), low, low + (1 << shift) - 1
+
+
+def speed_step(speed: float) -> int:
+    """Speeds within some 40 % of each other are alike; one that was not measured counts as the reference's."""
+    return round(2 * math.log2(speed)) if speed > 0 else 0
 
 
 def allowed(job: PlannedJob, node: PlannedNode) -> bool:

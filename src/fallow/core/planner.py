@@ -208,7 +208,7 @@ class Planner(Books):
         taken = 0
         passed: set[NodeClass] = set()
         while taken < count:
-            best: tuple[bool, int, NodeClass, dict[PlannedNode, None]] | None = None
+            best: tuple[bool, int, int, NodeClass, dict[PlannedNode, None]] | None = None
             for kind in self._fits(job):
                 if kind in passed or (best is not None and kind.device_count and not job.gpus and best[0]):
                     continue
@@ -216,13 +216,15 @@ class Planner(Books):
                 if found is not None:
                     # Jobs that need no GPU leave the nodes that have some to others while they can.
                     plain = bool(job.gpus) or not kind.device_count
-                    if best is None or (plain, found[0]) > (best[0], best[1]):
-                        best = (plain, found[0], kind, found[1])
+                    # Of those, the fastest; of those, the emptiest.
+                    rank = plain, kind.speed(job), found[0]
+                    if best is None or rank > best[:3]:
+                        best = (*rank, kind, found[1])
             if best is None:
                 if job.is_plain:
                     self._none_free[job.need] = self._releases
                 return taken
-            _, _, kind, bucket = best
+            _, _, _, kind, bucket = best
             got = self._take_bucket(job, kind, bucket, count - taken)
             if not got:
                 got = self._take_anywhere(job, kind, count - taken)

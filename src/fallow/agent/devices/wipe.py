@@ -7,12 +7,12 @@ and prints how much. It is a program of its own, since a process that has used C
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import subprocess
 import sys
 
+from fallow.agent.devices.cuda import Cuda, CudaError, Pointer
 from fallow.core.gpu_memory import not_wiped
 
 TIMEOUT_S = 60.0
@@ -57,59 +57,11 @@ def read_outcome(status: int | None, out: bytes) -> str:
         return f"the program that overwrites its memory ended with status {status}"
 
 
-class CudaError(Exception):
-    """The driver refused a call."""
-
-
-class Cuda:
-    """The driver's interface, for the first visible device. Raises CudaError."""
-
-    def __init__(self) -> None:
-        try:
-            self._library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        except OSError as error:
-            raise CudaError(f"the CUDA driver is not found ({error})") from error
-        self._device = ctypes.c_int()
-        self._context = ctypes.c_void_p()
-        self.call("cuInit", ctypes.c_uint(0))
-        self.call("cuDeviceGet", ctypes.byref(self._device), ctypes.c_int(0))
-        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
-        self.call("cuCtxSetCurrent", self._context)
-
-    def call(self, name: str, *arguments: object) -> None:
-        status = self.status(name, *arguments)
-        if status:
-            raise CudaError(f"{name} answered {status}")
-
-    def status(self, name: str, *arguments: object) -> int:
-        return int(getattr(self._library, name)(*arguments))
-
-    def memory(self) -> tuple[int, int]:
-        """(free, total) bytes."""
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-        return free.value, total.value
-
-    def allocate(self, size: int) -> ctypes.c_uint64 | None:
-        """Memory of the device; None where there is not so much in one piece."""
-        pointer = ctypes.c_uint64()
-        return pointer if self.status("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size)) == 0 else None
-
-    def zero(self, pointer: ctypes.c_uint64, size: int) -> None:
-        self.call("cuMemsetD8_v2", pointer, ctypes.c_ubyte(0), ctypes.c_size_t(size))
-
-    def synchronise(self) -> None:
-        self.call("cuCtxSynchronize")
-
-    def free(self, pointer: ctypes.c_uint64) -> None:
-        self.call("cuMemFree_v2", pointer)
-
-
 def wipe_visible() -> tuple[int, int]:
     """(bytes overwritten, bytes that were free): takes all free memory in pieces as large as can be had."""
     cuda = Cuda()
     free, _ = cuda.memory()
-    held: list[ctypes.c_uint64] = []
+    held: list[Pointer] = []
     wiped = 0
     chunk = max(LEAST_CHUNK, free // LEAST_CHUNK * LEAST_CHUNK)
     while chunk >= LEAST_CHUNK:
