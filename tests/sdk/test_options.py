@@ -39,13 +39,41 @@ def test_sizes_refused(text: str) -> None:
         ("24GB:2", GpuSpec(count=2, min_memory_bytes=24 * 1000**3)),
         ("H100:8", GpuSpec(count=8, models=("H100",))),
         (["A100", "H100"], GpuSpec(count=1, models=("A100", "H100"))),
+        (0.25, GpuSpec(count=1, share=0.25)),
+        (2.0, GpuSpec(count=2)),
+        ("A100:0.5", GpuSpec(count=1, models=("A100",), share=0.5)),
+        ("24GB:0.5", GpuSpec(count=1, min_memory_bytes=24 * 1000**3, share=0.5)),
+        (["A100:0.5", "H100:0.5"], GpuSpec(count=1, models=("A100", "H100"), share=0.5)),
     ],
 )
 def test_gpus(value: object, spec: GpuSpec) -> None:
     assert read_gpu(value) == spec  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0, True, "", "H100:x", [], ["H100:2", "A100:1"], ["24GB", "H100"], [1], "H100:0"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        True,
+        "",
+        "H100:x",
+        [],
+        ["H100:2", "A100:1"],
+        ["24GB", "H100"],
+        [1],
+        "H100:0",
+        1.5,
+        0.01,
+        -0.5,
+        float("nan"),
+        float("inf"),
+        "A100:1.5",
+        "A100:.5",
+        ["A100:0.5", "H100"],
+        b"A100",
+        object(),
+    ],
+)
 def test_gpus_refused(value: object) -> None:
     with pytest.raises(SettingError, match="gpu"):
         read_gpu(value)  # type: ignore[arg-type]

@@ -139,11 +139,11 @@ class Lane:
         """Variables that show the worker the devices that its job asked for; waits until they are free."""
         gpus = self.slot.node.gpus
         if not seat.kind.gpu.count:
-            return gpus.environment(())
+            return gpus.environment((), seat.kind.gpu)
         while (numbers := gpus.take(seat, seat.kind.gpu)) is None:
             self.slot.node.free_gpus()
             await asyncio.sleep(GPU_AGAIN_S)
-        return gpus.environment(numbers)
+        return gpus.environment(numbers, seat.kind.gpu)
 
     def release_idle_gpus(self) -> None:
         """Let a worker go that keeps devices for a job that the slot does not work for any more."""
@@ -233,6 +233,7 @@ class Lane:
             token = held.token
         if death.kind == "preempted":
             if held is not None:
+                self.slot.node.wasted_s += lost_s
                 self.slot.perform(self.slot.machine.preempted(self.index, held.token, lost_s, time.monotonic()))
             self._warm_up()
             return

@@ -18,8 +18,8 @@ import msgspec
 import fallow
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
+from fallow.agent.devices.gpus import Gpus, Tenant
 from fallow.agent.environments import Environments
-from fallow.agent.gpus import Gpus
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link
 from fallow.agent.logs import LogSender
@@ -52,6 +52,9 @@ from fallow.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from fallow.agent.lane import Lane
+    from fallow.model.lending import LendingSettings
+    from fallow.model.node import NodeSpec
     from fallow.wire.connection import Connection
 
 log = logging.getLogger("fallow.agent")
@@ -63,6 +66,8 @@ REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
 HOUSEKEEPING_AFTER_S = 3.0
 SWEEP_EVERY_S = 30
+MEASURE_EVERY_S = 3600.0
+MEASURE_WAIT_S = 10.0
 
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
@@ -72,18 +77,30 @@ class Node:
     """One agent. `start_workers` before `serve`: workers warm up while the connection is made."""
 
     def __init__(
-        self, node_id: NodeId, name: str, slots: int, home: Path, scratch: Path, workers: Workers, embedded: bool
+        self,
+        node_id: NodeId,
+        name: str,
+        slots: int,
+        home: Path,
+        scratch: Path,
+        workers: Workers,
+        embedded: bool,
+        lending: LendingSettings | None = None,
     ) -> None:
         self.node_id = node_id
         self.name = name
         self.session = new_id("run", os.urandom)
         self.embedded = embedded
         self.spec = probe_node(self.node_id, name, slots, home, fallow.__version__)
+        if lending is not None:
+            from fallow.agent.limits.offer import lent_spec
+
+            self.spec = lent_spec(self.spec, lending)
         self.scratch = scratch
         self.link: Link | None = None
         self.default_kind = own_kind()
         self.workers = workers
-        self.gpus = Gpus(self.spec.devices)
+        self.gpus = Gpus(self.spec.devices, self.spec.shares_gpus)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
@@ -108,7 +125,12 @@ class Node:
         self._acknowledged_s = time.monotonic()
         self._coordinator_epoch = 0
         self._drained_by_operator = False
+        self._drained_by_owner = False
         self._ending = False
+        self.tasks_done = 0
+        """Handed in since the agent began."""
+        self.wasted_s = 0.0
+        """Run time of tasks that was lost to preemption."""
 
     # ------------------------------------------------------------ sending
 
@@ -184,6 +206,23 @@ class Node:
             for lane in slot.lanes.values():
                 lane.release_idle_gpus()
 
+    def _look_at_gpus(self) -> None:
+        """Tenants of parts keep to them; and what has become of the devices since the last look is told."""
+        self.gpus.guard(self._gpu_tenants())
+        devices = self.gpus.devices
+        if devices != self.spec.devices:
+            self.spec = msgspec.structs.replace(self.spec, devices=devices)
+            self._tell_spec = True
+
+    def _gpu_tenants(self) -> list[Tenant]:
+        """Workers that have a part of a device."""
+        seats = (lane.seat for slot in self.slots for lane in slot.lanes.values())
+        return [
+            Tenant(seat, seat.process.pid, seat.process.kill)
+            for seat in seats
+            if seat is not None and seat.process is not None and seat.kind.gpu.count and seat.kind.gpu.share < 1
+        ]
+
     async def serve(self, link: Link, ended: asyncio.Event, ready: Callable[[], None] | None) -> None:
         """Take part in the pool until `ended` is set."""
         self.link = link
@@ -220,6 +259,7 @@ class Node:
             if time.monotonic() >= self._next_beat_s:
                 self.beat()
             self.outbox.resend_due()
+            self._look_at_gpus()
             for slot in self.slots:
                 slot.tick()
             self._seconds += 1
@@ -243,7 +283,7 @@ class Node:
             busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
-            draining=self._drained_by_operator or self._ending,
+            draining=self._drained_by_operator or self._drained_by_owner or self._ending,
             spec=spec,
             interval_s=self._beat_interval_s,
             paused=self.paused,
@@ -279,6 +319,21 @@ class Node:
                 pythons=(own_python(), *sorted(found)),
                 disk_free_bytes=disk_free_bytes(self._home),
             )
+            self._tell_spec = True
+        while True:
+            await self._measure()
+            await asyncio.sleep(MEASURE_EVERY_S)
+
+    async def _measure(self) -> None:
+        """Measure this machine once nothing runs on it; what was measured of late counts."""
+        from fallow.agent.devices.benchmark import kept_scores, measured
+
+        while kept_scores(self._home, self.spec, time.time()) is None and any(slot.is_busy for slot in self.slots):
+            await asyncio.sleep(MEASURE_WAIT_S)
+        scores = await measured(self._home, self.spec)
+        if scores is not None and scores.speed != self.spec.speed:
+            self.gpus.set_speeds(scores.gpus)
+            self.spec = msgspec.structs.replace(self.spec, speed=scores.speed, devices=self.gpus.devices)
             self._tell_spec = True
 
     # ------------------------------------------------------------ messages
@@ -339,7 +394,7 @@ class Node:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
             for slot in self.slots:
-                slot.drain(message.drain or self._ending)
+                slot.drain(message.drain or self._drained_by_owner or self._ending)
         if message.want_spec and not self._tell_spec:
             self._tell_spec = True
             self.beat()
@@ -356,6 +411,25 @@ class Node:
         self.outbox.resend_all()
         for slot in self.slots:
             slot.pull_again()
+
+    # ------------------------------------------------------------ the owner of the machine
+
+    def drain_by_owner(self, on: bool) -> None:
+        """Finish what runs and take no more, or take work again."""
+        self._drained_by_owner = on
+        for slot in self.slots:
+            slot.drain(on or self._drained_by_operator or self._ending)
+        self.beat()
+
+    def offer(self, spec: NodeSpec) -> None:
+        """Tell the pool what this node offers from now on."""
+        if spec != self.spec:
+            self.spec = spec
+            self._tell_spec = True
+
+    def gpu_uuids(self, lane: Lane) -> tuple[str, ...]:
+        """The GPUs that the lane's worker has."""
+        return self.gpus.uuids(lane.seat) if lane.seat is not None else ()
 
     # ------------------------------------------------------------ the end
 
@@ -379,6 +453,7 @@ class Node:
         await self.jobs.close()
         await self.environments.close()
         await self.outbox.close()
+        await self.gpus.close()
         if self.link is not None:
             await self.link.close()
         await self.blobs.close()

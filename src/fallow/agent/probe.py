@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import platform
 import re
@@ -15,8 +14,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from fallow.agent.devices.found import gpu_devices
 from fallow.model.ids import NodeId
-from fallow.model.node import Device, NodeSpec
+from fallow.model.node import NodeSpec
 
 CGROUP = Path("/sys/fs/cgroup")
 PYTHONS_LIMIT = 16
@@ -180,44 +180,3 @@ async def _uv_find(program: str, version: str) -> str | None:
                 process.kill()
     path = out.decode(errors="replace").strip()
     return path if process.returncode == 0 and path and os.access(path, os.X_OK) else None
-
-
-# ---------------------------------------------------------------- GPUs
-
-
-class _NvmlMemory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-def gpu_devices() -> tuple[Device, ...]:
-    """NVIDIA GPUs, as their management library tells; none where it cannot be loaded."""
-    library = _load_nvml()
-    if library is None or library.nvmlInit_v2() != 0:
-        return ()
-    try:
-        count = ctypes.c_uint(0)
-        if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return ()
-        return tuple(device for at in range(count.value) if (device := _nvml_device(library, at)) is not None)
-    finally:
-        library.nvmlShutdown()
-
-
-def _load_nvml() -> ctypes.CDLL | None:
-    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
-    try:
-        return ctypes.CDLL(name)
-    except OSError:
-        return None
-
-
-def _nvml_device(library: ctypes.CDLL, at: int) -> Device | None:
-    handle = ctypes.c_void_p()
-    if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(at), ctypes.byref(handle)) != 0:
-        return None
-    text = ctypes.create_string_buffer(96)
-    model = text.value.decode() if library.nvmlDeviceGetName(handle, text, 96) == 0 else "GPU"
-    uuid = text.value.decode() if library.nvmlDeviceGetUUID(handle, text, 96) == 0 else ""
-    memory = _NvmlMemory()
-    total = memory.total if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0 else 0
-    return Device("gpu", model, int(total), uuid)

@@ -106,7 +106,7 @@ def cancel_jobs(texts: list[str], reason: str, as_json: bool) -> int:
             print(f"fallow: {outcome[1]}", file=sys.stderr)
         elif not as_json:
             _, job, was_active = outcome
-            verb = "cancelled" if was_active else f"was {job.state} already"
+            verb = "cancelled" if was_active else f"has ended already ({job.state})"
             print(f"{job.job_id} ({job.name}) {verb}; {tasks_words(job)} tasks done.")
     if as_json:
         print_json([as_plain(outcome[1]) for outcome in outcomes if len(outcome) == 3])
@@ -166,7 +166,7 @@ def show_nodes(all_nodes: bool, as_json: bool) -> None:
     rows = []
     for node in shown:
         spec = node.spec
-        gpus = ", ".join(device.model for device in spec.devices)
+        gpus = ", ".join(f"{device.model} (out)" if device.fault else device.model for device in spec.devices)
         rows.append(
             (
                 spec.name,
@@ -178,10 +178,11 @@ def show_nodes(all_nodes: bool, as_json: bool) -> None:
                 count_words(node.tasks_done),
                 " ".join(spec.pythons),
                 gpus or "-",
+                f"{spec.speed:.2f}" if spec.speed else "-",
                 duration_words(time.time() - node.seen_unix_s) + " ago",
             )
         )
-    columns = ("NAME", "NODE", "STATE", "BUSY", "LOAD", "MEMORY", "TASKS", "PYTHON", "GPU", "SEEN")
+    columns = ("NAME", "NODE", "STATE", "BUSY", "LOAD", "MEMORY", "TASKS", "PYTHON", "GPU", "SPEED", "SEEN")
     print_table(columns, rows, "no nodes. On a machine that shall work for this pool: `fallow join TOKEN@HOST:PORT`.")
 
 

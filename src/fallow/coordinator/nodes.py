@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
+from fallow.core.capability import implausible
 from fallow.core.matching import NodeView
 from fallow.core.presence import LEAST_INTERVAL_S, beat_interval_s, lost_after_s
 from fallow.model.ids import JobId, NodeId, SlotKey
@@ -36,11 +39,29 @@ class NodeEntry:
     load: float = 0.0
     memory_used_bytes: int = 0
     lease_count: int = 0
+    judged_speed: float = 0.0
+    """What its tasks show, where that is far from what it claims; 0: its claim stands."""
     interval_s: float = LEAST_INTERVAL_S
     """How often it says that it beats."""
     paused: str = ""
     """Why its owner lets nothing run on it now."""
     wasted_s: float = 0.0
+
+    def judged_spec(self) -> NodeSpec:
+        """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
+        speed = self.judged_speed or self.spec.speed
+        devices = self.spec.devices
+        if any(device.speed and implausible(device) for device in devices):
+            devices = tuple(replace(d, fault=implausible(d)) if implausible(d) and not d.fault else d for d in devices)
+        if speed == self.spec.speed and devices is self.spec.devices:
+            return self.spec
+        return replace(self.spec, speed=speed, devices=devices)
+
+    def judgement(self) -> str:
+        """Why its speed is not the one that it claims; '' where it is."""
+        if not self.judged_speed:
+            return ""
+        return f"claims a speed of {self.spec.speed:.3g}; its tasks show {self.judged_speed:.3g}"
 
 
 class NodeRegistry:
@@ -76,6 +97,7 @@ class NodeRegistry:
                 fresh.drain_wanted = entry.drain_wanted
                 fresh.tasks_done = entry.tasks_done
                 fresh.wasted_s = entry.wasted_s
+                fresh.judged_speed = entry.judged_speed
                 if entry.session == beat.session:
                     fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
             entry = self.entries[beat.node_id] = fresh
@@ -152,7 +174,7 @@ class NodeRegistry:
         """For the matcher: the nodes that are here."""
         return [
             NodeView(
-                entry.spec,
+                entry.judged_spec(),
                 entry.assigned,
                 entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused,
             )
@@ -161,7 +183,7 @@ class NodeRegistry:
         ]
 
     def alive_specs(self) -> list[NodeSpec]:
-        return [entry.spec for entry in self.entries.values() if entry.state is NodeState.ALIVE]
+        return [entry.judged_spec() for entry in self.entries.values() if entry.state is NodeState.ALIVE]
 
     def assign(self, changes: Iterable[tuple[SlotKey, JobId | None]], now: float) -> None:
         for key, job_id in changes:
@@ -220,9 +242,9 @@ class NodeRegistry:
                     jobs[job_id] = jobs.get(job_id, 0) + 1
             infos.append(
                 NodeInfo(
-                    spec=entry.spec,
+                    spec=entry.judged_spec(),
                     state="draining" if entry.drain_wanted and not gone else str(entry.state),
-                    reason=entry.reason if gone or entry.state is NodeState.DRAINING else "",
+                    reason=entry.reason if gone or entry.state is NodeState.DRAINING else entry.judgement(),
                     seen_unix_s=entry.seen_unix_s,
                     busy_slots=0 if gone else min(entry.lease_count, entry.spec.slots),
                     jobs=jobs,

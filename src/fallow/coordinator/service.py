@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
+from fallow.coordinator.capability import Capability
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.job_logs import JobLogs
@@ -88,7 +89,8 @@ class Service:
         self.logs = JobLogs(context)
         self.peers = Peers(context)
         self.matcher = Matcher(context, self.directory, self.peers)
-        self.submission = Submission(context, self.directory, self._subscribe_job)
+        self.capability = Capability(context, self.directory)
+        self.submission = Submission(context, self.directory, self._subscribe_job, self._unsubscribe_job)
         self.directory.on_loaded = self._subscribe_job
         context.kick_matcher = self.matcher.kick
         context.nodes.spec_of = self.directory.spec_of
@@ -385,6 +387,7 @@ class Service:
                 owned.perform(owned.progress.cancel(reason, "client_silent"))
         self.logs.flush()
         self.matcher.tick(now)
+        self.capability.tick(now)
         self.peers.tick(now)
         if self.context.session.shared and now - self._last_pass >= TAKE_OVER_S:
             self._last_pass = now

@@ -146,8 +146,10 @@ class Books:
         node.free_count -= width
         self._free_slots -= width
         job.count += len(starts)
-        if job.gpus:
-            node.gpus_free = max(0, node.gpus_free - job.gpus * len(starts))
+        if job.gpus and node.gpus is not None:
+            for slot in starts:
+                node.gpus.take(slot, job.gpu)
+            node.gpus_free = node.gpus.whole_count
         kind.insert(node)
         if job.demand.spec.max_nodes:
             job.nodes[node] = job.nodes.get(node, 0) + len(starts)
@@ -161,9 +163,9 @@ class Books:
         node.heads[slot] = None
         node.free |= ((1 << job.cpu) - 1) << slot
         node.free_count += job.cpu
-        if job.gpus:
-            used = sum(other.gpus for other in node.heads if other is not None)
-            node.gpus_free = max(0, kind.device_count - used)
+        if job.gpus and node.gpus is not None:
+            node.gpus.release(slot)
+            node.gpus_free = node.gpus.whole_count
         kind.insert(node)
         self._free_slots += job.cpu
         job.count -= 1

@@ -6,10 +6,14 @@ is decided once for a class and a kind of demand, and free nodes are found in bu
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from msgspec.structs import replace
 
 from fallow.core.demand import JobDemand, NodeView
 from fallow.core.fit import misfit
+from fallow.core.gpus import GpuBook, room
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import GpuSpec
 from fallow.model.node import NodeSpec
@@ -25,14 +29,30 @@ Need = tuple[str, int, int, GpuSpec]
 class PlannedJob:
     """A job as the planner keeps it: its demand, and the heads of the groups of slots that it has."""
 
-    __slots__ = ("count", "cpu", "demand", "gpus", "held", "is_plain", "job_id", "need", "nodes", "share")
+    __slots__ = (
+        "count",
+        "cpu",
+        "demand",
+        "gpu",
+        "gpus",
+        "held",
+        "is_plain",
+        "job_id",
+        "need",
+        "nodes",
+        "share",
+        "whole_gpus",
+    )
 
     def __init__(self, demand: JobDemand) -> None:
         spec = demand.spec
         self.demand = demand
         self.job_id = spec.job_id
         self.cpu = spec.resources.cpu
-        self.gpus = spec.resources.gpu.count
+        self.gpu = spec.resources.gpu
+        self.gpus = self.gpu.count
+        """Devices that a group needs, whole ones or a part of one."""
+        self.whole_gpus = self.gpus if self.gpu.share >= 1 else 0
         self.need: Need = (spec.env.python, self.cpu, spec.resources.memory_bytes, spec.resources.gpu)
         self.is_plain = not demand.refused and not spec.max_nodes
         """All nodes of a class are the same to it."""
@@ -50,6 +70,7 @@ class PlannedNode:
         "before",
         "free",
         "free_count",
+        "gpus",
         "gpus_free",
         "heads",
         "is_open",
@@ -68,7 +89,10 @@ class PlannedNode:
         self.memory_bytes = spec.memory_bytes
         self.free = (1 << spec.slots) - 1
         self.free_count = spec.slots
+        self.gpus = GpuBook(spec.devices, spec.shares_gpus) if spec.devices else None
+        """Whose devices are whose, by the first slot of the group."""
         self.gpus_free = kind.device_count
+        """Devices that nobody has any of."""
         self.heads: list[PlannedJob | None] = [None] * spec.slots
         """The job of each slot that begins a group."""
         self.before: list[JobId | None] | None = None
@@ -90,6 +114,12 @@ class PlannedNode:
                 mask &= mask - 1
         return starts
 
+    def gpu_room(self, job: PlannedJob, most: int, without: Iterable[int] = ()) -> int:
+        """For how many groups of the job there are GPUs, at most `most`, once the groups at `without` are gone."""
+        if not job.gpus:
+            return most
+        return self.gpus.room(job.gpu, most, without) if self.gpus is not None else 0
+
     def _singles(self) -> list[int]:
         mask = self.free
         starts = []
@@ -101,9 +131,19 @@ class PlannedNode:
 
 
 class NodeClass:
-    """Nodes with the same slots, Pythons and devices, and nearly the same memory (within an eighth)."""
+    """Nodes with the same slots, Pythons and devices, and nearly the same speed and memory (within an eighth)."""
 
-    __slots__ = ("buckets", "device_count", "key", "memory_floor", "node_count", "slots", "spec")
+    __slots__ = (
+        "_gpu_speed",
+        "_speed",
+        "buckets",
+        "device_count",
+        "key",
+        "memory_floor",
+        "node_count",
+        "slots",
+        "spec",
+    )
 
     def __init__(self, key: tuple[object, ...], spec: NodeSpec, floor: int, ceiling: int) -> None:
         self.key = key
@@ -111,6 +151,8 @@ class NodeClass:
         self.memory_floor = floor
         self.slots = spec.slots
         self.device_count = len(spec.devices)
+        self._speed = speed_step(spec.speed)
+        self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
         self.node_count = 0
         """Open ones."""
         self.buckets: list[list[dict[PlannedNode, None]]] = [
@@ -118,9 +160,13 @@ class NodeClass:
         ]
         """By free GPUs, then by free slots; dicts serve as sets that keep their order."""
 
-    def groups_per_node(self, cpu: int, gpus: int) -> int:
-        most = self.slots // cpu
-        return min(most, self.device_count // gpus) if gpus else most
+    def groups_per_node(self, job: PlannedJob) -> int:
+        most = self.slots // job.cpu
+        return min(most, room(self.spec.devices, job.gpu, self.spec.shares_gpus)) if job.gpus else most
+
+    def speed(self, job: PlannedJob) -> int:
+        """How fast it is at what the job needs, in steps."""
+        return self._gpu_speed if job.gpus else self._speed
 
     def fits(self, job: PlannedJob) -> bool:
         """Whether at least some nodes of the class could run it; see `always`."""
@@ -152,11 +198,20 @@ class NodeClass:
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, devices, bounds of memory): nodes with equal keys are of one class."""
+    """(slots, Pythons, devices, speed, bounds of memory): nodes with equal keys are of one class."""
     shift = max(0, spec.memory_bytes.bit_length() - 3)
     low = (spec.memory_bytes >> shift) << shift
-    devices = tuple((d.model, d.memory_bytes) for d in spec.devices) if spec.devices else ()
-    return spec.slots, spec.pythons, devices, low, low + (1 << shift) - 1
+    devices = (
+        (spec.shares_gpus, *((d.model, d.memory_bytes, d.fault, speed_step(d.speed)) for d in spec.devices))
+        if spec.devices
+        else ()
+    )
+    return spec.slots, spec.pythons, devices, speed_step(spec.speed), low, low + (1 << shift) - 1
+
+
+def speed_step(speed: float) -> int:
+    """Speeds within some 40 % of each other are alike; one that was not measured counts as the reference's."""
+    return round(2 * math.log2(speed)) if speed > 0 else 0
 
 
 def allowed(job: PlannedJob, node: PlannedNode) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fallow.model.job import JobSpec
-from fallow.model.node import NodeSpec
+from fallow.core.gpus import room
+from fallow.model.job import GpuSpec, JobSpec
+from fallow.model.node import Device, NodeSpec
 
 
 def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
@@ -16,20 +17,28 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
     if need.cpu > node.slots:
         return f"needs {need.cpu} CPUs, and {node.name} lends {node.slots}"
     if need.memory_bytes > node.memory_bytes:
-        return f"needs {need.memory_bytes / 1e9:.3g} GB of memory, and {node.name} has {node.memory_bytes / 1e9:.3g} GB"
+        return f"needs {_size(need.memory_bytes)} of memory, and {node.name} has {_size(node.memory_bytes)}"
     if need.gpu.count:
-        fitting = [
-            device
-            for device in node.devices
-            if device.memory_bytes >= need.gpu.min_memory_bytes
-            and (not need.gpu.models or any(m.lower() in device.model.lower() for m in need.gpu.models))
-        ]
-        if len(fitting) < need.gpu.count:
-            kinds = ", ".join(f"{d.model} ({d.memory_bytes / 1e9:.3g} GB)" for d in node.devices) or "no GPU"
-            wanted = " or ".join(need.gpu.models) or "any model"
-            least = f" with {need.gpu.min_memory_bytes / 1e9:.3g} GB" if need.gpu.min_memory_bytes else ""
-            return f"needs {need.gpu.count} GPU of {wanted}{least}, and {node.name} has {kinds}"
+        if not room(node.devices, need.gpu, node.shares_gpus):
+            return f"needs {_need_words(need.gpu)}, and {node.name} has {_device_words(node.devices)}"
     return None
+
+
+def _need_words(need: GpuSpec) -> str:
+    count = f"{need.count} GPU" if need.share >= 1 else f"{need.share:.3g} of a GPU"
+    wanted = " or ".join(need.models) or "any model"
+    least = f" with {need.min_memory_bytes / 1e9:.3g} GB" if need.min_memory_bytes else ""
+    return f"{count} of {wanted}{least}"
+
+
+def _device_words(devices: Sequence[Device]) -> str:
+    return (
+        ", ".join(
+            f"{device.model} ({device.memory_bytes / 1e9:.3g} GB{', out: ' + device.fault if device.fault else ''})"
+            for device in devices
+        )
+        or "no GPU"
+    )
 
 
 def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:
@@ -40,3 +49,8 @@ def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:
     shown = "; ".join(reason for reason in reasons[:3] if reason)
     more = f"; and {len(reasons) - 3} nodes more" if len(reasons) > 3 else ""
     return f"no node of this pool can run {spec.name!r}: it {shown}{more}"
+
+
+def _size(size: int) -> str:
+    """'25.3 GB', '900 TB'."""
+    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"

@@ -78,9 +78,7 @@ class Planner(Books):
             want = max(0, job.demand.want)
             if want:
                 if job.need not in room:
-                    room[job.need] = sum(
-                        kind.node_count * kind.groups_per_node(job.cpu, job.gpus) for kind in self._fits(job)
-                    )
+                    room[job.need] = sum(kind.node_count * kind.groups_per_node(job) for kind in self._fits(job))
                 want = min(want, room[job.need])
                 most = job.demand.spec.max_nodes
                 if most:
@@ -210,21 +208,23 @@ class Planner(Books):
         taken = 0
         passed: set[NodeClass] = set()
         while taken < count:
-            best: tuple[bool, int, NodeClass, dict[PlannedNode, None]] | None = None
+            best: tuple[bool, int, int, NodeClass, dict[PlannedNode, None]] | None = None
             for kind in self._fits(job):
                 if kind in passed or (best is not None and kind.device_count and not job.gpus and best[0]):
                     continue
-                found = kind.fullest(job.gpus, job.cpu)
+                found = kind.fullest(job.whole_gpus, job.cpu)
                 if found is not None:
                     # Jobs that need no GPU leave the nodes that have some to others while they can.
                     plain = bool(job.gpus) or not kind.device_count
-                    if best is None or (plain, found[0]) > (best[0], best[1]):
-                        best = (plain, found[0], kind, found[1])
+                    # Of those, the fastest; of those, the emptiest.
+                    rank = plain, kind.speed(job), found[0]
+                    if best is None or rank > best[:3]:
+                        best = (*rank, kind, found[1])
             if best is None:
                 if job.is_plain:
                     self._none_free[job.need] = self._releases
                 return taken
-            _, _, kind, bucket = best
+            _, _, _, kind, bucket = best
             got = self._take_bucket(job, kind, bucket, count - taken)
             if not got:
                 got = self._take_anywhere(job, kind, count - taken)
@@ -246,7 +246,7 @@ class Planner(Books):
                 continue
             groups = node.free_groups(job.cpu)[: min(each, count - taken)]
             if job.gpus:
-                groups = groups[: node.gpus_free // job.gpus]
+                groups = groups[: node.gpu_room(job, len(groups))]
             if groups:
                 chosen.append((node, groups))
                 taken += len(groups)
@@ -259,7 +259,7 @@ class Planner(Books):
     def _take_anywhere(self, job: PlannedJob, kind: NodeClass, count: int) -> int:
         """The fullest bucket had nothing for it (fragments, refusals, max_nodes): all others, one visit each."""
         taken = 0
-        for row in kind.buckets[job.gpus :]:
+        for row in kind.buckets[job.whole_gpus :]:
             for free in range(kind.slots, job.cpu - 1, -1):
                 while row[free] and taken < count:
                     got = self._take_bucket(job, kind, row[free], count - taken)
@@ -330,7 +330,7 @@ class Planner(Books):
             node, head = self._by_number[key >> SLOT_BITS], key & SLOT_MASK
             victim = node.heads[head]
             assert victim is not None
-            if node.gpus_free + victim.gpus < job.gpus or not (always or allowed(job, node)):
+            if node.gpus_free + victim.gpus < job.whole_gpus or not (always or allowed(job, node)):
                 continue
             starts = [head] if victim.cpu >= job.cpu else range(max(0, head - job.cpu + 1), head + 1)
             for start in starts:
@@ -351,12 +351,10 @@ class Planner(Books):
             for head, other in enumerate(node.heads[:stop])
             if other is not None and start < head + other.cpu
         ]
-        gpus = node.gpus_free
         losses: dict[PlannedJob, int] = {}
         for _, other in heads:
             losses[other] = losses.get(other, 0) + 1
             least = other.share if keep is None else keep
             if other is job or other.count - losses[other] < least:
                 return None
-            gpus += other.gpus
-        return heads if gpus >= job.gpus else None
+        return heads if node.gpu_room(job, 1, [head for head, _ in heads]) else None

@@ -18,6 +18,8 @@ class Device(Struct, frozen=True):
     driver: str = ""
     speed: float = 0.0
     """Measured, in Gflop/s of the benchmark's matrix product; 0: not measured."""
+    fault: str = ""
+    """Why it is given to nobody now, in words; '': it is."""
 
 
 class NodeSpec(Struct, frozen=True):

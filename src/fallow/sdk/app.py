@@ -41,7 +41,7 @@ class App:
         retries: int | Retry | None = None,
         cpu: int | None = None,
         memory: str | int | None = None,
-        gpu: str | int | Iterable[str] | None = None,
+        gpu: str | int | float | Iterable[str] | None = None,
         env: Env | None = None,
         max_nodes: int | None = None,
         speculate: bool = True,
@@ -52,8 +52,8 @@ class App:
         """Make a function one that runs in a pool.
 
         timeout: seconds per task. retries: attempts after the first for tasks that raise or run out of time, a number
-        or fallow.Retry(...). cpu: CPU slots of one task. memory: limit of one worker, '2GB'. gpu: '24GB', 'H100:2', or
-        a list of models. env: fallow.Env(...). max_nodes: nodes that work on one job at most. speculate=False: no task
+        or fallow.Retry(...). cpu: CPU slots of one task. memory: limit of one worker, '2GB'. gpu: '24GB', 'H100:2', a
+        list of models, or a part of one (0.25, 'A100:0.5'). env: fallow.Env(...). max_nodes: nodes that work on one job at most. speculate=False: no task
         is run twice at the end to save time."""
         checked = self._options(options)
 

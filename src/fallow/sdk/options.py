@@ -21,7 +21,11 @@ _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS_BINARY = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _GPU_MODEL = re.compile(r"^[A-Za-z][A-Za-z0-9 ._-]*$")
 
+_GPU_COUNT = re.compile(r"^\s*\d+(?:\.\d+)?\s*$")
+_GPU_FORMS = "write a count, a part of one such as 0.25, a size such as '24GB' or a model such as 'H100:2'"
+
 MAX_RETRIES = 1000
+LEAST_GPU_SHARE = 0.05
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
 
 
@@ -89,7 +93,7 @@ def read_options(
     retries: int | Retry | None = None,
     cpu: int | None = None,
     memory: str | int | None = None,
-    gpu: str | int | Iterable[str] | None = None,
+    gpu: str | int | float | Iterable[str] | None = None,
     env: Env | None = None,
     max_nodes: int | None = None,
     speculate: bool = True,
@@ -126,40 +130,55 @@ def read_size(name: str, value: str | int) -> int:
     return size
 
 
-def read_gpu(value: str | int | Iterable[str] | None) -> GpuSpec:
-    """'24GB' (any GPU with that memory), 'H100', 'H100:2', a count, or a list of models that will all do."""
+def read_gpu(value: str | int | float | Iterable[str] | None) -> GpuSpec:
+    """'24GB' (any GPU with that memory), 'H100', 'H100:2', a count, a part of one (0.25, 'A100:0.5'), or a list of
+    models that will all do."""
     if value is None:
         return GpuSpec()
-    if isinstance(value, bool):
-        raise SettingError(f"gpu={value!r}: write a count, a size such as '24GB' or a model such as 'H100:2'.")
+    if isinstance(value, float):
+        return _part_or_count(value, value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, Iterable)):
+        raise SettingError(f"gpu={value!r}: {_GPU_FORMS}.")
     if isinstance(value, int):
         return GpuSpec(count=_whole("gpu", value, 1, 64))
     parts = [value] if isinstance(value, str) else list(value)
     if not parts:
         raise SettingError("gpu=[] names no GPU. Leave it out for functions that need none.")
     read = [_one_gpu(part) for part in parts]
-    counts = {spec.count for spec in read}
+    counts = {(spec.count, spec.share) for spec in read}
     if len(counts) > 1:
         raise SettingError(f"gpu={parts!r}: all alternatives must have the same count.")
+    count, share = counts.pop()
     models = tuple(model for spec in read for model in spec.models)
     sizes = [spec.min_memory_bytes for spec in read if spec.min_memory_bytes]
     if len(parts) > 1 and sizes:
         raise SettingError(f"gpu={parts!r}: a list names models; give a size alone, as in gpu='24GB'.")
-    return GpuSpec(count=counts.pop(), min_memory_bytes=sizes[0] if sizes else 0, models=models)
+    return GpuSpec(count=count, min_memory_bytes=sizes[0] if sizes else 0, models=models, share=share)
 
 
 def _one_gpu(text: object) -> GpuSpec:
     if not isinstance(text, str):
-        raise SettingError(f"gpu={text!r}: write a size such as '24GB' or a model such as 'H100:2'.")
+        raise SettingError(f"gpu={text!r}: {_GPU_FORMS}.")
     name, colon, count_text = text.partition(":")
-    if colon and not count_text.strip().isdigit():
-        raise SettingError(f"gpu={text!r}: after the colon comes a count, as in 'H100:2'.")
-    count = _whole("gpu", int(count_text), 1, 64) if colon else 1
+    if colon and not _GPU_COUNT.match(count_text):
+        raise SettingError(f"gpu={text!r}: after the colon comes a count or a part of one, as in 'H100:2', 'A100:0.5'.")
+    spec = _part_or_count(float(count_text), text) if colon else GpuSpec(count=1)
     if _SIZE.match(name) and not name.strip().isdigit():
-        return GpuSpec(count=count, min_memory_bytes=read_size("gpu", name))
+        return replace(spec, min_memory_bytes=read_size("gpu", name))
     if not _GPU_MODEL.match(name.strip()):
-        raise SettingError(f"gpu={text!r}: write a size such as '24GB' or a model such as 'H100:2'.")
-    return GpuSpec(count=count, models=(name.strip(),))
+        raise SettingError(f"gpu={text!r}: {_GPU_FORMS}.")
+    return replace(spec, models=(name.strip(),))
+
+
+def _part_or_count(number: float, value: object) -> GpuSpec:
+    if LEAST_GPU_SHARE <= number < 1:
+        return GpuSpec(count=1, share=number)
+    if math.isfinite(number) and number == int(number) and 1 <= number <= 64:
+        return GpuSpec(count=int(number))
+    raise SettingError(
+        f"gpu={value!r}: a part of one GPU lies between {LEAST_GPU_SHARE:g} and 1, and a count is a whole number "
+        f"from 1 to 64."
+    )
 
 
 def _retries(value: int | None) -> int:
@@ -178,7 +197,7 @@ def _number(name: str, value: object, *, low: float, high: float) -> float:
             else f"{name}={value!r} is not a number."
         )
     if not low <= value <= high:
-        raise SettingError(f"{name}={value!r} must lie between {low:g} and {high:g}.")
+        raise SettingError(f"{name}={value!r} must lie between {low:,g} and {high:,.12g}.")
     return float(value)
 
 

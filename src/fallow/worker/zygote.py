@@ -68,6 +68,8 @@ class Zygote:
                 descriptors = self._reader.descriptors[:DESCRIPTORS]
                 del self._reader.descriptors[:DESCRIPTORS]
                 self._spawn(message, descriptors)
+            elif isinstance(message, orders.Hold):
+                self._hold(message)
             else:
                 self._kill(message)
 
@@ -79,6 +81,11 @@ class Zygote:
                 reaping.kill_group(pid, signal.SIGTERM)
             elif serial == order.serial:
                 reaping.kill_group(pid)
+
+    def _hold(self, order: orders.Hold) -> None:
+        for pid, serial in self._pids.items():
+            if serial == order.serial:
+                reaping.kill_group(pid, signal.SIGSTOP if order.on else signal.SIGCONT)
 
     def _spawn(self, order: orders.Spawn, descriptors: list[int]) -> None:
         oom = reaping.kernel_kills()
@@ -134,6 +141,10 @@ def _become_worker(order: orders.Spawn, descriptors: list[int], parent: int) -> 
         os.closerange(low, high)
     set_threads(order.cpu)
     os.environ.update(order.environment)
+    if "FALLOW_GPU_SHARE" in order.environment:
+        from fallow.worker.gpu_share import keep_to_share
+
+        keep_to_share()
     sys.path[:0] = order.sys_path
     if order.cwd:
         os.makedirs(order.cwd, exist_ok=True)

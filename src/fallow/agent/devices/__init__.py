@@ -1,0 +1,1 @@
+"""GPUs of this machine: what they are, who has them, what they do, and how fast they are."""
