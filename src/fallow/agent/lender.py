@@ -30,6 +30,7 @@ from fallow.agent.earnings import WorkBook
 from fallow.agent.limits.bandwidth import Throttle
 from fallow.agent.limits.keeper import GpuState, Keeper
 from fallow.agent.limits.offer import lent_spec
+from fallow.agent.limits.price import read_price
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
 from fallow.core.quantities import write_size, write_time
@@ -38,6 +39,7 @@ from fallow.model.lending import LendingSettings
 
 if TYPE_CHECKING:
     from fallow.agent.node import Node
+    from fallow.agent.owner.watch import Watch
 
 log = logging.getLogger("fallow.agent")
 
@@ -67,6 +69,12 @@ class Lender:
         self.state_unix_s = time.time()
         self._state = ""
         self.job_since: dict[str, float] = {}
+        self.watch: Watch | None = None
+        """None: on a pool of one's own nobody is watched, unless a settings file says so."""
+        self._is_started = False
+        self._price: float | None = None
+        self._price_due_s = 0.0
+        self._asking_price: asyncio.Task[None] | None = None
         self.work = WorkBook(folder)
         self.caches = Caches(folder, node.jobs.paths_in_use)
         self.throttle = Throttle()
@@ -86,8 +94,14 @@ class Lender:
         with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._life = asyncio.ensure_future(self._live())
+        self._is_started = True
+        self._watch_owner()
 
     async def close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+        if self._asking_price is not None:
+            self._asking_price.cancel()
         if self._life is not None:
             self._life.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -119,6 +133,36 @@ class Lender:
     def _apply(self, settings: LendingSettings) -> None:
         self.settings = settings
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
+        self._price_due_s = 0.0
+        if self._is_started:
+            self._watch_owner()
+
+    def _watch_owner(self) -> None:
+        """Begin or end to watch, as the settings are now."""
+        if not self.settings.owner.watch and not self.settings_file.exists():
+            return
+        if self.watch is not None:
+            self.watch.set_settings(self.settings)
+            return
+        from fallow.agent.owner.of_node import watch_of
+
+        self.watch = watch_of(self.node, self.settings, lambda: self._price)
+        self.watch.start()
+
+    def _ask_price(self, now_s: float) -> None:
+        price = self.settings.price
+        if not price.source or now_s < self._price_due_s:
+            return
+        if self._asking_price is None or self._asking_price.done():
+            self._price_due_s = now_s + price.every_s
+            self._asking_price = asyncio.ensure_future(self._read_price(price.source))
+
+    async def _read_price(self, source: str) -> None:
+        try:
+            self._price = await read_price(source)
+        except SettingError as error:
+            log.warning("%s", error)
+            self._price = None
 
     # ------------------------------------------------------------ orders
 
@@ -149,6 +193,9 @@ class Lender:
         self.note_state()
         words = f"for {write_time(round(for_s))}" if for_s else ""
         self.keeper.duties.release()
+        if self.watch is not None:
+            self.watch.pause(for_s or float("inf"))
+            return
         self._stop_work(f"paused {words} {MANUAL}".replace("  ", " "))
 
     def resume(self) -> None:
@@ -158,7 +205,9 @@ class Lender:
         if self.is_drained:
             self.is_drained = False
             self.node.drain_by_owner(False)
-        if was_paused:
+        if was_paused and self.watch is not None:
+            self.watch.resume()
+        elif was_paused:
             self._let_work()
         self.note_state()
 
@@ -263,6 +312,7 @@ class Lender:
     def _tick(self, now_s: float, passed_s: float) -> None:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:
             self.resume()
+        self._ask_price(now_s)
         cpu_s = gpu_s = 0.0
         jobs: dict[str, float] = {}
         for slot in self.node.slots:

@@ -75,7 +75,7 @@ def test_no_bus_no_service_and_a_silent_one(services: Services, read: Read, monk
 def test_a_question_starts_no_program(services: Services) -> None:
     """The bus would start a service that is installed and not running."""
     bus = Bus("SESSION")
-    with pytest.raises(Absent, match="NameHasNoOwner|ServiceUnknown"):
+    with pytest.raises(Absent, match=r"NameHasNoOwner|ServiceUnknown"):
         bus.call(SCREEN_SAVER, "/ScreenSaver", SCREEN_SAVER, "GetSessionIdleTime")
 
 

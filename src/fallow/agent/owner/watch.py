@@ -222,7 +222,7 @@ class Watch:
 def _why_stop(decision: Decision, uuids: set[str]) -> str:
     """Why a slot that holds these GPUs must stop; '': it may run. One that holds none needs the CPU's leave."""
     for uuid in sorted(uuids):
-        device = decision.devices.get(uuid)
-        if device is not None and not device.allowed:
+        device = decision.devices.get(uuid, decision.cpu)
+        if not device.allowed:
             return device.reason
     return "" if uuids or decision.cpu.allowed else decision.cpu.reason
