@@ -93,6 +93,9 @@ class Slot:
         self.perform(self.machine.lease(message, time.monotonic()))
         for held in self.machine.queue:
             self.paths_of(held)
+        for _, state in message.checkpoints:
+            if state.data is None:
+                self.node.blobs.fetch_ahead(state.digest, state.size)
 
     def taken_back(self, message: TakeBack) -> None:
         self.perform(self.machine.take_back(message.job_id, message.token, message.share, time.monotonic()))

@@ -107,6 +107,9 @@ class Directory:
             results = await self._read(store.result_pages, job_id)
             done = await self._read(store.done_intervals, job_id)
             owned.restore(stored, inputs, results, done)
+        if not stored.state.is_final:
+            states = await self._read(context.store.checkpoints, job_id)
+            owned.states.restore(states, owned.progress, context.now())
         self.add(owned)
         if not owned.progress.is_final:
             owned.adopt(leases or ())

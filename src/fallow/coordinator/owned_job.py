@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex
+from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import LEAST_INTERVAL_S, lost_after_s
@@ -24,17 +25,20 @@ from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
 from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import Op, PutResultPage, SetJob, StoredJob
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, PutResultPage, SetJob, StoredJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
+    Done,
     HandIn,
     HandInAck,
     Held,
     Lease,
     Place,
     Pull,
+    Refused,
     Revoke,
+    SaveCheckpoint,
     TakeBack,
 )
 
@@ -91,6 +95,7 @@ class OwnedJob:
         self._intervals_s: dict[NodeId, float] = {}
         """How often nodes beat, by their own word."""
         self.closed = False
+        self.states = SavedStates(context.blobs)
         if spec.function.data is None:
             context.blobs.add(spec.function.digest)
 
@@ -155,6 +160,16 @@ class OwnedJob:
         if self.progress.pulls:
             self.dispatch()
 
+    def on_checkpoint(self, message: SaveCheckpoint, reply: str) -> None:
+        """A task saves its state: keep it, then say so."""
+        self.nodes_seen[message.node_id] = self.context.now()
+        if not is_wanted(self.progress, message):
+            self.context.say(reply, Refused("ended", "the task runs elsewhere, or is done", self.epoch))
+            return
+        self.states.put(message.index, message.state, self.context.now())
+        op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
+        self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
+
     def check_nodes(self, now: float) -> None:
         """Nodes that have been silent for too long are lost."""
         intervals = self._intervals_s
@@ -210,6 +225,7 @@ class OwnedJob:
     def close(self) -> None:
         """This coordinator has no more to do with the job: nothing of it is told or journalled any more."""
         self.closed = True
+        self.states.release()
         if self.spec.function.data is None:
             self.context.blobs.release(self.spec.function.digest)
 
@@ -273,6 +289,10 @@ class OwnedJob:
             name = entry.node
             self._nodes_by_name[name] = self._nodes_by_name.get(name, 0) + entry.stop - entry.start
         self.keep(ops, recorded, ended)
+        if self.states:
+            over = [(0, 1 << 62)] if ended is not None else [(entry.start, entry.stop) for entry in recorded]
+            gone = self.states.drop(over, self.context.now())
+            ops += [DropCheckpoints(self.job_id, self.epoch, start, stop) for start, stop in gone]
         if ended is not None:
             self._release_nodes(ended)
         if ops:
@@ -404,6 +424,7 @@ class OwnedJob:
             pages=tuple(pages),
             alone=grant.alone,
             attempt=grant.attempt,
+            checkpoints=self.states.of(grant.start, grant.stop) if self.states else (),
         )
         self._send_node(grant.slot[0], lease)
 

@@ -57,6 +57,7 @@ from fallow.wire.messages import (
     Refused,
     RetryFailed,
     Revoke,
+    SaveCheckpoint,
     SignBlobs,
     SignedBlobs,
     SubmitJob,
@@ -234,6 +235,8 @@ class Service:
                 owned.on_pull(message)
             case Held():
                 owned.on_held(message)
+            case SaveCheckpoint():
+                owned.on_checkpoint(message, reply)
             case Place():
                 owned.place(message)
             case Verdict():
