@@ -63,7 +63,7 @@ def work(number):
     os.write(file, b"%d\\n" % number)
     os.close(file)
     return number
-for _ in work.map(range(10**7), ordered=False):
+for _ in work.map(range(10**7)):
     pass
 """
 

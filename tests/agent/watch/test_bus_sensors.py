@@ -216,6 +216,7 @@ def test_without_devices_display_and_session_it_is_a_server(
     monkeypatch.setattr(logins, "person_devices", list)
     monkeypatch.setattr(logins, "UTMP", ())
     monkeypatch.setattr(logins, "_of_terminals", list)
+    monkeypatch.setattr(logins, "WALK_EVERY_S", 0.0)
     sensor = Logins(Bus("SYSTEM"))
     sensor.open()
     assert read(sensor).nobody == SERVER
