@@ -7,16 +7,18 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fallow.model.errors import PoolRefused
 from fallow.model.ids import Digest
 from fallow.model.job import Blob
 from fallow.wire import subjects
 from fallow.wire.messages import GetPool, PoolInfo
 
 if TYPE_CHECKING:
+    from fallow.wire.blob_http import Pace
     from fallow.wire.blobs import BlobClient
     from fallow.wire.connection import Connection
 
@@ -42,6 +44,11 @@ class BlobAccess:
         self._fetched_bytes = 0
         self._transfers = asyncio.Semaphore(TRANSFERS_LIMIT)
         self.pool: PoolInfo | None = None
+        self.pace: Pace | None = None
+        """Holds the owner's rates; to be set before the first transfer."""
+        self.make_room: Callable[[int], Awaitable[None]] | None = None
+        """Frees so many bytes of the lent disk by removing what was used longest ago; raises PoolRefused in words
+        where that is not enough."""
 
     async def pool_info(self) -> PoolInfo:
         """What the pool says of itself; asks until a coordinator answers."""
@@ -70,7 +77,7 @@ class BlobAccess:
         pool = await self.pool_info()
         connection = self._connection()
         assert connection is not None
-        return await open_blob_client(connection, pool)
+        return await open_blob_client(connection, pool, self.pace)
 
     def fetch_ahead(self, digest: str, size: int) -> None:
         """Begin to fetch what will be asked for soon. Whoever asks hears of it where that fails."""
@@ -91,15 +98,30 @@ class BlobAccess:
     async def _fetch(self, digest: str, size: int) -> Path:
         client = await self.client()
         async with self._transfers:
-            path = Path(await client.fetch_file(Digest(digest), size, self._cache))
+            path = await self._fetch_into(client, digest, size)
         if self._cache in path.parents:
             with contextlib.suppress(OSError):
                 os.utime(path)
             self._fetched_bytes += size
+            if self.make_room is not None:
+                return path
             if self._fetched_bytes >= PRUNE_EVERY_BYTES:
                 self._fetched_bytes = 0
                 await asyncio.to_thread(prune, self._cache, CACHE_BYTES, time.time())
         return path
+
+    async def _fetch_into(self, client: BlobClient, digest: str, size: int) -> Path:
+        if self.make_room is None or client.is_local or (self._cache / digest).exists():
+            return Path(await client.fetch_file(Digest(digest), size, self._cache))
+        await self.make_room(size)
+        try:
+            return Path(await client.fetch_file(Digest(digest), size, self._cache))
+        except PoolRefused as error:
+            if error.kind != "store_full":
+                raise
+        # Somebody else filled the disk meanwhile: free what can be freed, and try once more.
+        await self.make_room(size)
+        return Path(await client.fetch_file(Digest(digest), size, self._cache))
 
     async def bytes_of(self, blob: Blob) -> bytes:
         """The blob's bytes: inline, or read from a local file."""

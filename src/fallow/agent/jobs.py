@@ -21,6 +21,7 @@ from fallow.model.job import JobSpec
 log = logging.getLogger("fallow.agent")
 
 EPOCHS_LIMIT = 10_000
+NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded")
 READY_LIMIT = 64
 """Jobs that are kept ready though no slot works for them now."""
 
@@ -74,6 +75,25 @@ class Jobs:
         while len(self._epochs) > EPOCHS_LIMIT:
             self._epochs.popitem(last=False)
         return True
+
+    def paths_in_use(self) -> set[str]:
+        """Interpreters and folders of modules of the jobs that slots work for, and of those that are being prepared."""
+        used = self._in_use()
+        return {
+            path
+            for job_id, ready in list(self._ready.items())
+            if job_id in used
+            for path in (ready.kind.python, ready.kind.modules)
+            if path
+        }
+
+    def forget_missing(self) -> None:
+        """Let go of jobs whose environment or modules were removed: they are prepared anew if they come again."""
+        used = self._in_use()
+        for job_id, ready in list(self._ready.items()):
+            paths = [Path(path) for path in (ready.kind.python, ready.kind.modules) if path]
+            if job_id not in used and not all(path.exists() for path in paths):
+                del self._ready[job_id]
 
     def epoch(self, job_id: JobId) -> int:
         """The highest epoch that an owner of the job has spoken with; 0 where none has."""
@@ -136,7 +156,8 @@ class Jobs:
         except PythonMismatch as error:
             return NotReady("python", f"{self._node_name}: {error}", fatal=False)
         except EnvironmentFailed as error:
-            return NotReady("environment", str(error), fatal=True)
+            # A full disk is this node's trouble, not the job's.
+            return NotReady("environment", str(error), fatal=not any(words in str(error) for words in NO_ROOM_WORDS))
         except Exception as error:
             log.exception("job %s cannot be prepared", spec.job_id)
             return NotReady("environment", f"{self._node_name} cannot prepare the job: {error}", fatal=False)

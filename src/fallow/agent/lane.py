@@ -234,6 +234,7 @@ class Lane:
             token = held.token
         if death.kind == "preempted":
             if held is not None:
+                self.slot.node.wasted_s += lost_s
                 self.slot.perform(self.slot.machine.preempted(self.index, held.token, lost_s, time.monotonic()))
             self._warm_up()
             return

@@ -11,16 +11,24 @@ import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from fallow.agent.identity import Claim, claim_home
 from fallow.agent.workers import Workers, own_kind
+from fallow.model.errors import SettingError
+from fallow.model.lending import LendingSettings, OwnerSettings
 from fallow.wire.address import PoolAddress
+
+if TYPE_CHECKING:
+    from fallow.agent.lender import Lender
+    from fallow.agent.node import Node
 
 log = logging.getLogger("fallow.agent")
 
 ENDED_AT_ONCE = 130
+LEND_AFTER_S = 2.0
 
 
 class AgentOptions(Struct, frozen=True):
@@ -38,6 +46,9 @@ class AgentOptions(Struct, frozen=True):
     """Called when the node has said hello to the pool."""
     scratch: Path | None = None
     """What this run alone needs is kept in a folder of its own there; None: under the home."""
+    lending: LendingSettings | None = None
+    """What the owner of the machine lends, as settings.load_settings read it from the home; None: everything, as on
+    the machine of a pool of one's own, where the owner can still ask and pause."""
 
 
 def run_agent(options: AgentOptions) -> int:
@@ -80,8 +91,12 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         await workers.close()
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    node = Node(node_id, options.name, options.slots, claim.folder, scratch, workers, options.embedded)
+    node = Node(node_id, options.name, options.slots, claim.folder, scratch, workers, options.embedded, options.lending)
+    lender: Lender | None = None
+    later: asyncio.Task[Lender] | None = None
     try:
+        if options.lending is not None:
+            lender = await _lend(node, claim.folder, options.home, options.lending)
         node.start_workers()
         connecting = asyncio.ensure_future(connect_patiently(options.address, f"agent {node.name} {node.node_id}"))
         waiting = asyncio.ensure_future(ended.wait())
@@ -91,11 +106,43 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
             connecting.cancel()
             return 0
         link = Link(await connecting, node.on_message)
+        if lender is None and not options.embedded:
+            later = asyncio.ensure_future(_lend_later(node, claim.folder, options.home))
         await node.serve(link, ended, options.ready)
         await node.drain(hurry)
         return ENDED_AT_ONCE if hurry.is_set() else 0
     finally:
+        if later is not None:
+            later.cancel()
+            with contextlib.suppress(asyncio.CancelledError, SettingError):
+                lender = await later
+        if lender is not None:
+            await lender.close()
         await node.close()
+
+
+async def _lend(node: Node, folder: Path, home: Path, settings: LendingSettings) -> Lender:
+    from fallow.agent.lender import Lender
+    from fallow.agent.settings import settings_path
+
+    lender = Lender(node, folder, settings_path(home), settings)
+    await lender.start()
+    return lender
+
+
+async def _lend_later(node: Node, folder: Path, home: Path) -> Lender:
+    """The local node of a pool of one's own: its start waits for nothing of this. Nobody is watched unless a settings
+    file says so."""
+    await asyncio.sleep(LEND_AFTER_S)
+    try:
+        lender = await _lend(node, folder, home, LendingSettings(owner=OwnerSettings(watch=False)))
+    except SettingError as error:
+        log.warning("the owner of this machine cannot be heard: %s", error)
+        raise
+    if lender.settings_file.exists():
+        with contextlib.suppress(SettingError):
+            lender.reload()
+    return lender
 
 
 def _listen_to_signals(ended: asyncio.Event, hurry: asyncio.Event) -> None:

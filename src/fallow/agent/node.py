@@ -52,6 +52,9 @@ from fallow.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from fallow.agent.lane import Lane
+    from fallow.model.lending import LendingSettings
+    from fallow.model.node import NodeSpec
     from fallow.wire.connection import Connection
 
 log = logging.getLogger("fallow.agent")
@@ -74,13 +77,25 @@ class Node:
     """One agent. `start_workers` before `serve`: workers warm up while the connection is made."""
 
     def __init__(
-        self, node_id: NodeId, name: str, slots: int, home: Path, scratch: Path, workers: Workers, embedded: bool
+        self,
+        node_id: NodeId,
+        name: str,
+        slots: int,
+        home: Path,
+        scratch: Path,
+        workers: Workers,
+        embedded: bool,
+        lending: LendingSettings | None = None,
     ) -> None:
         self.node_id = node_id
         self.name = name
         self.session = new_id("run", os.urandom)
         self.embedded = embedded
         self.spec = probe_node(self.node_id, name, slots, home, fallow.__version__)
+        if lending is not None:
+            from fallow.agent.limits.offer import lent_spec
+
+            self.spec = lent_spec(self.spec, lending)
         self.scratch = scratch
         self.link: Link | None = None
         self.default_kind = own_kind()
@@ -110,7 +125,12 @@ class Node:
         self._acknowledged_s = time.monotonic()
         self._coordinator_epoch = 0
         self._drained_by_operator = False
+        self._drained_by_owner = False
         self._ending = False
+        self.tasks_done = 0
+        """Handed in since the agent began."""
+        self.wasted_s = 0.0
+        """Run time of tasks that was lost to preemption."""
 
     # ------------------------------------------------------------ sending
 
@@ -263,7 +283,7 @@ class Node:
             busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
-            draining=self._drained_by_operator or self._ending,
+            draining=self._drained_by_operator or self._drained_by_owner or self._ending,
             spec=spec,
             interval_s=self._beat_interval_s,
             paused=self.paused,
@@ -374,7 +394,7 @@ class Node:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
             for slot in self.slots:
-                slot.drain(message.drain or self._ending)
+                slot.drain(message.drain or self._drained_by_owner or self._ending)
         if message.want_spec and not self._tell_spec:
             self._tell_spec = True
             self.beat()
@@ -391,6 +411,25 @@ class Node:
         self.outbox.resend_all()
         for slot in self.slots:
             slot.pull_again()
+
+    # ------------------------------------------------------------ the owner of the machine
+
+    def drain_by_owner(self, on: bool) -> None:
+        """Finish what runs and take no more, or take work again."""
+        self._drained_by_owner = on
+        for slot in self.slots:
+            slot.drain(on or self._drained_by_operator or self._ending)
+        self.beat()
+
+    def offer(self, spec: NodeSpec) -> None:
+        """Tell the pool what this node offers from now on."""
+        if spec != self.spec:
+            self.spec = spec
+            self._tell_spec = True
+
+    def gpu_uuids(self, lane: Lane) -> tuple[str, ...]:
+        """The GPUs that the lane's worker has."""
+        return self.gpus.uuids(lane.seat) if lane.seat is not None else ()
 
     # ------------------------------------------------------------ the end
 

@@ -142,6 +142,8 @@ class Slot:
 
     def reported(self, lane: Lane, held: Held | None, report: Report) -> None:
         """The lane's worker hands in what came of `held`."""
+        for page in report.results:
+            self.node.tasks_done += page.stop - page.start
         self._is_told = self._tell_client(held, report)
         try:
             self.perform(self.machine.reported(lane.index, report, time.monotonic()))

@@ -77,6 +77,10 @@ class WorkerProcess(Protocol):
     def pid(self) -> int: ...
 
     @property
+    def running(self) -> bool:
+        """It has an order."""
+
+    @property
     def job_id(self) -> JobId | None:
         """What it has loaded."""
 
@@ -95,6 +99,9 @@ class WorkerProcess(Protocol):
 
     def kill(self, kind: str, message: str) -> None:
         """SIGKILL at once; `died` follows with this kind and message."""
+
+    def hold(self, on: bool) -> None:
+        """Stop it where it is, or let it go on; the time meanwhile does not count against the task's limit."""
 
     saved_s: float
     """When (monotonic) a checkpoint of the task in progress was last saved."""

@@ -90,6 +90,8 @@ class Process:
         self._limit = 0
         self._seen = (-1, 0)
         self._since = 0.0
+        self._held_since = 0.0
+        """0: it is not held."""
         self._verdict: tuple[str, str] | None = None
         self._hung = -1
         self._setup: Death | None = None
@@ -206,6 +208,19 @@ class Process:
             self._verdict = (kind, message)
             self._zygote.kill_worker(self._serial)
 
+    def hold(self, on: bool) -> None:
+        """Stop it where it is, or let it go on. The time meanwhile does not count against the task's limit."""
+        if self._gone or not self._pid or on == (self._held_since > 0) or (on and self._until_s):
+            return
+        now = time.monotonic()
+        if on:
+            self._observe(now)
+            self._held_since = now
+        else:
+            self._since += now - max(self._since, self._held_since)
+            self._held_since = 0.0
+        self._zygote.hold_worker(self._serial, on)
+
     def stop(self) -> None:
         """See worker_api. Killed when it does not end within STOP_GRACE_S after its order."""
         if not self._stopping and not self._gone:
@@ -217,6 +232,7 @@ class Process:
         """See worker_api."""
         if self._gone or self._until_s:
             return
+        self.hold(False)  # what stands still can save nothing
         self._preempt_words = reason
         self._until_s = time.monotonic() + grace_s
         self._words[orders.NOTICE] = int(self._until_s * 1e9)
@@ -250,7 +266,7 @@ class Process:
         spec = self._spec
         if spec is None or self._token is None or self._verdict is not None:
             return
-        now = time.monotonic()
+        now = self._held_since or time.monotonic()
         index = self._observe(now)
         if index >= 0 and spec.timeout_s > 0 and now - self._since > spec.timeout_s:
             self._time_out(index, spec.timeout_s)

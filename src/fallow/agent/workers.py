@@ -105,6 +105,13 @@ class Workers:
             done.result().stop()
             self.ended(kind)
 
+    def zygote_pids(self) -> list[int]:
+        """Of the zygotes that live now."""
+        done = (
+            task for task in self._zygotes.values() if task.done() and not task.cancelled() and not task.exception()
+        )
+        return [pid for task in done if (pid := task.result().pid)]
+
     def ended(self, kind: WorkerKind) -> None:
         """A worker of this kind is gone, or on its way."""
         self._counts[kind.python] = max(0, self._counts.get(kind.python, 0) - 1)

@@ -269,6 +269,10 @@ class Zygote:
         """Have the worker print where it is, for the detail of its death."""
         self._send(orders.Kill(serial, show=True))
 
+    def hold_worker(self, serial: int, on: bool) -> None:
+        """Stop the worker and its group where they are, or let them go on."""
+        self._send(orders.Hold(serial, on))
+
     def _send(self, message: orders.ToZygote) -> None:
         if self._control is not None:
             try:

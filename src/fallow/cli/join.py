@@ -7,7 +7,10 @@ import socket
 import sys
 import time
 
+from msgspec import Struct
+
 from fallow.cli.client import ask_pool
+from fallow.cli.join_address import address_from
 from fallow.model.errors import PoolUnreachable
 from fallow.wire.address import (
     PoolAddress,
@@ -23,31 +26,68 @@ FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
 
 
-def run_join(text: str, name: str, slots: int) -> int:
-    """Run the agent in the foreground until it is told to end. Raises PoolAddressError and PoolRefused in words;
-    a pool that is away is waited for."""
-    address = parse_address(text)
-    name = name or socket.gethostname()
+class JoinOptions(Struct, frozen=True):
+    """What `fallow join` was asked for."""
+
+    address: str
+    name: str = ""
+    slots: int = 0
+    from_file: str = ""
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def run_join(wanted: JoinOptions) -> int:
+    """Show what is here and what will be lent, then run the agent in the foreground until it is told to end. Raises
+    PoolAddressError, PoolRefused and SettingError in words; a pool that is away is waited for."""
+    address = parse_address(address_from(wanted.address, wanted.from_file))
+    name = wanted.name or socket.gethostname()
     home = home_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pool = _wait_for_pool(address)
+    agent_home = home / "agent"
+    from fallow.agent.settings import load_settings, settings_path, write_defaults
+
+    file = settings_path(agent_home)
+    settings = load_settings(file)
+    quiet = wanted.dry_run and wanted.as_json
+    pool = _wait_for_pool(address, quiet)
+    if not wanted.dry_run and write_defaults(file):
+        print(f"Wrote the settings, with every default: {file}", flush=True)
+    from fallow.agent.limits.offer import lent_slots
+    from fallow.agent.probe import cpu_count
+
+    slots = lent_slots(settings, cpu_count(), wanted.slots)
+    if wanted.dry_run or sys.stdout.isatty():
+        from fallow.agent.survey import survey
+        from fallow.cli.join_show import print_survey
+
+        seen = survey(address, settings, home, wanted.slots, own_pool=False, measured=True)
+        print_survey(seen, settings, pool, str(file), wanted.as_json)
+        if wanted.dry_run:
+            if not wanted.as_json:
+                print("Nothing was started: this was a dry run.")
+            return 0
     from fallow.agent.main import AgentOptions, run_agent
 
     def ready() -> None:
-        count = slots or os.cpu_count() or 1
-        words = f"{slots} slots" if slots > 1 else "1 slot" if slots == 1 else f"a slot per CPU ({count})"
+        words = "1 slot" if slots == 1 else f"{slots} slots" if wanted.slots else f"a slot per CPU ({slots})"
         print(f"{name!r} works for the pool {pool.name!r} with {words}. Ctrl-C ends it.", flush=True)
 
-    options = AgentOptions(address=address, name=name, slots=slots, home=home / "agent", ready=ready)
+    options = AgentOptions(address=address, name=name, slots=slots, home=agent_home, ready=ready, lending=settings)
     code = run_agent(options)
     print(f"{name!r} has left the pool {pool.name!r}.", flush=True)
     return code
 
 
-def _wait_for_pool(address: PoolAddress) -> PoolInfo:
-    """Ask the pool who it is, again and again while nobody answers. A refusal is raised at once."""
+def _wait_for_pool(address: PoolAddress, quiet: bool = False) -> PoolInfo:
+    """Ask the pool who it is, again and again while nobody answers. A refusal is raised at once. `quiet`: standard
+    output is somebody else's."""
+
+    def say(words: str) -> None:
+        print(words, file=sys.stderr if quiet else sys.stdout, flush=True)
+
     pause_s = FIRST_PAUSE_S
-    print(f"Joining the pool at {address.public}...", flush=True)
+    say(f"Joining the pool at {address.public}...")
     while True:
         try:
             pool = ask_pool(lambda client: client.pool(), address)
@@ -56,10 +96,7 @@ def _wait_for_pool(address: PoolAddress) -> PoolInfo:
             time.sleep(pause_s)
             pause_s = min(MAX_PAUSE_S, pause_s * 2)
             continue
-        print(
-            f"Found the pool {pool.name!r} ({pool.pool_id}), Fallow {pool.version}, {pool.slots} slots so far.",
-            flush=True,
-        )
+        say(f"Found the pool {pool.name!r} ({pool.pool_id}), Fallow {pool.version}, {pool.slots} slots so far.")
         return pool
 
 

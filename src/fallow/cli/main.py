@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from fallow.cli.node import node_app
+from fallow.cli.options import Home, Json, set_home
+from fallow.cli.service import service_app
 from fallow.model.errors import FallowError
 
 app = typer.Typer(
@@ -21,13 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Home = Annotated[Path | None, typer.Option("--home", help="Folder for state; default FALLOW_HOME or ~/.fallow.")]
-
-
-def _set_home(home: Path | None) -> None:
-    if home is not None:
-        os.environ["FALLOW_HOME"] = str(home.expanduser().absolute())
+app.add_typer(node_app)
+app.add_typer(service_app)
 
 
 @app.command()
@@ -62,7 +60,7 @@ def up(
       fallow up --coordinator-only --name c1 --store postgresql://fallow:secret@db/fallow \\
         --nats 3f9c...@n1:4222,n2:4222,n3:4222 --blobs /srv/fallow/blobs
     """
-    _set_home(home)
+    set_home(home)
     if coordinator_only:
         from fallow.cli.cluster import CoordinatorOnly, run_coordinator_only
 
@@ -102,7 +100,7 @@ def nats(
     Example, on the first of three machines:
       fallow nats --listen n1:4222 --cluster n1:6222 --route n2:6222 --route n3:6222
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.cluster import NatsOptions, run_nats
 
     raise typer.Exit(run_nats(NatsOptions(listen=listen, cluster=cluster, routes=tuple(route or ()))))
@@ -110,21 +108,29 @@ def nats(
 
 @app.command()
 def join(
-    address: Annotated[str, typer.Argument(metavar="TOKEN@HOST:PORT", help="As `fallow up --listen` printed it.")],
+    address: Annotated[
+        str, typer.Argument(metavar="[TOKEN@HOST:PORT]", help="As `fallow up --listen` printed it.")
+    ] = "",
     name: Annotated[str, typer.Option(help="How the node is called; default: the host's name.")] = "",
-    slots: Annotated[int, typer.Option(min=0, help="Tasks at a time; 0: one per CPU.")] = 0,
+    slots: Annotated[int, typer.Option(min=0, help="Tasks at a time; 0: as the settings say, or one per CPU.")] = 0,
+    from_file: Annotated[
+        str, typer.Option("--from", metavar="FILE", help="Read the address there, unseen by others; - for stdin.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be lent, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     home: Home = None,
 ) -> None:
     """Let this machine work for a pool, until Ctrl-C.
 
     \b
-    Example:
+    Examples:
+      fallow join --dry-run 3f9c...@192.168.1.10:7461
       fallow join 3f9c...@192.168.1.10:7461
     """
-    _set_home(home)
-    from fallow.cli.join import run_join
+    set_home(home)
+    from fallow.cli.join import JoinOptions, run_join
 
-    raise typer.Exit(run_join(address, name, slots))
+    raise typer.Exit(run_join(JoinOptions(address, name, slots, from_file, dry_run, as_json)))
 
 
 @app.command()
@@ -138,7 +144,7 @@ def connect(
     Example:
       fallow connect 3f9c...@192.168.1.10:7461
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.join import run_connect
 
     raise typer.Exit(run_connect(address))
@@ -152,7 +158,7 @@ def disconnect(home: Home = None) -> None:
     Example:
       fallow disconnect
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.join import run_disconnect
 
     raise typer.Exit(run_disconnect())
@@ -378,7 +384,7 @@ def store_migrate(
     Example:
       fallow store migrate --from sqlite:////var/lib/fallow/pool.db --to postgresql://fallow:SECRET@db/fallow
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.store import run_migrate
 
     run_migrate(source, target)
@@ -392,7 +398,7 @@ def store_upgrade(store: StoreUrl = "", home: Home = None) -> None:
     Example:
       fallow store upgrade --store postgresql://fallow:SECRET@db/fallow
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.store import run_upgrade
 
     run_upgrade(store)
@@ -412,7 +418,7 @@ def store_backup(
     Example:
       fallow store backup --to /mnt/safe/pool.backup
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.store import run_backup
 
     run_backup(store, blobs, file, with_blobs)
@@ -432,7 +438,7 @@ def store_restore(
     Example:
       fallow store restore --from /mnt/safe/pool.backup --store postgresql://fallow:SECRET@db/fallow
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.store import run_restore
 
     run_restore(file, store, blobs, with_blobs)

@@ -106,6 +106,16 @@ class SandboxSettings(Struct, frozen=True):
     """podman: an image that is here already; nothing is pulled."""
 
 
+class EarnSettings(Struct, frozen=True):
+    """What an hour of work is worth, for `fallow node status`. Nothing is paid by these figures."""
+
+    cpu_per_hour: float = 0.0
+    """Of one CPU slot."""
+    gpu_per_hour: float = 0.0
+    """Of one GPU; 0: what marketplaces ask for its model (core.market)."""
+    currency: str = "USD"
+
+
 class LendingSettings(Struct, frozen=True):
     """All of node.toml, one section a field."""
 
@@ -115,3 +125,4 @@ class LendingSettings(Struct, frozen=True):
     heat: HeatSettings = HeatSettings()
     price: PriceSettings = PriceSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    earn: EarnSettings = EarnSettings()

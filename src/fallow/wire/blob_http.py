@@ -15,7 +15,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import blake3
 
@@ -42,6 +42,8 @@ S3_SKIP_S = 300.0
 collection of garbage does not take it before a job names it."""
 
 _CHUNK_BYTES = 1 << 20
+_PACED_BYTES = 64 * 1024
+"""Where a rate is to be held, transfers go in pieces of this size, so that they are even."""
 _CONNECT_TIMEOUT_S = 10.0
 _READ_TIMEOUT_S = 30.0
 _SIGN_TIMEOUT_S = 5.0
@@ -80,6 +82,14 @@ def reachable(url: str, host: str) -> str:
     return url
 
 
+class Pace(Protocol):
+    """Holds a rate: whoever has sent or received so many bytes waits here."""
+
+    async def sent(self, size: int) -> None: ...
+
+    async def received(self, size: int) -> None: ...
+
+
 class _Cut(Exception):
     """The transfer did not come to its end; another attempt may."""
 
@@ -109,10 +119,15 @@ class _Attempts:
 
 
 class HttpBlobs:
-    """Transfers for one event loop. `backoff_s`: the wait after the first failure, doubled with each further one."""
+    """Transfers for one event loop. `backoff_s`: the wait after the first failure, doubled with each further one.
+    `pace`: holds the rates of all transfers together."""
 
-    def __init__(self, sign: Signer, backoff_s: float = 0.1, attempts: int = ATTEMPTS) -> None:
+    def __init__(
+        self, sign: Signer, backoff_s: float = 0.1, attempts: int = ATTEMPTS, pace: Pace | None = None
+    ) -> None:
         self._sign = sign
+        self._pace = pace
+        self._piece_bytes = _CHUNK_BYTES if pace is None else _PACED_BYTES
         self._backoff_s = backoff_s
         self._limit = attempts
         self._client: aiohttp.ClientSession | None = None
@@ -148,8 +163,8 @@ class HttpBlobs:
                 if offset >= segment.nbytes:
                     offset -= segment.nbytes
                     continue
-                for first in range(offset, segment.nbytes, _CHUNK_BYTES):
-                    yield bytes(segment[first : first + _CHUNK_BYTES])
+                for first in range(offset, segment.nbytes, self._piece_bytes):
+                    yield bytes(segment[first : first + self._piece_bytes])
                 offset = 0
 
         await self._put(digest, size, read)
@@ -162,7 +177,7 @@ class HttpBlobs:
                 file.seek(offset)
                 left = size - offset
                 while left > 0:
-                    chunk = await to_the_end(file.read, min(_CHUNK_BYTES, left))
+                    chunk = await to_the_end(file.read, min(self._piece_bytes, left))
                     if not chunk:
                         raise PoolRefused(f"{path} became shorter while it was sent.", "invalid")
                     left -= len(chunk)
@@ -187,11 +202,13 @@ class HttpBlobs:
                         await _check(answer, digest)
                         if answer.status != 206 and offset > 0:
                             raise _Cut("the server sends from the start only")
-                        async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                        async for chunk in answer.content.iter_chunked(self._piece_bytes):
                             chunk = chunk[: size - offset]
                             await to_the_end(_write_and_hash, descriptor, hasher, chunk)
                             offset += len(chunk)
                             attempts.progressed()
+                            if self._pace is not None:
+                                await self._pace.received(len(chunk))
                     if offset < size:
                         raise _Cut("the server sent too little")
                 except _again() as error:
@@ -210,6 +227,8 @@ class HttpBlobs:
         async def body(offset: int) -> AsyncIterator[bytes]:
             try:
                 async for chunk in read(offset):
+                    if self._pace is not None:
+                        await self._pace.sent(len(chunk))
                     yield chunk
             except Exception as error:
                 source.append(error)  # aiohttp makes a failed connection of it

@@ -24,7 +24,7 @@ from fallow.wire.blob_files import BlobFiles, Buffer, flat, hash_file, hash_segm
 from fallow.wire.messages import PoolInfo
 
 if TYPE_CHECKING:
-    from fallow.wire.blob_http import HttpBlobs
+    from fallow.wire.blob_http import HttpBlobs, Pace
     from fallow.wire.connection import Connection
 
 __all__ = [
@@ -199,16 +199,16 @@ def local_blob_client(files: BlobFiles) -> BlobClient:
     return BlobClient(files, None)
 
 
-async def open_blob_client(connection: Connection, pool_info: PoolInfo) -> BlobClient:
+async def open_blob_client(connection: Connection, pool_info: PoolInfo, pace: Pace | None = None) -> BlobClient:
     """A client for the pool's blob store. It is local where this process can read the file that the coordinator
-    left in it."""
+    left in it. `pace` holds the rates of what comes and goes by the network."""
     files = local_store(pool_info)
     if files is not None:
         await asyncio.to_thread(files.prepare)
         return BlobClient(files, None)
     from fallow.wire.blob_http import HttpBlobs, pool_signer
 
-    return BlobClient(None, HttpBlobs(pool_signer(connection)))
+    return BlobClient(None, HttpBlobs(pool_signer(connection), pace=pace))
 
 
 def local_store(pool_info: PoolInfo) -> BlobFiles | None:

@@ -127,6 +127,13 @@ class Kill(_Frame):
     ask: bool = False
 
 
+class Hold(_Frame):
+    """SIGSTOP to the worker and all of its group, or SIGCONT."""
+
+    serial: int
+    on: bool
+
+
 class Ready(_Frame):
     pid: int
 
@@ -147,7 +154,7 @@ class Exited(_Frame):
 
 ToWorker = Run | Tell | Answer | Stop
 FromWorker = Report | Ask | SetupFailed
-ToZygote = Spawn | Kill
+ToZygote = Spawn | Kill | Hold
 FromZygote = Ready | Spawned | Exited
 
 _encoder = msgspec.msgpack.Encoder()

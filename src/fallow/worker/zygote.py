@@ -70,6 +70,8 @@ class Zygote:
                 descriptors = self._reader.descriptors[:DESCRIPTORS]
                 del self._reader.descriptors[:DESCRIPTORS]
                 self._spawn(message, descriptors)
+            elif isinstance(message, orders.Hold):
+                self._hold(message)
             else:
                 self._kill(message)
 
@@ -81,6 +83,11 @@ class Zygote:
                 reaping.kill_group(pid, signal.SIGTERM)
             elif serial == order.serial:
                 reaping.kill_group(pid)
+
+    def _hold(self, order: orders.Hold) -> None:
+        for pid, serial in self._pids.items():
+            if serial == order.serial:
+                reaping.kill_group(pid, signal.SIGSTOP if order.on else signal.SIGCONT)
 
     def _spawn(self, order: orders.Spawn, descriptors: list[int]) -> None:
         oom = reaping.kernel_kills()

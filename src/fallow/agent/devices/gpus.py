@@ -66,6 +66,7 @@ class Gpus:
         self._needs: dict[Hashable, GpuSpec] = {}
         self._before: dict[int, Use] = {}
         self._cleaning: dict[int, asyncio.Task[None]] = {}
+        self._withheld: frozenset[int] = frozenset()
         self._guarding: asyncio.Task[None] | None = None
 
     def _checked(self, device: Device) -> Device:
@@ -81,6 +82,16 @@ class Gpus:
     def set_speeds(self, speeds: dict[str, float]) -> None:
         """Note what was measured, in Gflop/s by uuid."""
         self._devices = [replace(d, speed=speeds[d.uuid]) if d.uuid in speeds else d for d in self._devices]
+
+    def withhold(self, uuids: frozenset[str]) -> None:
+        """Give these devices to nobody, until others are named: the machine's owner uses them."""
+        before = self._withheld
+        self._withheld = frozenset(at for at, device in enumerate(self._devices) if device.uuid in uuids)
+        for number in self._withheld - before:
+            self._book.close(number)
+        for number in before - self._withheld:
+            if number not in self._cleaning and not self._devices[number].fault:
+                self._book.open(number)
 
     # ------------------------------------------------------------ giving
 
@@ -149,7 +160,8 @@ class Gpus:
             await asyncio.sleep(AGAIN_S)
         del self._cleaning[number]
         self._before.pop(number, None)
-        self._book.open(number)
+        if number not in self._withheld:
+            self._book.open(number)
 
     async def _wait_free(self, number: int) -> str:
         before = self._before.get(number)

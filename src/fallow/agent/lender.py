@@ -1,0 +1,339 @@
+"""The owner's side of an agent: what the settings allow, what the owner orders, and what there is to tell.
+
+Made for every agent that lends a machine (`fallow join`, the local node of `fallow up`), never for embedded pools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fallow.agent.caches import Caches
+from fallow.agent.control import (
+    ClearCaches,
+    ControlServer,
+    Drain,
+    Pause,
+    ProbeSandbox,
+    Question,
+    Reload,
+    Resume,
+    Status,
+)
+from fallow.agent.earnings import WorkBook
+from fallow.agent.limits.bandwidth import Throttle
+from fallow.agent.limits.keeper import GpuState, Keeper
+from fallow.agent.limits.offer import lent_spec
+from fallow.agent.limits.price import read_price
+from fallow.agent.report import cache_report, state_now, status_report
+from fallow.agent.settings import load_settings
+from fallow.core.quantities import write_size, write_time
+from fallow.model.errors import PoolRefused, SettingError
+from fallow.model.lending import LendingSettings
+
+if TYPE_CHECKING:
+    from fallow.agent.node import Node
+    from fallow.agent.owner.watch import Watch
+
+log = logging.getLogger("fallow.agent")
+
+TICK_S = 1.0
+PRUNE_EVERY_S = 60.0
+SAVE_EVERY_S = 60.0
+DISK_RESERVE_BYTES = 64 << 20
+"""Left free on the disk, whatever is lent."""
+MANUAL = "by `fallow node pause`"
+
+
+class Lender:
+    """`folder`: the agent's own; `settings_file`: of all agents of its home. `settings` are those it started with."""
+
+    def __init__(self, node: Node, folder: Path, settings_file: Path, settings: LendingSettings) -> None:
+        self.node = node
+        self.folder = folder
+        self.settings_file = settings_file
+        self.settings = self._without_file = settings
+        self.settings_problem = ""
+        """Why the file as it is now is not in force; '': it is."""
+        self.settings_unix_s = time.time()
+        self.started_unix_s = time.time()
+        self.paused_until_s: float | None = None
+        """On the monotonic clock; infinite: until `resume`. None: the owner has not paused."""
+        self.is_drained = False
+        self.state_unix_s = time.time()
+        self._state = ""
+        self.job_since: dict[str, float] = {}
+        self.watch: Watch | None = None
+        """None: on a pool of one's own nobody is watched, unless a settings file says so."""
+        self._is_started = False
+        self._price: float | None = None
+        self._price_due_s = 0.0
+        self._asking_price: asyncio.Task[None] | None = None
+        self.work = WorkBook(folder)
+        self.caches = Caches(folder, node.jobs.paths_in_use)
+        self.throttle = Throttle()
+        self.keeper = Keeper(node, self._gpus)
+        self._control = ControlServer(folder, self._answer)
+        self._life: asyncio.Task[None] | None = None
+        self._making_room = asyncio.Lock()
+        self._tasks_seen = 0
+        self._apply(settings)
+        node.offer(lent_spec(node.spec, settings))
+        node.blobs.pace = self.throttle
+        node.blobs.make_room = self.make_room
+
+    async def start(self) -> None:
+        """Raises SettingError where the owner could not be heard."""
+        await self._control.start()
+        with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError, ValueError):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
+        self._life = asyncio.ensure_future(self._live())
+        self._is_started = True
+        self._watch_owner()
+
+    async def close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+        if self._asking_price is not None:
+            self._asking_price.cancel()
+        if self._life is not None:
+            self._life.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._life
+        await self.keeper.close()
+        await self._control.close()
+        with contextlib.suppress(OSError):
+            self.work.save()
+
+    # ------------------------------------------------------------ settings
+
+    def reload(self) -> None:
+        """Take in the file as it is now. Raises SettingError, and keeps what was in force, where it is wrong."""
+        try:
+            settings = load_settings(self.settings_file) if self.settings_file.exists() else self._without_file
+        except SettingError as error:
+            self.settings_problem = str(error)
+            log.warning("the settings stay as they were: %s", error)
+            raise
+        self.settings_problem = ""
+        self.settings_unix_s = time.time()
+        self._apply(settings)
+        log.info("the settings in %s are in force", self.settings_file)
+
+    def _hung_up(self) -> None:
+        with contextlib.suppress(SettingError):
+            self.reload()
+
+    def _apply(self, settings: LendingSettings) -> None:
+        self.settings = settings
+        self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
+        self._price_due_s = 0.0
+        if self._is_started:
+            self._watch_owner()
+
+    def _watch_owner(self) -> None:
+        """Begin or end to watch, as the settings are now."""
+        if not self.settings.owner.watch and not self.settings_file.exists():
+            return
+        if self.watch is not None:
+            self.watch.set_settings(self.settings)
+            return
+        from fallow.agent.owner.of_node import watch_of
+
+        self.watch = watch_of(self.node, self.settings, lambda: self._price)
+        self.watch.start()
+
+    def _ask_price(self, now_s: float) -> None:
+        price = self.settings.price
+        if not price.source or now_s < self._price_due_s:
+            return
+        if self._asking_price is None or self._asking_price.done():
+            self._price_due_s = now_s + price.every_s
+            self._asking_price = asyncio.ensure_future(self._read_price(price.source))
+
+    async def _read_price(self, source: str) -> None:
+        try:
+            self._price = await read_price(source)
+        except SettingError as error:
+            log.warning("%s", error)
+            self._price = None
+
+    # ------------------------------------------------------------ orders
+
+    async def _answer(self, question: Question) -> dict[str, Any]:
+        match question:
+            case Status():
+                return status_report(self)
+            case Pause(for_s=for_s):
+                self.pause(for_s)
+            case Resume():
+                self.resume()
+            case Drain():
+                self.drain()
+            case Reload():
+                self.reload()
+            case ClearCaches(older_s=older_s):
+                return await self._clear(older_s)
+            case ProbeSandbox():
+                return await self._probe_sandbox()
+            case _:
+                usage = await asyncio.to_thread(self.caches.look, time.time())
+                return cache_report(usage, self.settings.share.disk_bytes)
+        return status_report(self)
+
+    def pause(self, for_s: float = 0.0) -> None:
+        """Stop what runs and take no more; for so many seconds, 0: until `resume`."""
+        self.paused_until_s = time.monotonic() + for_s if for_s else float("inf")
+        self.note_state()
+        words = f"for {write_time(round(for_s))}" if for_s else ""
+        self.keeper.duties.release()
+        if self.watch is not None:
+            self.watch.pause(for_s or float("inf"))
+            return
+        self._stop_work(f"paused {words} {MANUAL}".replace("  ", " "))
+
+    def resume(self) -> None:
+        """End a pause and a drain of the owner's."""
+        was_paused = self.paused_until_s is not None
+        self.paused_until_s = None
+        if self.is_drained:
+            self.is_drained = False
+            self.node.drain_by_owner(False)
+        if was_paused and self.watch is not None:
+            self.watch.resume()
+        elif was_paused:
+            self._let_work()
+        self.note_state()
+
+    def _stop_work(self, reason: str) -> None:
+        self.node.preempt(None, reason, self.settings.owner.grace_s)
+
+    def _let_work(self) -> None:
+        self.node.allow(None)
+
+    def drain(self) -> None:
+        """Finish what runs, and take no more until `resume`."""
+        self.is_drained = True
+        self.node.drain_by_owner(True)
+        self.note_state()
+
+    def note_state(self) -> tuple[str, str]:
+        """The state and its reason now, with the time since when it is kept."""
+        state, reason = state_now(self)
+        if state != self._state:
+            self._state = state
+            self.state_unix_s = time.time()
+        return state, reason
+
+    async def _clear(self, older_s: float) -> dict[str, Any]:
+        removed, left = await asyncio.to_thread(self.caches.clear, older_s, time.time())
+        self.node.jobs.forget_missing()
+        usage = await asyncio.to_thread(self.caches.look, time.time())
+        report = cache_report(usage, self.settings.share.disk_bytes)
+        freed = sum(one.size_bytes for one in removed)
+        return {**report, "removed": len(removed), "freed_bytes": freed, "in_use": len(left)}
+
+    async def _probe_sandbox(self) -> dict[str, Any]:
+        from fallow.agent.report import probe_report
+
+        return await asyncio.to_thread(probe_report, self.settings.sandbox)
+
+    # ------------------------------------------------------------ disk
+
+    async def make_room(self, size: int) -> None:
+        """Free so many bytes of the lent disk. Raises PoolRefused in words where that cannot be had."""
+        async with self._making_room:
+            limit = self.settings.share.disk_bytes
+            if limit and size > limit:
+                raise PoolRefused(
+                    f"{write_size(size)} do not fit into the {write_size(limit)} of disk that this machine lends.",
+                    "store_full",
+                )
+            usage = await asyncio.to_thread(self._room_for, size, limit)
+            self.node.jobs.forget_missing()
+            if usage is not None:
+                raise PoolRefused(usage, "store_full")
+
+    def _room_for(self, size: int, limit: int) -> str | None:
+        """Blocks. Words where there is no room."""
+        free = _free_bytes(self.folder)
+        now = time.time()
+        usage = self.caches.look(now)
+        taken = usage.kept_bytes + usage.scratch_bytes
+        allowed = limit - size if limit else taken
+        shortage = size + DISK_RESERVE_BYTES - free if free is not None else 0
+        if shortage > 0:
+            allowed = min(allowed, taken - shortage)
+        if taken <= allowed:
+            return None
+        usage = self.caches.prune(max(1, allowed), now)
+        left = usage.kept_bytes + usage.scratch_bytes
+        free = _free_bytes(self.folder)
+        if free is not None and free < size + DISK_RESERVE_BYTES:
+            return (
+                f"the disk under {self.folder} is full: {write_size(free)} are free, {write_size(size)} and "
+                f"a reserve of {write_size(DISK_RESERVE_BYTES)} are needed, and nothing more can be removed."
+            )
+        if limit and left + size > limit:
+            return (
+                f"the {write_size(limit)} of disk that this machine lends are full: {write_size(left)} are in use, and "
+                f"{write_size(size)} more are needed."
+            )
+        return None
+
+    # ------------------------------------------------------------ life
+
+    async def _live(self) -> None:
+        last_s = time.monotonic()
+        pruned_s = saved_s = last_s
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            try:
+                self._tick(now_s, min(5.0, now_s - last_s))
+                if now_s - pruned_s >= PRUNE_EVERY_S:
+                    pruned_s = now_s
+                    await asyncio.to_thread(self.caches.prune, self.settings.share.disk_bytes, time.time())
+                    self.node.jobs.forget_missing()
+                if now_s - saved_s >= SAVE_EVERY_S:
+                    saved_s = now_s
+                    await asyncio.to_thread(self.work.save)
+            except Exception:
+                # The owner's limits must be held on, whatever one look met.
+                log.exception("a look at the limits failed")
+            last_s = now_s
+
+    def _tick(self, now_s: float, passed_s: float) -> None:
+        if self.paused_until_s is not None and now_s >= self.paused_until_s:
+            self.resume()
+        self._ask_price(now_s)
+        cpu_s = gpu_s = 0.0
+        jobs: dict[str, float] = {}
+        for slot in self.node.slots:
+            for lane in slot.lanes.values():
+                if lane.running is not None:
+                    cpu_s += passed_s
+                    gpu_s += passed_s * len(self.node.gpu_uuids(lane))
+                    jobs[lane.running.job_id] = self.job_since.get(lane.running.job_id, time.time())
+        self.job_since = jobs
+        tasks, self._tasks_seen = self.node.tasks_done - self._tasks_seen, self.node.tasks_done
+        self.work.add(cpu_s, gpu_s, tasks)
+        self.note_state()
+        self.keeper.tick(self.settings)
+
+    def _gpus(self) -> dict[str, GpuState]:
+        return {}
+
+
+def _free_bytes(folder: Path) -> int | None:
+    try:
+        about = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return None
+    return about.f_bavail * about.f_frsize

@@ -1,0 +1,1 @@
+"""Holds what the owner set: CPU, memory, disk, network, GPU power and temperature, price."""

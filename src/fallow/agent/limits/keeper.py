@@ -1,0 +1,108 @@
+"""Holds the limits that no sandbox can hold alone: processor share and memory of all workers together, GPU power and
+temperature. Looked at once a second, and only while something runs under a limit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from fallow.agent.limits.duties import Duties
+from fallow.agent.limits.meter import Meter, Use
+from fallow.core.duty import of_amount, of_temperature
+from fallow.core.quantities import write_size
+from fallow.model.lending import LendingSettings
+
+if TYPE_CHECKING:
+    from fallow.agent.node import Node
+    from fallow.agent.worker_api import WorkerProcess
+
+log = logging.getLogger("fallow.agent")
+
+CPU = "cpu"
+
+
+class GpuState(Struct, frozen=True):
+    """A reading of one GPU; None: it cannot be read."""
+
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+
+class Keeper:
+    """Of one node. `gpus` reads the GPUs by uuid; it is asked only where a limit for them is set."""
+
+    def __init__(self, node: Node, gpus: Callable[[], dict[str, GpuState]]) -> None:
+        self._node = node
+        self._gpus = gpus
+        self._meter = Meter(node.spec.cpu_count)
+        self._cards: dict[str, float] = {}
+        """Shares of GPUs for power alone, and below for temperature alone: the smaller one counts."""
+        self._cooling: dict[str, float] = {}
+        self.duties = Duties(self._busy)
+        self.use = Use()
+
+    def tick(self, settings: LendingSettings) -> None:
+        """One look; takes some milliseconds where a limit is set."""
+        self._hold_cpu_and_memory(settings)
+        self._hold_gpus(settings)
+
+    async def close(self) -> None:
+        await self.duties.close()
+
+    def _workers(self) -> list[WorkerProcess]:
+        found = (lane.process for slot in self._node.slots for lane in slot.lanes.values())
+        return [process for process in found if process is not None]
+
+    def _busy(self) -> list[tuple[WorkerProcess, tuple[str, ...]]]:
+        busy = []
+        for slot in self._node.slots:
+            for lane in slot.lanes.values():
+                process = lane.process
+                if process is not None and process.running:
+                    busy.append((process, (CPU, *self._node.gpu_uuids(lane))))
+        return busy
+
+    def _hold_cpu_and_memory(self, settings: LendingSettings) -> None:
+        share = settings.share
+        busy = [process for process, _ in self._busy()] if share.cpu_share or share.memory_bytes else []
+        if not busy:
+            self._meter.forget()
+            if not share.cpu_share:
+                self.duties.set(CPU, 1.0)
+            return
+        self.use = self._meter.measure(self._node.workers.zygote_pids(), [process.pid for process in busy])
+        self.duties.set(CPU, of_amount(self.duties.share_of(CPU), self.use.cpu_share, share.cpu_share))
+        if share.memory_bytes and self.use.memory_bytes > share.memory_bytes:
+            self._end_largest(busy, share.memory_bytes)
+
+    def _end_largest(self, busy: list[WorkerProcess], limit_bytes: int) -> None:
+        used = self.use.memory_by_worker
+        victim = max(busy, key=lambda process: used.get(process.pid, 0))
+        victim.kill(
+            "memory",
+            f"the tasks on this machine used {write_size(self.use.memory_bytes)} of memory together, its owner lends "
+            f"{write_size(limit_bytes)}, and this worker used the most: {used.get(victim.pid, 0):,} bytes",
+        )
+
+    def _hold_gpus(self, settings: LendingSettings) -> None:
+        limits = settings.gpu
+        if not limits.power_limit_w and not limits.temperature_limit_c:
+            for uuid in {*self._cards, *self._cooling}:
+                self.duties.set(uuid, 1.0)
+            self._cards.clear()
+            self._cooling.clear()
+            return
+        in_use = {device for _, devices in self._busy() for device in devices if device != CPU}
+        readings = self._gpus() if in_use else {}
+        for uuid in in_use:
+            reading = readings.get(uuid, GpuState())
+            # What is in force is the smaller of two: a share that did not bind must not be taken for its cause.
+            shown = self.duties.share_of(uuid)
+            self._cards[uuid] = of_amount(min(self._cards.get(uuid, 1.0), shown), reading.power_w, limits.power_limit_w)
+            self._cooling[uuid] = of_temperature(
+                min(self._cooling.get(uuid, 1.0), shown), reading.temperature_c, limits.temperature_limit_c
+            )
+            self.duties.set(uuid, min(self._cards[uuid], self._cooling[uuid]))

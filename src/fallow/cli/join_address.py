@@ -1,0 +1,38 @@
+"""A pool's address from a command line, a file or standard input. In a file its token is nobody else's to see: other
+users of a machine can read command lines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fallow.model.errors import SettingError
+
+LENGTH_LIMIT = 4096
+
+
+def address_from(given: str, file: str) -> str:
+    """The text of the address. Raises SettingError where there is none, or two."""
+    if given and file:
+        raise SettingError("the address is given twice: on the command line and with --from.")
+    if given:
+        return given
+    if not file:
+        raise SettingError(
+            "which pool? Give its address, as `fallow up --listen` printed it: fallow join TOKEN@HOST:PORT, or "
+            "--from FILE that holds it."
+        )
+    if file == "-":
+        text = sys.stdin.readline(LENGTH_LIMIT)
+    else:
+        try:
+            with Path(file).expanduser().open() as opened:
+                text = opened.read(LENGTH_LIMIT)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(
+                f"the address cannot be read from {file}: {getattr(error, 'strerror', error)}."
+            ) from None
+    words = text.split()
+    if len(words) != 1:
+        raise SettingError(f"{file} must hold one address, TOKEN@HOST:PORT, and nothing else.")
+    return words[0]

@@ -1,0 +1,120 @@
+"""The screen of `fallow node top`: state above, plots in the middle, what runs below; keys pause, resume and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, ClassVar
+
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Grid
+from textual.widgets import DataTable, Footer, Static
+from textual_plotext import PlotextPlot
+
+from fallow.agent.control import Drain, Pause, Question, Resume, Status
+from fallow.cli.node_client import ask_agents
+from fallow.cli.node_history import CPU, GPU, MEMORY, History
+from fallow.cli.node_show import status_lines
+from fallow.cli.show import duration_words
+from fallow.model.errors import FallowError
+
+PERCENT = (CPU, MEMORY, GPU)
+COLOURS = ("cyan", "green", "orange", "red", "magenta", "blue", "white")
+
+
+class NodeScreen(App[None]):
+    """Asks the agent every `interval_s`; an agent that has ended is waited for."""
+
+    CSS = """
+    #state { height: auto; padding: 0 1; }
+    #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; min-height: 10; }
+    #plots PlotextPlot { height: 1fr; min-height: 8; }
+    #jobs { height: auto; max-height: 8; }
+    #said { height: 1; padding: 0 1; color: $warning; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("p", "order('pause')", "Pause"),
+        Binding("r", "order('resume')", "Resume"),
+        Binding("d", "order('drain')", "Drain"),
+        Binding("q", "quit", "Quit"),
+    ]
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(self, interval_s: float, agent: int, first: dict[str, Any]) -> None:
+        super().__init__()
+        self._interval_s = interval_s
+        self._agent = agent
+        self._body = first
+        self._history = History()
+        self._history.add(first, time.monotonic())
+        self._asking = False
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="state", markup=False)
+        yield Grid(id="plots")
+        yield DataTable(id="jobs", cursor_type="none", show_cursor=False)
+        yield Static(id="said", markup=False)
+        yield Footer()
+
+    async def on_mount(self) -> None:
+        self.query_one("#jobs", DataTable).add_columns("RUNS", "SLOTS", "GPUS", "SINCE", "LONGEST TASK")
+        self.set_interval(self._interval_s, self.look)
+        await self._draw()
+
+    async def look(self) -> None:
+        """Ask and draw. A slow answer is not asked for twice."""
+        if not self._asking:
+            await self._ask(Status())
+
+    async def action_order(self, order: str) -> None:
+        questions: dict[str, Question] = {"pause": Pause(), "resume": Resume(), "drain": Drain()}
+        await self._ask(questions[order])
+
+    async def _ask(self, question: Question) -> None:
+        self._asking = True
+        said = self.query_one("#said", Static)
+        try:
+            self._body = (await asyncio.to_thread(ask_agents, question, self._agent))[0].body
+            said.update("")
+            self._history.add(self._body, time.monotonic())
+            await self._draw()
+        except FallowError as error:
+            said.update(str(error))
+        finally:
+            self._asking = False
+
+    async def _draw(self) -> None:
+        lines = status_lines(self._body, time.time(), self._agent, False)
+        self.query_one("#state", Static).update("\n".join(line for line in lines if not line.startswith("  runs ")))
+        jobs = self.query_one("#jobs", DataTable)
+        jobs.clear()
+        for job in self._body["jobs"]:
+            since = duration_words(time.time() - job["since_unix_s"])
+            longest = duration_words(job["longest_task_s"])
+            jobs.add_row(job["name"] or job["job_id"], str(job["workers"]), str(job["gpus"]), since, longest)
+        grid = self.query_one("#plots", Grid)
+        for number, (name, values) in enumerate(self._history.series.items()):
+            widget_id = f"plot-{number}"
+            found = grid.query(f"#{widget_id}")
+            plot = found.first(PlotextPlot) if found else PlotextPlot(id=widget_id)
+            if not found:
+                await grid.mount(plot)
+            # The last of an odd number has the row for itself.
+            alone = number % 2 == 0 and number == len(self._history.series) - 1
+            plot.styles.column_span = 2 if alone else 1
+            _plot(plot, name, list(values), COLOURS[number % len(COLOURS)], self._interval_s)
+
+
+def _plot(widget: PlotextPlot, name: str, values: list[float], colour: str, interval_s: float) -> None:
+    plt = widget.plt
+    plt.clear_data()
+    plt.clear_figure()
+    plt.title(f"{name}  now {values[-1]:.4g}")
+    times = [-(len(values) - 1 - at) * interval_s for at in range(len(values))]
+    plt.plot(times, values, marker="braille", color=colour)
+    highest = max(values)
+    plt.ylim(0, 100 if name in PERCENT else max(1.0, highest * 1.15))
+    plt.xlim(min(times[0], -30 * interval_s), 0)
+    plt.xlabel("seconds")
+    widget.refresh()

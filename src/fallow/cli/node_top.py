@@ -1,0 +1,50 @@
+"""`fallow node top`: this machine in the whole terminal, with live plots; lines or JSON where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from fallow.agent.control import Status
+from fallow.cli.node_client import ask_agents
+from fallow.cli.node_history import History
+from fallow.cli.node_show import STATE_WORDS
+from fallow.cli.show import count_words, print_json
+
+
+def run_node_top(interval_s: float, once: bool, agent: int, as_json: bool) -> None:
+    """Until q or Ctrl-C, or once. Raises SettingError where no agent runs."""
+    body = ask_agents(Status(), agent)[0].body
+    if once:
+        if as_json:
+            print_json(body)
+        else:
+            print(line_of(body, None))
+        return
+    if as_json or not sys.stdout.isatty():
+        _follow(interval_s, agent, as_json)
+        return
+    from fallow.cli.node_screen import NodeScreen
+
+    NodeScreen(interval_s, agent, body).run()
+
+
+def _follow(interval_s: float, agent: int, as_json: bool) -> None:
+    history = History()
+    while True:
+        body = ask_agents(Status(), agent)[0].body
+        history.add(body, time.monotonic())
+        print(json.dumps(body) if as_json else line_of(body, history), flush=True)
+        time.sleep(interval_s)
+
+
+def line_of(body: dict[str, Any], history: History | None) -> str:
+    """One look in one line."""
+    state = STATE_WORDS.get(body["state"], body["state"])
+    reason = f" ({body['reason']})" if body["reason"] else ""
+    rate = history.last("tasks/s") if history is not None else None
+    rates = f"  {count_words(rate)} tasks/s" if rate is not None else ""
+    clock = time.strftime("%H:%M:%S")
+    return f"{clock}  {body['node']}  {state}{reason}  {body['busy_slots']}/{body['slots']} slots busy{rates}"
