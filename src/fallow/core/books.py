@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import KeysView, Sequence
 
 from fallow.core.classes import (
     SLOT_BITS,
@@ -39,21 +39,31 @@ class Books:
     # ------------------------------------------------------------ what changes
 
     @property
-    def jobs(self) -> Iterable[JobId]:
+    def jobs(self) -> KeysView[JobId]:
         return self._jobs.keys()
 
     @property
-    def nodes(self) -> Iterable[NodeId]:
+    def nodes(self) -> KeysView[NodeId]:
         return self._nodes.keys()
 
     def put_job(self, demand: JobDemand) -> None:
-        """A job arrives, or its demand is another now. Put jobs before the nodes that are assigned to them."""
-        old = self._jobs.get(demand.spec.job_id)
-        if old is None:
+        """A job arrives, or its demand is another now. Put jobs before the nodes that are assigned to them. Slots of
+        nodes that it refuses now are free."""
+        job = self._jobs.get(demand.spec.job_id)
+        if job is None:
             self._jobs[demand.spec.job_id] = PlannedJob(demand)
-        else:
-            old.demand = demand
-            old.is_plain = not demand.refused and not demand.spec.max_nodes
+            return
+        job.demand = demand
+        if demand.refused == job.refused:
+            return
+        fresh = demand.refused - job.refused
+        job.refused = demand.refused
+        job.is_plain = not demand.refused and not demand.spec.max_nodes
+        for node_id in sorted(fresh & self._nodes.keys()):
+            node = self._nodes[node_id]
+            for slot, head in enumerate(node.heads):
+                if head is job:
+                    self._release(job, node, slot)
 
     def remove_job(self, job_id: JobId) -> None:
         """The job has ended: its slots are free."""
@@ -113,6 +123,21 @@ class Books:
             for classes in self._fitting.values():
                 if kind in classes:
                     classes.remove(kind)
+
+    def assigned(self, node_id: NodeId) -> dict[int, JobId] | None:
+        """First slot and job of each group on the node; None: there is no such node, or it gets nothing new."""
+        node = self._nodes.get(node_id)
+        if node is None or not node.is_open:
+            return None
+        return {slot: head.job_id for slot, head in enumerate(node.heads) if head is not None}
+
+    def surely_fits(self, job_id: JobId) -> bool:
+        """Whether some open node could run the job; False where that is not seen at one glance."""
+        job = self._jobs[job_id]
+        memory_bytes = job.demand.spec.resources.memory_bytes
+        return job.count > 0 or any(
+            kind.node_count > len(job.refused) and memory_bytes <= kind.memory_floor for kind in self._fits(job)
+        )
 
     # ------------------------------------------------------------ books
 

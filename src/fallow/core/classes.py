@@ -25,7 +25,7 @@ Need = tuple[str, int, int, GpuSpec]
 class PlannedJob:
     """A job as the planner keeps it: its demand, and the heads of the groups of slots that it has."""
 
-    __slots__ = ("count", "cpu", "demand", "gpus", "held", "is_plain", "job_id", "need", "nodes", "share")
+    __slots__ = ("count", "cpu", "demand", "gpus", "held", "is_plain", "job_id", "need", "nodes", "refused", "share")
 
     def __init__(self, demand: JobDemand) -> None:
         spec = demand.spec
@@ -34,6 +34,7 @@ class PlannedJob:
         self.cpu = spec.resources.cpu
         self.gpus = spec.resources.gpu.count
         self.need: Need = (spec.env.python, self.cpu, spec.resources.memory_bytes, spec.resources.gpu)
+        self.refused = demand.refused
         self.is_plain = not demand.refused and not spec.max_nodes
         """All nodes of a class are the same to it."""
         self.count = 0
@@ -169,12 +170,15 @@ def allowed(job: PlannedJob, node: PlannedNode) -> bool:
 
 
 def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, PlannedJob]:
-    """The groups that the node's assignments make: unknown jobs and groups that overlap a lower one are left out."""
+    """The groups that the node's assignments make: unknown jobs, those that refused the node, and groups that overlap
+    a lower one are left out."""
     heads: dict[int, PlannedJob] = {}
     end = 0
     for slot, job_id in sorted(view.assigned.items()):
         job = jobs.get(job_id) if job_id is not None else None
-        if job is not None and slot >= end and slot + job.cpu <= view.spec.slots:
+        if job is None or (job.refused and view.spec.node_id in job.refused):
+            continue
+        if slot >= end and slot + job.cpu <= view.spec.slots:
             heads[slot] = job
             end = slot + job.cpu
     return heads
