@@ -29,10 +29,12 @@ class KeptPlanner:
             self._era = nodes.era
             nodes.changed = dict.fromkeys(nodes.entries)
         planner = self._planner
+        wanted = {demand.spec.job_id for demand in demands}
         for job_id in nodes.forgotten:
+            if job_id in wanted:  # it ended and began again: its slots are free on the nodes, and may be given anew
+                nodes.changed.update(dict.fromkeys(planner.nodes_of(job_id)))
             planner.remove_job(job_id)
         nodes.forgotten.clear()
-        wanted = {demand.spec.job_id for demand in demands}
         for job_id in [job_id for job_id in planner.jobs if job_id not in wanted]:
             planner.remove_job(job_id)
         for demand in demands:

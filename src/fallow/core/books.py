@@ -131,6 +131,12 @@ class Books:
             return None
         return {slot: head.job_id for slot, head in enumerate(node.heads) if head is not None}
 
+    def nodes_of(self, job_id: JobId) -> list[NodeId]:
+        """Nodes on which the job has slots, in no particular order and perhaps more than once."""
+        job = self._jobs.get(job_id)
+        slots = job.held.values() if job is not None else ()
+        return [self._by_number[key >> SLOT_BITS].node_id for keys in slots for key in keys]
+
     def surely_fits(self, job_id: JobId) -> bool:
         """Whether some open node could run the job; False where that is not seen at one glance."""
         job = self._jobs[job_id]
