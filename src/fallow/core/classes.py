@@ -6,6 +6,9 @@ is decided once for a class and a kind of demand, and free nodes are found in bu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 from msgspec.structs import replace
 
 from fallow.core.demand import JobDemand, NodeView
@@ -72,13 +75,13 @@ class PlannedNode:
         self.gpus_free = kind.device_count
         self.heads: list[PlannedJob | None] = [None] * spec.slots
         """The job of each slot that begins a group."""
-        self.before: list[JobId | None] | None = None
+        self.before: tuple[JobId | None, ...] | None = None
         """What `heads` said when the shell last heard of it; None while nothing has changed since."""
 
-    def free_groups(self, cpu: int) -> list[int]:
+    def free_groups(self, cpu: int) -> Sequence[int]:
         """First slots of disjoint groups of `cpu` adjacent free slots, from the lowest."""
         if cpu == 1:
-            return self._singles()
+            return range(self.free_count) if self.free_count == len(self.heads) else self._singles()
         starts: list[int] = []
         mask = self.free
         while mask:
@@ -104,7 +107,7 @@ class PlannedNode:
 class NodeClass:
     """Nodes with the same slots, Pythons and devices, and nearly the same memory (within an eighth)."""
 
-    __slots__ = ("buckets", "device_count", "key", "memory_floor", "node_count", "slots", "spec")
+    __slots__ = ("buckets", "device_count", "free_nodes", "key", "memory_floor", "node_count", "slots", "spec")
 
     def __init__(self, key: tuple[object, ...], spec: NodeSpec, floor: int, ceiling: int) -> None:
         self.key = key
@@ -114,6 +117,8 @@ class NodeClass:
         self.device_count = len(spec.devices)
         self.node_count = 0
         """Open ones."""
+        self.free_nodes = 0
+        """Those in the buckets: with a slot that is free."""
         self.buckets: list[list[dict[PlannedNode, None]]] = [
             [{} for _ in range(spec.slots + 1)] for _ in range(self.device_count + 1)
         ]
@@ -134,10 +139,12 @@ class NodeClass:
     def insert(self, node: PlannedNode) -> None:
         if node.free_count:
             self.buckets[node.gpus_free][node.free_count][node] = None
+            self.free_nodes += 1
 
     def take_out(self, node: PlannedNode) -> None:
         if node.free_count:
             del self.buckets[node.gpus_free][node.free_count][node]
+            self.free_nodes -= 1
 
     def fullest(self, gpus: int, cpu: int) -> tuple[int, dict[PlannedNode, None]] | None:
         """(free slots, nodes): the most free nodes with that many free GPUs and at least `cpu` free slots."""
@@ -150,6 +157,12 @@ class NodeClass:
                     best = (free, row[free])
                     break
         return best
+
+
+@cache
+def nothing(slots: int) -> tuple[None, ...]:
+    """What so many slots have that have nothing."""
+    return (None,) * slots
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
