@@ -29,10 +29,10 @@ few nodes need its environment and data."""
 ROUNDS_LIMIT = 16
 JOB_ROUNDS_LIMIT = 1_000
 """Jobs times rounds of one plan, from the second round on: what is left then moves with the next plan."""
-TRIES_LIMIT = 100
+TRIES_LIMIT = 50
 """Places of one class looked at for one job that cannot go just anywhere (adjacent slots, GPUs, refusals): in a large
 pool it may have to wait for a better one; what is at most asked of a plan is bounded."""
-LEVEL_TRIES_LIMIT = 2_000
+LEVEL_TRIES_LIMIT = 1_000
 """The same for all jobs together in one round of step 3."""
 
 
