@@ -18,6 +18,7 @@ from tests.engines.postgres import Postgres, free_port, programs
 from tests.pool import MARK, client_env, describe, marked_processes, wait_for
 
 NODES_SLOTS = 2
+CLOCK = Path(__file__).with_name("clock")
 
 
 class Part:
@@ -30,6 +31,15 @@ class Part:
         self.log = log
         self.says = says
         self.process: subprocess.Popen[bytes] | None = None
+        self.clock: Path | None = None
+        """The file that says what is added to the wall clock of its processes (see clock/sitecustomize.py)."""
+
+    def set_clock(self, offset_s: int) -> None:
+        """From the next second on, the wall clock of its processes is wrong by so much; steady clocks go on."""
+        assert self.clock is not None
+        fresh = self.clock.with_suffix(".new")
+        fresh.write_text(f"{offset_s:+d}\n")
+        fresh.replace(self.clock)
 
     def launch(self) -> None:
         with self.log.open("ab") as log:
@@ -177,8 +187,13 @@ class Large:
     def _part(self, name: str, says: str, home: Path, *words: str) -> Part:
         env = {**client_env(home), MARK: self.mark}
         command = [sys.executable, "-m", "fallow.cli.main", *words]
-        self.parts[name] = Part(name, command, env, self.folder / f"{name}.txt", says)
-        return self.parts[name]
+        part = self.parts[name] = Part(name, command, env, self.folder / f"{name}.txt", says)
+        if self.links is not None and not name.startswith("nats"):
+            part.clock = self.folder / f"{name}.clock"
+            part.set_clock(0)
+            env["FALLOW_TEST_CLOCK"] = str(part.clock)
+            env["PYTHONPATH"] = os.pathsep.join([str(CLOCK), *filter(None, [env.get("PYTHONPATH", "")])])
+        return part
 
     def start_all(self, coordinators: int = 3, nodes: int = 3) -> None:
         if self.postgres is None:
