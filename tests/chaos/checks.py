@@ -76,8 +76,9 @@ def _lost_blobs(large: Large, report: Report) -> None:
         for table in ("input_pages", "result_pages")
         for row in _query(large, f"SELECT DISTINCT digest FROM {table} WHERE NOT inline")
     }
-    lost = [digest for digest in named if not (large.blobs / digest[:2] / digest).exists()]
+    there = large.blob_names()
+    lost = named - there
     if lost:
         report.wrong.append(f"{len(lost)} of {len(named)} blobs that jobs name are lost")
-    report.blobs = sum(1 for path in large.blobs.glob("??/*"))
+    report.blobs = len(there)
     report.blobs_named = len(named)

@@ -46,7 +46,8 @@ class Faults:
         self._bag: list[Callable[[], Fault | None]] = []
         self.left_out: list[str] = []
         if small_disk is None:
-            self.left_out.append("full disk: no small file system can be made here (it needs root)")
+            why = "blobs are in S3" if large.seaweed else "no small file system can be made here (it needs root)"
+            self.left_out.append(f"full disk: {why}")
 
     def next(self) -> Fault:
         """Every kind comes once before any comes again."""
@@ -78,6 +79,8 @@ class Faults:
             ]
         if self._small_disk is not None:
             kinds.append(self._fill_disk)
+        if self._large.seaweed is not None:
+            kinds += [self._kill_s3, self._stop_s3]
         if self._large.links is not None:
             kinds += [lambda: self._skew(self._pick("c")), lambda: self._skew(self._pick("n"))]
         return kinds
@@ -143,6 +146,19 @@ class Faults:
         postgres = self._large.postgres
         assert postgres is not None
         return Fault("restart PostgreSQL", "postgres", 0.0, postgres.stop, postgres.launch)
+
+    def _kill_s3(self) -> Fault:
+        seaweed = self._large.seaweed
+        assert seaweed is not None
+        return Fault("power loss of S3", "s3", self._random.uniform(0.5, 3), seaweed.kill, seaweed.relaunch)
+
+    def _stop_s3(self) -> Fault:
+        """It takes connections, and answers nothing."""
+        seaweed = self._large.seaweed
+        assert seaweed is not None
+        return Fault(
+            "stop S3", "s3", self._random.uniform(2, 5), lambda: seaweed.pause(True), lambda: seaweed.pause(False)
+        )
 
     # ------------------------------------------------------------ links and disks
 

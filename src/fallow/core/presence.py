@@ -5,8 +5,8 @@ from __future__ import annotations
 LEAST_INTERVAL_S = 1.0
 MOST_INTERVAL_S = 30.0
 BEATS_PER_S = 1_000.0
-"""What one coordinator takes of heartbeats, with no more than a tenth of a processor: one costs it 87 microseconds, what
-owners and the node are told included (`python -m bench agents --agents 1000` with 100 and with 1,000 beats a second)."""
+"""What one coordinator takes of heartbeats, with no more than a tenth of a processor: one costs it 87 microseconds,
+what owners and the node are told included (`python -m bench agents --agents 1000`, with this at 100 and at 1,000)."""
 LOST_AFTER_INTERVALS = 2.0
 LOST_AFTER_MORE_S = 4.0
 """One beat may be lost, and the next be late by so much. A node that is given up wrongly costs a second run of what it
