@@ -1,7 +1,7 @@
 """What decomposition itself costs: `python -m bench.endgame [--tasks 400] [--slots 2] [--total-s 20] [--latency-ms 1]`.
 
 Drives the real `core.job` in virtual time with the lengths of the bench row `skew`, agents that work without any
-overhead, and messages that take the latency. Prints makespan over its lower bound, and what the end of the job asked for.
+overhead, and messages that take the latency. Prints makespan over its lower bound, and what the end of the job asked.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--total-s", type=float, default=20.0)
     parser.add_argument("--latency-ms", type=float, default=1.0)
     parser.add_argument(
-        "--orders", type=int, default=50, help="other orders of the same lengths, besides the bench row's"
+        "--orders", type=int, default=50, help="other orders of the same lengths"
     )
     parser.add_argument("--no-speculation", action="store_true")
     parser.add_argument("--json", action="store_true")
