@@ -184,9 +184,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--total-s", type=float, default=20.0)
     parser.add_argument("--latency-ms", type=float, default=1.0)
-    parser.add_argument(
-        "--orders", type=int, default=50, help="other orders of the same lengths"
-    )
+    parser.add_argument("--orders", type=int, default=50, help="other orders of the same lengths")
     parser.add_argument("--no-speculation", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
