@@ -103,7 +103,9 @@ class Worker:
     def _run(self, order: orders.Run) -> None:
         words = self._words
         function = self._function(order)
-        outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s)
+        outbox = Outbox(
+            order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s
+        )
         words[PHASE] = RUNNING
         self._helper.begin(outbox)
         runner = Runner(order, function.loaded, words, outbox, function.chunk)
