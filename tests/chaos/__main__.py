@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORDS", help="only faults whose words hold this")
     parser.add_argument("--load", default=",".join(KINDS), help=f"kinds of customers (default all: {','.join(KINDS)})")
     parser.add_argument("--no-faults", action="store_true", help="only the load, to compare")
+    parser.add_argument("--s3", action="store_true", help="blobs in a SeaweedFS, which is killed and stopped as well")
     parser.add_argument("--json", default="", metavar="FILE", help="write the report there too")
     parser.add_argument("--keep", action="store_true", help="keep all logs, even where nothing is wrong")
     words = parser.parse_args()
@@ -38,6 +39,7 @@ def main() -> int:
             only=words.only,
             keep=words.keep,
             faults=not words.no_faults,
+            s3=words.s3,
             say=lambda line: print(line, flush=True),
         )
     )

@@ -46,8 +46,8 @@ class Faults:
         self._bag: list[Callable[[], Fault | None]] = []
         self.left_out: list[str] = []
         if small_disk is None:
-            self.left_out.append("full disk: no small file system can be made here (it needs root)")
-        self.left_out.append("skewed clocks: libfaketime is not used, since its wheel does not reach static programs")
+            why = "blobs are in S3" if large.seaweed else "no small file system can be made here (it needs root)"
+            self.left_out.append(f"full disk: {why}")
 
     def next(self) -> Fault:
         """Every kind comes once before any comes again."""
@@ -79,6 +79,10 @@ class Faults:
             ]
         if self._small_disk is not None:
             kinds.append(self._fill_disk)
+        if self._large.seaweed is not None:
+            kinds += [self._kill_s3, self._stop_s3]
+        if self._large.links is not None:
+            kinds += [lambda: self._skew(self._pick("c")), lambda: self._skew(self._pick("n"))]
         return kinds
 
     def _pick(self, prefix: str) -> Part:
@@ -143,6 +147,19 @@ class Faults:
         assert postgres is not None
         return Fault("restart PostgreSQL", "postgres", 0.0, postgres.stop, postgres.launch)
 
+    def _kill_s3(self) -> Fault:
+        seaweed = self._large.seaweed
+        assert seaweed is not None
+        return Fault("power loss of S3", "s3", self._random.uniform(0.5, 3), seaweed.kill, seaweed.relaunch)
+
+    def _stop_s3(self) -> Fault:
+        """It takes connections, and answers nothing."""
+        seaweed = self._large.seaweed
+        assert seaweed is not None
+        return Fault(
+            "stop S3", "s3", self._random.uniform(2, 5), lambda: seaweed.pause(True), lambda: seaweed.pause(False)
+        )
+
     # ------------------------------------------------------------ links and disks
 
     def _partition(self, part: Part | str, what: str) -> Fault | None:
@@ -155,6 +172,14 @@ class Faults:
         return Fault(
             f"partition of {kind} from {there}", prefix, self._random.uniform(2.0, 5.0),
             lambda: links.cut(prefix), lambda: links.cut(prefix, False),
+        )  # fmt: skip
+
+    def _skew(self, part: Part) -> Fault:
+        """The wall clock of all its processes jumps by up to an hour, and back again."""
+        by_s = self._random.choice((-1, 1)) * self._random.choice((10, 300, 3600))
+        return Fault(
+            f"skewed clock of {_words(part.name.rstrip('0123456789'))}", part.name, self._random.uniform(3.0, 6.0),
+            lambda: part.set_clock(by_s), lambda: part.set_clock(0),
         )  # fmt: skip
 
     def _fill_disk(self) -> Fault:

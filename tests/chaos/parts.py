@@ -15,9 +15,11 @@ import psutil
 
 from tests.chaos.proxy import Links
 from tests.engines.postgres import Postgres, free_port, programs
+from tests.engines.seaweed import Seaweed
 from tests.pool import MARK, client_env, describe, marked_processes, wait_for
 
 NODES_SLOTS = 2
+CLOCK = Path(__file__).with_name("clock")
 
 
 class Part:
@@ -30,6 +32,15 @@ class Part:
         self.log = log
         self.says = says
         self.process: subprocess.Popen[bytes] | None = None
+        self.clock: Path | None = None
+        """The file that says what is added to the wall clock of its processes (see clock/sitecustomize.py)."""
+
+    def set_clock(self, offset_s: int) -> None:
+        """From the next second on, the wall clock of its processes is wrong by so much; steady clocks go on."""
+        assert self.clock is not None
+        fresh = self.clock.with_suffix(".new")
+        fresh.write_text(f"{offset_s:+d}\n")
+        fresh.replace(self.clock)
 
     def launch(self) -> None:
         with self.log.open("ab") as log:
@@ -119,6 +130,8 @@ class Large:
         self.cluster_ports = [free_port() for _ in range(3)]
         self.parts: dict[str, Part] = {}
         self.postgres: Postgres | None = None
+        self.seaweed: Seaweed | None = None
+        """Where blobs are, instead of the folder."""
         self.health: dict[str, str] = {}
 
     # ------------------------------------------------------------ addresses
@@ -152,6 +165,17 @@ class Large:
         self.postgres.start()
         return self.postgres
 
+    def start_seaweed(self, weed: Path) -> Seaweed:
+        self.seaweed = Seaweed(weed)
+        self.seaweed.start()
+        return self.seaweed
+
+    def blob_names(self) -> set[str]:
+        """Digests of all blobs that are there."""
+        if self.seaweed is not None:
+            return {name.rpartition("/")[2] for name in self.seaweed.objects() if "/.trash/" not in f"/{name}"}
+        return {path.name for path in self.blobs.glob("??/*")}
+
     def nats(self, index: int) -> Part:
         routes = [f"127.0.0.1:{port}" for port in self.cluster_ports]
         return self._part(
@@ -162,10 +186,11 @@ class Large:
 
     def coordinator(self, name: str, *arguments: str, store: str = "") -> Part:
         self.health[name] = f"127.0.0.1:{free_port()}"
+        blobs = self.seaweed.url() if self.seaweed is not None else str(self.blobs)
         return self._part(
             name, f"The coordinator '{name}' is up", self.home,
             "up", "--coordinator-only", "--name", name, "--pool", "large", "--store", store or self.store_url(name),
-            "--nats", self.address(name), "--blobs", str(self.blobs), "--health", self.health[name], *arguments,
+            "--nats", self.address(name), "--blobs", blobs, "--health", self.health[name], *arguments,
         )  # fmt: skip
 
     def node(self, name: str, slots: int = NODES_SLOTS) -> Part:
@@ -177,8 +202,13 @@ class Large:
     def _part(self, name: str, says: str, home: Path, *words: str) -> Part:
         env = {**client_env(home), MARK: self.mark}
         command = [sys.executable, "-m", "fallow.cli.main", *words]
-        self.parts[name] = Part(name, command, env, self.folder / f"{name}.txt", says)
-        return self.parts[name]
+        part = self.parts[name] = Part(name, command, env, self.folder / f"{name}.txt", says)
+        if self.links is not None and not name.startswith("nats"):
+            part.clock = self.folder / f"{name}.clock"
+            part.set_clock(0)
+            env["FALLOW_TEST_CLOCK"] = str(part.clock)
+            env["PYTHONPATH"] = os.pathsep.join([str(CLOCK), *filter(None, [env.get("PYTHONPATH", "")])])
+        return part
 
     def start_all(self, coordinators: int = 3, nodes: int = 3) -> None:
         if self.postgres is None:
@@ -240,6 +270,8 @@ class Large:
                     part.process.wait(10)
         if self.postgres is not None:
             self.postgres.remove()
+        if self.seaweed is not None:
+            self.seaweed.remove()
 
 
 def http_get(address: str, path: str) -> tuple[int, dict[str, object]]:

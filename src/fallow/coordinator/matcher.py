@@ -1,4 +1,7 @@
-"""Runs the matching when something changed, and sends what the plan changes. Only the leader's runs."""
+"""Runs the matching when something changed, and sends what the plan changes. Only the leader's runs.
+
+The planner is kept and told of what changed, so that a plan costs what changed and not what there is.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from dataclasses import dataclass
 from fallow.coordinator.capability import Capability
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
+from fallow.coordinator.kept_planner import KeptPlanner
 from fallow.coordinator.peers import Peers
-from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, plan, too_large
+from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, too_large
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobKind
+from fallow.model.node import NodeSpec
 from fallow.wire import subjects
 from fallow.wire.messages import Verdict
 
@@ -27,6 +32,8 @@ MISFIT_GRACE_S = 5.0
 MISFIT_SETTLED_GRACE_S = 1.0
 """The same where the nodes have been the same ones for MISFIT_GRACE_S: none of them is just coming."""
 DEMAND_LIMIT = 1 << 20
+COMPARE_S = 60.0
+"""Between two comparisons of all that the kept planner believes with what the nodes have."""
 
 
 @dataclass(slots=True)
@@ -49,8 +56,10 @@ class Matcher:
         self._ran_at = -1e9
         self._took_s = 0.0
         self._misfit_since: dict[str, float] = {}
-        self._members: frozenset[NodeId] = frozenset()
+        self._membership = -1
         self._members_since = 0.0
+        self._kept = KeptPlanner(context.nodes)
+        self._compared_at = 0.0
         self._served: dict[JobId, float] = {}
         self._capability = Capability(context, directory)
 
@@ -85,30 +94,21 @@ class Matcher:
         self._ran_at = now
         nodes = self._context.nodes
         jobs = self._wanting(elapsed)
-        views = nodes.views()
-        for view in views:
-            refused = [
-                slot
-                for slot, job_id in view.assigned.items()
-                if job_id is not None and job_id in jobs and view.spec.node_id in jobs[job_id].refused
-            ]
-            if refused:
-                view.assigned = {slot: job for slot, job in view.assigned.items() if slot not in refused}
-        result = plan([job.demand for job in jobs.values()], views)
+        result = self._kept.plan([job.demand for job in jobs.values()])
+        nodes.shares = result.shares
         for job_id, owned in self._directory.active.items():
             owned.progress.slots = max(1, result.shares.get(job_id, 0))
         nodes.assign(result.changes.items(), now)
+        if now - self._compared_at >= COMPARE_S:
+            self._compared_at = now
+            self._kept.compare()
         self._check_misfits(jobs, now)
         self._took_s = time.perf_counter() - started
 
     def _wanting(self, elapsed: float) -> dict[JobId, _Wanting]:
         """Every job that has not ended, with how much it was served of late."""
         keep = 0.5 ** (elapsed / SERVED_HALF_LIFE_S)
-        holding: dict[JobId, int] = {}
-        for entry in self._context.nodes.entries.values():
-            for job_id in entry.assigned.values():
-                if job_id is not None:
-                    holding[job_id] = holding.get(job_id, 0) + 1
+        holding = self._context.nodes.shares
         found: dict[JobId, _Wanting] = {}
         served: dict[JobId, float] = {}
         own = {job_id: job for job_id, job in self._directory.active.items() if not job.progress.is_final}
@@ -131,10 +131,10 @@ class Matcher:
 
     def _check_misfits(self, jobs: dict[JobId, _Wanting], now: float) -> None:
         """Fail jobs for which the pool has nodes, but for a while now none that could run them."""
-        specs = self._context.nodes.alive_specs()
-        members = frozenset(node.node_id for node in specs)
-        if members != self._members:
-            self._members, self._members_since = members, now
+        nodes = self._context.nodes
+        if nodes.membership != self._membership:
+            self._membership, self._members_since = nodes.membership, now
+        specs: list[NodeSpec] | None = None
         settled = now - self._members_since >= MISFIT_GRACE_S
         grace_s = MISFIT_SETTLED_GRACE_S if settled else MISFIT_GRACE_S
         seen: set[str] = set()
@@ -142,6 +142,10 @@ class Matcher:
             spec = job.demand.spec
             if job.busy or (spec.kind is JobKind.CALLS and not job.demand.want):
                 continue
+            if self._kept.surely_fits(job_id):
+                continue
+            if specs is None:
+                specs = nodes.alive_specs()
             usable = [node for node in specs if node.node_id not in job.refused]
             reason = too_large(spec, usable) if usable else None
             kind = "python" if reason is not None and "needs Python" in reason else "too_large"

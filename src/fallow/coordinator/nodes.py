@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -89,6 +89,16 @@ class NodeRegistry:
         self._gone = 0
         """Entries of nodes that are here no more, as of the last look."""
         self.entries: dict[NodeId, NodeEntry] = {}
+        self.era = 0
+        """Goes up when all that was known is forgotten."""
+        self.membership = 0
+        """Goes up when a node comes, goes, or is another now."""
+        self.changed: dict[NodeId, None] = {}
+        """Nodes whose view is another than the plan's: they came, went, or have other assignments than it gave."""
+        self.forgotten: dict[JobId, None] = {}
+        """Jobs whose assignments are gone since the last plan."""
+        self.shares: Mapping[JobId, int] = {}
+        """Slots of each job, by the last plan."""
         self.spec_of: Callable[[JobId], JobSpec | None] = lambda _: None
         self.place_elsewhere: Callable[[Place], bool] = lambda _: False
 
@@ -97,6 +107,15 @@ class NodeRegistry:
         self._epoch = epoch
         self.entries.clear()
         self._gone = 0
+        self.era += 1
+        self.membership += 1
+        self.changed.clear()
+        self.forgotten.clear()
+        self.shares = {}
+
+    def _is_another(self, node_id: NodeId) -> None:
+        self.membership += 1
+        self.changed[node_id] = None
 
     # ------------------------------------------------------------ presence
 
@@ -145,6 +164,8 @@ class NodeRegistry:
             entry.reason = ""
         changed = changed or entry.state is not before or bool(entry.paused) != bool(beat.paused)
         entry.paused = beat.paused
+        if changed:
+            self._is_another(beat.node_id)
         for slot in beat.slots:
             wanted = entry.assigned.get(slot.slot)
             if slot.job_id != wanted and now - entry.sent_at.get(slot.slot, -1e9) > REASSIGN_AFTER_S:
@@ -159,6 +180,7 @@ class NodeRegistry:
         entry.state = node_transition(entry.state, NodeEvent.BYE, node_id)
         entry.reason = "left"
         entry.assigned.clear()
+        self._is_another(node_id)
         return True
 
     def silent(self, now: float) -> list[NodeEntry]:
@@ -173,6 +195,7 @@ class NodeRegistry:
                 entry.state = node_transition(entry.state, NodeEvent.SILENCE, entry.spec.node_id)
                 entry.reason = f"silent for {limit_s:g} s"
                 entry.assigned.clear()
+                self._is_another(entry.spec.node_id)
                 lost.append(entry)
         self._gone = len(self.entries) - here + len(lost)
         return lost
@@ -182,21 +205,29 @@ class NodeRegistry:
         if entry is None:
             return False
         entry.drain_wanted = wanted
+        self._is_another(node_id)
         return True
+
+    def judge(self, node_id: NodeId, speed: float, gpu_speed: float) -> None:
+        """What the tasks of a node show of it; 0: its claim stands."""
+        entry = self.entries[node_id]
+        if (speed, gpu_speed) != (entry.judged_speed, entry.judged_gpu_speed):
+            entry.judged_speed, entry.judged_gpu_speed = speed, gpu_speed
+            self._is_another(node_id)
 
     # ------------------------------------------------------------ assignments
 
-    def views(self) -> list[NodeView]:
-        """For the matcher: the nodes that are here."""
-        return [
-            NodeView(
-                entry.judged_spec(),
-                entry.assigned,
-                entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused,
-            )
-            for entry in self.entries.values()
-            if entry.state in (NodeState.ALIVE, NodeState.DRAINING)
-        ]
+    def view(self, node_id: NodeId) -> NodeView | None:
+        """For the matcher; None: the node is not here."""
+        entry = self.entries.get(node_id)
+        if entry is None or entry.state not in (NodeState.ALIVE, NodeState.DRAINING):
+            return None
+        is_open = entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused
+        return NodeView(entry.judged_spec(), entry.assigned, is_open)
+
+    def views(self) -> Iterator[NodeView]:
+        """Of all nodes that are here."""
+        return (view for node_id in self.entries if (view := self.view(node_id)) is not None)
 
     def alive_specs(self) -> list[NodeSpec]:
         return [entry.judged_spec() for entry in self.entries.values() if entry.state is NodeState.ALIVE]
@@ -204,7 +235,7 @@ class NodeRegistry:
     def assign(self, changes: Iterable[tuple[SlotKey, JobId | None]], now: float) -> None:
         for key, job_id in changes:
             entry = self.entries.get(key[0])
-            if entry is not None:
+            if entry is not None and entry.assigned.get(key[1]) != job_id:
                 entry.assigned[key[1]] = job_id
                 self.send_assign(key, job_id, now)
 
@@ -214,16 +245,18 @@ class NodeRegistry:
         entry = self.entries[key[0]]
         self._seq += 1
         if job_id is not None and spec is None:
-            share = sum(1 for other in self.entries.values() for job in other.assigned.values() if job == job_id)
+            share = self.shares.get(job_id, 0)
             if self.place_elsewhere(Place(job_id, key[0], key[1], self._seq, self._epoch, share)):
                 entry.sent_at[key[1]] = now
                 return
             entry.assigned[key[1]] = None
+            self.changed[key[0]] = None
         entry.sent_at[key[1]] = now
         self._connection.send(subjects.node(key[0]), Assign(key[1], self._seq, self._epoch, spec))
 
     def forget_job(self, job_id: JobId) -> None:
         """The job ended: its slots are free (agents hear it by Revoke)."""
+        self.forgotten[job_id] = None
         for entry in self.entries.values():
             for slot, assigned in entry.assigned.items():
                 if assigned == job_id:

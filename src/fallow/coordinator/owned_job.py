@@ -72,6 +72,8 @@ class OwnedJob:
         self.ended_unix_s = 0.0
         self.client_seen = now
         self.input_error = ""
+        self.is_written = True
+        """False while a job that was submitted here is not in the store yet: another may be its owner."""
         self.refused: dict[NodeId, str] = {}
         self.served = 0.0
         self.known_state = JobState.OPEN

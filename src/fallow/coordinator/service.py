@@ -240,8 +240,8 @@ class Service:
                 owned.client_seen = self.context.now()
             case GetLogs():
                 self.logs.read(message, reply)
-            case GetJob():
-                self._reply(reply, JobStatus(owned.epoch, owned.info()))
+            case GetJob():  # no word of one not yet in the store: another may own it, and this submission came late
+                self._reply(reply if owned.is_written else "", JobStatus(owned.epoch, owned.info()))
             case CancelJob() if isinstance(owned, CallsJob):
                 owned.end(message.reason or "cancelled", message.settled)
                 self._reply(reply, Done(owned.epoch))

@@ -88,6 +88,7 @@ class Submission:
             self._reply(reply, Submitted(spec.job_id, known.epoch, known.progress.cursor))
             return
         owned = self._directory.make(spec, epoch=1)
+        owned.is_written = False
         self._directory.add(owned)
         ops: list[Op] = [CreateJob(spec, self._context.owner, self._context.unix_s())]
         effects: list[Effect] = []
@@ -101,11 +102,12 @@ class Submission:
                     ops.append(SetJob(spec.job_id, 1, state=owned.progress.state))
         answer = Submitted(spec.job_id, owned.epoch, owned.progress.cursor)
         self._unwritten.add(spec.job_id)
-        self._context.journal.append(ops, partial(self._written, answer, reply))
+        self._context.journal.append(ops, partial(self._written, owned, answer, reply))
         owned.perform(effects)
         self._context.kick_matcher()
 
-    def _written(self, answer: Submitted, reply: str) -> None:
+    def _written(self, owned: OwnedJob, answer: Submitted, reply: str) -> None:
+        owned.is_written = True
         self._unwritten.discard(answer.job_id)
         self._reply(reply, answer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence
 
 from fallow.core.classes import (
     SLOT_BITS,
@@ -13,6 +13,7 @@ from fallow.core.classes import (
     PlannedNode,
     class_key,
     heads_of,
+    nothing,
 )
 from fallow.core.demand import JobDemand, NodeView
 from fallow.model.ids import JobId, NodeId
@@ -39,21 +40,31 @@ class Books:
     # ------------------------------------------------------------ what changes
 
     @property
-    def jobs(self) -> Iterable[JobId]:
+    def jobs(self) -> KeysView[JobId]:
         return self._jobs.keys()
 
     @property
-    def nodes(self) -> Iterable[NodeId]:
+    def nodes(self) -> KeysView[NodeId]:
         return self._nodes.keys()
 
     def put_job(self, demand: JobDemand) -> None:
-        """A job arrives, or its demand is another now. Put jobs before the nodes that are assigned to them."""
-        old = self._jobs.get(demand.spec.job_id)
-        if old is None:
+        """A job arrives, or its demand is another now. Put jobs before the nodes that are assigned to them. Slots of
+        nodes that it refuses now are free."""
+        job = self._jobs.get(demand.spec.job_id)
+        if job is None:
             self._jobs[demand.spec.job_id] = PlannedJob(demand)
-        else:
-            old.demand = demand
-            old.is_plain = not demand.refused and not demand.spec.max_nodes
+            return
+        job.demand = demand
+        if demand.refused == job.refused:
+            return
+        fresh = demand.refused - job.refused
+        job.refused = demand.refused
+        job.is_plain = not demand.refused and not demand.spec.max_nodes
+        for node_id in sorted(fresh & self._nodes.keys()):
+            node = self._nodes[node_id]
+            for slot, head in enumerate(node.heads):
+                if head is job:
+                    self._release(job, node, slot)
 
     def remove_job(self, job_id: JobId) -> None:
         """The job has ended: its slots are free."""
@@ -73,12 +84,10 @@ class Books:
         self._next_number += 1
         node = self._by_number[number] = PlannedNode(view, kind, number)
         self._nodes[node.node_id] = node
-        heads = heads_of(view, self._jobs) if view.assigned else {}
-        for slot, job_id in view.assigned.items():
-            if job_id is None or slot in heads or slot >= len(node.heads):
-                continue
-            if view.open or job_id not in self._jobs:
-                self._touch(node)[slot] = job_id
+        heads: dict[int, PlannedJob] = {}
+        if view.assigned:
+            heads = heads_of(view, self._jobs)
+            self._note_strays(node, view, heads)
         if not node.is_open:
             return
         kind.node_count += 1
@@ -87,9 +96,21 @@ class Books:
         self._free_slots += view.spec.slots
         kind.insert(node)
         for slot, job in heads.items():
-            self._book(job, node, (slot,))
-            if node.before is not None:
-                node.before[slot] = job.job_id
+            self._book(job, kind, [(node, (slot,))])
+
+    def _note_strays(self, node: PlannedNode, view: NodeView, heads: dict[int, PlannedJob]) -> None:
+        """What is assigned there and cannot stay: the next plan says so."""
+        before: list[JobId | None] = [None] * len(node.heads)
+        is_astray = False
+        for slot, job_id in view.assigned.items():
+            if slot < len(before) and job_id is not None:
+                before[slot] = job_id
+                is_astray |= slot not in heads and (view.open or job_id not in self._jobs)
+        if is_astray:
+            if not view.open:  # those stay until their jobs are over
+                before = [None if job_id in self._jobs else job_id for job_id in before]
+            node.before = tuple(before)
+            self._touched[node.number] = node
 
     def remove_node(self, node_id: NodeId) -> None:
         """The node is gone, and what was assigned there."""
@@ -114,45 +135,86 @@ class Books:
                 if kind in classes:
                     classes.remove(kind)
 
+    def assigned(self, node_id: NodeId) -> dict[int, JobId] | None:
+        """First slot and job of each group on the node; None: there is no such node, or it gets nothing new."""
+        node = self._nodes.get(node_id)
+        if node is None or not node.is_open:
+            return None
+        return {slot: head.job_id for slot, head in enumerate(node.heads) if head is not None}
+
+    def nodes_of(self, job_id: JobId) -> list[NodeId]:
+        """Nodes on which the job has slots, in no particular order and perhaps more than once."""
+        job = self._jobs.get(job_id)
+        slots = job.held.values() if job is not None else ()
+        return [self._by_number[key >> SLOT_BITS].node_id for keys in slots for key in keys]
+
+    def surely_fits(self, job_id: JobId) -> bool:
+        """Whether some open node could run the job; False where that is not seen at one glance."""
+        job = self._jobs[job_id]
+        memory_bytes = job.demand.spec.resources.memory_bytes
+        return job.count > 0 or any(
+            kind.node_count > len(job.refused) and memory_bytes <= kind.memory_floor for kind in self._fits(job)
+        )
+
     # ------------------------------------------------------------ books
 
-    def _touch(self, node: PlannedNode) -> list[JobId | None]:
+    def _touch(self, node: PlannedNode) -> None:
         """Remember what its slots have now, until the plan says what became of them."""
         if node.before is None:
             if node.free_count == len(node.heads):
-                node.before = [None] * len(node.heads)
+                node.before = nothing(len(node.heads))
             else:
-                node.before = [None if head is None else head.job_id for head in node.heads]
+                node.before = tuple(None if head is None else head.job_id for head in node.heads)
             self._touched[node.number] = node
-        return node.before
 
-    def _assign(self, job: PlannedJob, node: PlannedNode, starts: Sequence[int]) -> None:
-        if node.before is None:
-            self._touch(node)
-        self._book(job, node, starts)
+    def _assign_all(
+        self, job: PlannedJob, kind: NodeClass, groups: Iterable[tuple[PlannedNode, Sequence[int]]]
+    ) -> None:
+        """The job gets the groups of slots that begin there, on nodes of one class; the shell is to hear of it."""
+        touched = self._touched
+        for node, _ in groups:
+            if node.before is None:
+                if node.free_count == len(node.heads):
+                    node.before = nothing(len(node.heads))
+                    touched[node.number] = node
+                else:
+                    self._touch(node)
+        self._book(job, kind, groups)
 
-    def _book(self, job: PlannedJob, node: PlannedNode, starts: Sequence[int]) -> None:
-        kind = node.kind
-        kind.take_out(node)
-        slots = job.held.get(kind)
-        if slots is None:
-            slots = job.held[kind] = {}
-        group = (1 << job.cpu) - 1
-        for slot in starts:
-            node.heads[slot] = job
-            node.free &= ~(group << slot)
-            slots[node.number << SLOT_BITS | slot] = None
-        width = job.cpu * len(starts)
-        node.free_count -= width
-        self._free_slots -= width
-        job.count += len(starts)
-        if job.gpus and node.gpus is not None:
+    def _book(self, job: PlannedJob, kind: NodeClass, groups: Iterable[tuple[PlannedNode, Sequence[int]]]) -> None:
+        cpu, gpus, few_nodes = job.cpu, job.gpus, job.demand.spec.max_nodes
+        mask = (1 << cpu) - 1
+        held = job.held.get(kind)
+        if held is None:
+            held = job.held[kind] = {}
+        buckets = kind.buckets
+        count = 0
+        for node, starts in groups:
+            free = node.free_count
+            del buckets[node.gpus_free][free][node]
+            heads = node.heads
+            base = node.number << SLOT_BITS
+            bits = node.free
             for slot in starts:
-                node.gpus.take(slot, job.gpu)
-            node.gpus_free = node.gpus.whole_count
-        kind.insert(node)
-        if job.demand.spec.max_nodes:
-            job.nodes[node] = job.nodes.get(node, 0) + len(starts)
+                heads[slot] = job
+                bits &= ~(mask << slot)
+                held[base | slot] = None
+            node.free = bits
+            number = len(starts)
+            count += number
+            if gpus and node.gpus is not None:
+                for slot in starts:
+                    node.gpus.take(slot, job.gpu)
+                node.gpus_free = node.gpus.whole_count
+            node.free_count = free = free - cpu * number
+            if free:
+                buckets[node.gpus_free][free][node] = None
+            else:
+                kind.free_nodes -= 1
+            if few_nodes:
+                job.nodes[node] = job.nodes.get(node, 0) + number
+        job.count += count
+        self._free_slots -= cpu * count
 
     def _release(self, job: PlannedJob, node: PlannedNode, slot: int) -> None:
         kind = node.kind

@@ -7,7 +7,8 @@ is decided once for a class and a kind of demand, and free nodes are found in bu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 from msgspec.structs import replace
 
@@ -43,6 +44,7 @@ class PlannedJob:
         "job_id",
         "need",
         "nodes",
+        "refused",
         "share",
         "whole_gpus",
     )
@@ -57,6 +59,7 @@ class PlannedJob:
         """Devices that a group needs, whole ones or a part of one."""
         self.whole_gpus = self.gpus if self.gpu.share >= 1 else 0
         self.need: Need = (spec.env.python, self.cpu, spec.resources.memory_bytes, spec.resources.gpu)
+        self.refused = demand.refused
         self.is_plain = not demand.refused and not spec.max_nodes
         """All nodes of a class are the same to it."""
         self.count = 0
@@ -98,13 +101,13 @@ class PlannedNode:
         """Devices that nobody has any of."""
         self.heads: list[PlannedJob | None] = [None] * spec.slots
         """The job of each slot that begins a group."""
-        self.before: list[JobId | None] | None = None
+        self.before: tuple[JobId | None, ...] | None = None
         """What `heads` said when the shell last heard of it; None while nothing has changed since."""
 
-    def free_groups(self, cpu: int) -> list[int]:
+    def free_groups(self, cpu: int) -> Sequence[int]:
         """First slots of disjoint groups of `cpu` adjacent free slots, from the lowest."""
         if cpu == 1:
-            return self._singles()
+            return range(self.free_count) if self.free_count == len(self.heads) else self._singles()
         starts: list[int] = []
         mask = self.free
         while mask:
@@ -141,6 +144,7 @@ class NodeClass:
         "_speed",
         "buckets",
         "device_count",
+        "free_nodes",
         "key",
         "memory_floor",
         "node_count",
@@ -158,6 +162,8 @@ class NodeClass:
         self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
         self.node_count = 0
         """Open ones."""
+        self.free_nodes = 0
+        """Those in the buckets: with a slot that is free."""
         self.buckets: list[list[dict[PlannedNode, None]]] = [
             [{} for _ in range(spec.slots + 1)] for _ in range(self.device_count + 1)
         ]
@@ -182,10 +188,12 @@ class NodeClass:
     def insert(self, node: PlannedNode) -> None:
         if node.free_count:
             self.buckets[node.gpus_free][node.free_count][node] = None
+            self.free_nodes += 1
 
     def take_out(self, node: PlannedNode) -> None:
         if node.free_count:
             del self.buckets[node.gpus_free][node.free_count][node]
+            self.free_nodes -= 1
 
     def fullest(self, gpus: int, cpu: int) -> tuple[int, dict[PlannedNode, None]] | None:
         """(free slots, nodes): the most free nodes with that many free GPUs and at least `cpu` free slots."""
@@ -198,6 +206,12 @@ class NodeClass:
                     best = (free, row[free])
                     break
         return best
+
+
+@cache
+def nothing(slots: int) -> tuple[None, ...]:
+    """What so many slots have that have nothing."""
+    return (None,) * slots
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
@@ -227,12 +241,15 @@ def allowed(job: PlannedJob, node: PlannedNode) -> bool:
 
 
 def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, PlannedJob]:
-    """The groups that the node's assignments make: unknown jobs and groups that overlap a lower one are left out."""
+    """The groups that the node's assignments make: unknown jobs, those that refused the node, and groups that overlap
+    a lower one are left out."""
     heads: dict[int, PlannedJob] = {}
     end = 0
     for slot, job_id in sorted(view.assigned.items()):
         job = jobs.get(job_id) if job_id is not None else None
-        if job is not None and slot >= end and slot + job.cpu <= view.spec.slots:
+        if job is None or (job.refused and view.spec.node_id in job.refused):
+            continue
+        if slot >= end and slot + job.cpu <= view.spec.slots:
             heads[slot] = job
             end = slot + job.cpu
     return heads

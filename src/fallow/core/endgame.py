@@ -16,6 +16,10 @@ ASK_AGAIN_S = 1.0
 """A TakeBack that was not answered for so long is asked again."""
 WORTH_S = 0.003
 """Less work than this is done before it could be moved."""
+KEPT_PER_SLOT = 2
+"""So many tasks for each slot wait for slots that fall idle (`python -m bench.endgame` shows what it does)."""
+KEPT_TASK_S = 0.02
+"""Shorter tasks are given ahead to the end: the way to an idle slot would take as long as they do."""
 DOUBLE_FACTOR = 3.0
 DOUBLE_AFTER_S = 1.0
 FREQUENT_BEATS_S = 2.5
@@ -24,6 +28,13 @@ to run from one to the next, and be run twice."""
 LOOK_SHARE = 0.05
 """Between two looks at every lease for one to double passes at least this share of how long a task has to run before
 it is doubled."""
+
+
+def keeps_the_rest(remaining: int | None, slots: int, rate: Rate) -> bool:
+    """Whether the last tasks wait for slots that fall idle, and no slot gets one ahead: each would go to whoever is
+    free first, and what was given ahead would only be taken back. `remaining`: tasks that nobody has leased; None:
+    more may come."""
+    return remaining is not None and remaining <= KEPT_PER_SLOT * slots and 0 < rate.per_s <= 1 / KEPT_TASK_S
 
 
 class TakeBacks:

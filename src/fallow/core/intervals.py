@@ -62,7 +62,17 @@ class IntervalSet:
         if start >= stop:
             return []
         low = bisect_left(self._stops, start)
+        if low == len(self._stops):
+            self._starts.append(start)
+            self._stops.append(stop)
+            self._count += stop - start
+            return [(start, stop)]
         high = bisect_right(self._starts, stop)
+        if low == high:
+            self._starts.insert(low, start)
+            self._stops.insert(low, stop)
+            self._count += stop - start
+            return [(start, stop)]
         fresh: list[Interval] = []
         at = start
         for i in range(low, high):
@@ -84,6 +94,12 @@ class IntervalSet:
         if start >= stop:
             return []
         low = bisect_right(self._stops, start)
+        if low == len(self._stops):
+            return []
+        first, last = self._starts[low], self._stops[low]
+        if first <= start and stop <= last:
+            self._remove_within(low, first, start, stop, last)
+            return [(start, stop)]
         high = bisect_left(self._starts, stop)
         if low >= high:
             return []
@@ -97,6 +113,21 @@ class IntervalSet:
         self._stops[low:high] = [b for _, b in keep]
         self._count -= sum(b - a for a, b in gone)
         return gone
+
+    def _remove_within(self, at: int, first: int, start: int, stop: int, last: int) -> None:
+        """What is removed lies in one interval, [first, last)."""
+        self._count -= stop - start
+        if first == start:
+            if stop == last:
+                del self._starts[at]
+                del self._stops[at]
+            else:
+                self._starts[at] = stop
+        else:
+            self._stops[at] = start
+            if stop != last:
+                self._starts.insert(at + 1, stop)
+                self._stops.insert(at + 1, last)
 
     def overlap(self, start: int, stop: int) -> list[Interval]:
         """The parts of [start, stop) that are in the set."""

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from math import inf
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
-from fallow.core.endgame import FREQUENT_BEATS_S, LOOK_SHARE, double_after_s, find_double
+from fallow.core.endgame import FREQUENT_BEATS_S, LOOK_SHARE, double_after_s, find_double, keeps_the_rest
 from fallow.core.failures import NODE_LOSSES_LIMIT
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
@@ -88,6 +88,8 @@ class JobProgress(Progress):
     def _in_turn(self) -> list[WaitingPull]:
         """Waiting pulls that could be answered now, idle slots first."""
         count = len(self.pulls) if self.failures.waiting else len(self.todo)
+        if keeps_the_rest(self._remaining() if self.total >= 0 else None, self.slots, self.rate):
+            return list(islice(self._idle.values(), count))
         return list(islice(chain(self._idle.values(), self._ahead.values()), count))
 
     def _grant(self, lease: LiveLease, pull: WaitingPull) -> Grant:

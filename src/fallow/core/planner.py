@@ -29,10 +29,10 @@ few nodes need its environment and data."""
 ROUNDS_LIMIT = 16
 JOB_ROUNDS_LIMIT = 1_000
 """Jobs times rounds of one plan, from the second round on: what is left then moves with the next plan."""
-TRIES_LIMIT = 100
+TRIES_LIMIT = 50
 """Places of one class looked at for one job that cannot go just anywhere (adjacent slots, GPUs, refusals): in a large
 pool it may have to wait for a better one; what is at most asked of a plan is bounded."""
-LEVEL_TRIES_LIMIT = 2_000
+LEVEL_TRIES_LIMIT = 1_000
 """The same for all jobs together in one round of step 3."""
 
 
@@ -57,13 +57,14 @@ class Planner(Books):
             if not moved:
                 break
         out = Plan()
+        changes = out.changes
         for node in self._touched.values():
             assert node.before is not None
-            for slot, before in enumerate(node.before):
-                head = node.heads[slot]
-                after = head.job_id if head is not None else None
+            node_id = node.node_id
+            for slot, (head, before) in enumerate(zip(node.heads, node.before, strict=True)):
+                after = None if head is None else head.job_id
                 if after != before:
-                    out.changes[node.node_id, slot] = after
+                    changes[node_id, slot] = after
             node.before = None
         self._touched = {}
         for job in self._jobs.values():
@@ -210,7 +211,11 @@ class Planner(Books):
         while taken < count:
             best: tuple[bool, int, int, NodeClass, dict[PlannedNode, None]] | None = None
             for kind in self._fits(job):
-                if kind in passed or (best is not None and kind.device_count and not job.gpus and best[0]):
+                if (
+                    not kind.free_nodes
+                    or kind in passed
+                    or (best is not None and kind.device_count and not job.gpus and best[0])
+                ):
                     continue
                 found = kind.fullest(job.whole_gpus, job.cpu)
                 if found is not None:
@@ -244,16 +249,19 @@ class Planner(Books):
                 break
             if not always and not allowed(job, node):
                 continue
-            groups = node.free_groups(job.cpu)[: min(each, count - taken)]
+            groups = node.free_groups(job.cpu)
+            most = min(each, count - taken)
             if job.gpus:
-                groups = groups[: node.gpu_room(job, len(groups))]
+                most = node.gpu_room(job, min(most, len(groups)))
+            if len(groups) > most:
+                groups = groups[:most]
             if groups:
                 chosen.append((node, groups))
                 taken += len(groups)
                 if job.demand.spec.max_nodes:
                     break  # whether the next node is allowed depends on this one
-        for node, groups in chosen:
-            self._assign(job, node, groups)
+        if chosen:
+            self._assign_all(job, kind, chosen)
         return taken
 
     def _take_anywhere(self, job: PlannedJob, kind: NodeClass, count: int) -> int:
@@ -311,7 +319,7 @@ class Planner(Books):
             node, slot, ousted = place
             for head, owner in ousted:
                 self._release(owner, node, head)
-            self._assign(job, node, (slot,))
+            self._assign_all(job, kind, [(node, (slot,))])
             taken += 1
             self._tries += 1
             if victim.cpu > job.cpu and taken < count:
@@ -332,8 +340,10 @@ class Planner(Books):
             assert victim is not None
             if node.gpus_free + victim.gpus < job.whole_gpus or not (always or allowed(job, node)):
                 continue
-            starts = [head] if victim.cpu >= job.cpu else range(max(0, head - job.cpu + 1), head + 1)
-            for start in starts:
+            if victim.cpu >= job.cpu and not job.gpus:
+                return node, head, [(head, victim)]  # whoever calls knows that this victim has one to spare
+            first = head if victim.cpu >= job.cpu else max(0, head - job.cpu + 1)
+            for start in range(first, head + 1):
                 ousted = self._ousted(job, node, start, keep)
                 if ousted is not None:
                     return node, start, ousted
@@ -346,15 +356,15 @@ class Planner(Books):
         stop = start + job.cpu
         if stop > len(node.heads):
             return None
-        heads = [
-            (head, other)
-            for head, other in enumerate(node.heads[:stop])
-            if other is not None and start < head + other.cpu
-        ]
-        losses: dict[PlannedJob, int] = {}
-        for _, other in heads:
-            losses[other] = losses.get(other, 0) + 1
-            least = other.share if keep is None else keep
-            if other is job or other.count - losses[other] < least:
+        heads: list[tuple[int, PlannedJob]] = []
+        for head, other in enumerate(node.heads[:stop]):
+            if other is None or head + other.cpu <= start:
+                continue
+            left = other.count - 1
+            for _, earlier in heads:
+                if earlier is other:
+                    left -= 1
+            if other is job or left < (other.share if keep is None else keep):
                 return None
+            heads.append((head, other))
         return heads if node.gpu_room(job, 1, [head for head, _ in heads]) else None

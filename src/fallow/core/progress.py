@@ -76,7 +76,7 @@ class Progress:
 
     @property
     def is_final(self) -> bool:
-        return self.state.is_final
+        return self.state is not JobState.OPEN and self.state is not JobState.RUNNING
 
     @property
     def demand(self) -> int:

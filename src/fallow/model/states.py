@@ -17,7 +17,7 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+        return self is not JobState.OPEN and self is not JobState.RUNNING
 
 
 class JobEvent(StrEnum):

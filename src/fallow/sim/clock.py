@@ -25,15 +25,20 @@ class Clock:
         self._order += 1
         heapq.heappush(self._heap, (self.now + delay_s, self._order, what, args))
 
+    def put(self, delay_s: float, what: Callable[..., None], args: tuple[Any, ...]) -> None:
+        """`after`, for arguments that are packed already."""
+        self._order += 1
+        heapq.heappush(self._heap, (self.now + delay_s, self._order, what, args))
+
     def at(self, when: float, what: Callable[..., None], *args: Any) -> None:
         self._order += 1
         heapq.heappush(self._heap, (max(when, self.now), self._order, what, args))
 
     def run(self, until: float) -> None:
         """Until that time, or until `stopped` is set."""
-        heap = self._heap
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= until and not self.stopped:
-            self.now, _, what, args = heapq.heappop(heap)
+            self.now, _, what, args = pop(heap)
             self.events += 1
             what(*args)
         if not self.stopped:

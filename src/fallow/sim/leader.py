@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, NodeView, Plan, Planner
@@ -32,8 +33,14 @@ class Leader:
         self.plan_cpu_s = 0.0
         self._wanted: dict[SlotKey, JobRow | None] = {}
         self._demands: dict[JobId, JobDemand] = {}
+        self._live: list[tuple[int, JobRow]] = []
+        """Jobs that have not ended, as of the last plan, in the order of their arrival."""
         self._is_scheduled = False
         self._ran_at = -1e9
+
+    def expect(self, rows: Sequence[JobRow]) -> None:
+        """All jobs of this run, in the order of their arrival."""
+        self._live = list(enumerate(rows))
 
     def kick(self) -> None:
         if not self._is_scheduled:
@@ -81,9 +88,13 @@ class Leader:
         world = self._world
         elapsed = min(world.clock.now - self._ran_at, SERVED_HALF_LIFE_S)
         keep = 0.5 ** (elapsed / SERVED_HALF_LIFE_S)
-        for order, row in enumerate(world.rows):
+        ended = False
+        for order, row in self._live:
+            if row.arrived_at < 0:
+                break  # they arrive in that order
             old = self._demands.get(row.job_id)
-            if not row.is_open:
+            if row.ended_at >= 0:
+                ended = True
                 if old is not None:
                     del self._demands[row.job_id]
                     self.planner.remove_job(row.job_id)
@@ -96,6 +107,8 @@ class Leader:
                 demand.served = demand.served * keep + len(progress.by_slot) * elapsed
             self._demands[row.job_id] = demand
             self.planner.put_job(demand)
+        if ended:
+            self._live = [(order, row) for order, row in self._live if row.ended_at < 0]
 
     def _plan(self, epoch: int) -> None:
         world = self._world

@@ -33,7 +33,7 @@ class Network:
         if (self.cut and zone in self.cut) or chance() < self.loss:
             self.lost += 1
             return False
-        self._clock.after(self.latency_s * (0.5 + chance()), what, *args)
+        self._clock.put(self.latency_s * (0.5 + chance()), what, args)
         if self.duplicate and chance() < self.duplicate:
             self._clock.after(self.latency_s * (1 + 50 * chance()), what, *args)
         return True

@@ -49,6 +49,7 @@ class World:
         self.leader = Leader(self, self.coordinators[0])
         self.faults = Faults(self, options.fault_rate)
         self.rows = self._make_jobs()
+        self.leader.expect(self.rows)
         self.grants = 0
         self.take_overs = 0
         self.lost_nodes = 0

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 UPLOAD_ID = "Upload-Id"
 UPLOAD_OFFSET = "Upload-Offset"
 
-ATTEMPTS = 8
-"""Attempts in a row that bring nothing, after which a transfer fails: about 20 s."""
+ATTEMPTS = 12
+"""Attempts in a row that bring nothing, after which a transfer fails: about 30 s. An S3 service that is started again
+may take 20 of them until it answers."""
 
 S3_SKIP_S = 300.0
 """A blob that lies in S3 for less than this is not put again. An older one is: that makes it young, so that the

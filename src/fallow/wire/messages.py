@@ -326,7 +326,7 @@ class Beat(Msg, frozen=True):
     draining: bool = False
     spec: NodeSpec | None = None
     interval_s: float = BEAT_INTERVAL_S
-    """The next comes within so long; after six of these in silence the node is lost."""
+    """The next comes within so long; core.presence says how long a silence means that the node is lost."""
     paused: str = ""
     """Why the owner of the machine lets nothing run now, on any slot; '': something may run."""
 
