@@ -446,6 +446,7 @@ class OwnedJob:
             epoch=self.epoch,
             reason_kind=progress.reason_kind,
             slots=self._slots(),
+            single=self.spec.single,
         )
 
     def _slots(self) -> int:
@@ -493,4 +494,5 @@ def info_of_stored(stored: StoredJob) -> JobInfo:
         nodes=stored.nodes,
         epoch=stored.epoch,
         reason_kind=kind,
+        single=stored.spec.single,
     )
