@@ -74,3 +74,16 @@ def test_options_that_would_do_nothing_are_refused(tmp_path: Path, source: str, 
     target = f"{path}::f" if "def f" in source else str(path)
     with pytest.raises(SettingError, match=f"{flag} was given, .*{words}"):
         run_target(target, ["3"], None, RunOptions(given=frozenset({flag})))
+
+
+def test_a_failure_shows_the_users_frames_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "failing-file.py"
+    path.write_text("def inner(): return 1 / 0\ndef main(): inner()\n")
+    for target, arguments in ((f"{path}::main", []), (str(path), ["x"])):
+        if arguments:
+            path.write_text("1 / 0\n")
+        assert run_target(target, arguments, None, RunOptions()) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback")
+        assert said.rstrip().endswith("ZeroDivisionError: division by zero")
+        assert {line.split('"')[1] for line in said.splitlines() if line.startswith("  File")} == {str(path)}

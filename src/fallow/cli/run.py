@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from fallow.model.errors import SettingError
+from fallow.model.errors import FallowError, SettingError
 
 
 class RunOptions(Struct, frozen=True):
@@ -148,12 +148,31 @@ def _run_script(path: Path, words: list[str]) -> int:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         runpy.run_path(str(path), run_name="__main__")
+    except FallowError:
+        raise
+    except Exception as error:
+        print_users_part(error)
+        return 1
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
         print(error.code, file=sys.stderr)
         return 1
     return 0
+
+
+def print_users_part(error: Exception) -> None:
+    """The traceback without the frames of this program that stand before the user's own."""
+    import runpy
+    import traceback
+
+    import fallow
+
+    ours = (str(Path(fallow.__file__).parent), str(runpy.__file__), "<frozen ")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
+        trace = trace.tb_next
+    traceback.print_exception(error.with_traceback(trace))
 
 
 def _load(path: Path) -> ModuleType:
@@ -248,7 +267,13 @@ def _run_function(path: Path, name: str, words: list[str], options: RunOptions) 
     refuse_own_flags(plain, words, f"{path}::{name}")
     remote = getattr(fn, "remote", None)
     positional, named = parse_call(plain, words)
-    result = remote(*positional, **named) if remote is not None else fn(*positional, **named)
+    try:
+        result = remote(*positional, **named) if remote is not None else fn(*positional, **named)
+    except FallowError:
+        raise
+    except Exception as error:
+        print_users_part(error)
+        return 1
     if options.as_json:
         from fallow.cli.show import print_json
 

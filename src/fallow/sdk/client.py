@@ -327,6 +327,8 @@ class Client:
         from fallow.wire import subjects
         from fallow.wire.messages import CancelJob
 
+        if _interrupted:
+            reason = "its script was interrupted"
         with contextlib.suppress(FallowError):
             message = CancelJob(job_id, reason, settled)
             await self.ask(subjects.job(job_id), message, timeout_s=min(1.0, patience_s), patience_s=patience_s)
