@@ -1,9 +1,11 @@
 """Which part of a file `fallow run FILE.py` runs."""
 
+from pathlib import Path
+
 import pytest
 
 from fallow.cli.main import split_command
-from fallow.cli.run import choose_function, file_shape
+from fallow.cli.run import RunOptions, choose_function, file_shape, function_options, refuse_own_flags, run_target
 from fallow.model.errors import SettingError
 
 APP = "import fallow\napp = fallow.App('a')\n"
@@ -36,3 +38,52 @@ def test_a_command_is_taken_away_before_options_are_read() -> None:
         ["wc", "--help", "{}"],
     )
     assert split_command(["jobs", "--", "x"]) == (["jobs", "--", "x"], None)
+
+
+def test_options_behind_the_file_are_the_functions_or_are_refused_in_words() -> None:
+    def score(depth: int, json: bool = False) -> None: ...
+
+    def free(**settings: int) -> None: ...
+
+    refuse_own_flags(score, ["--depth", "3", "--json"], "a.py::score")
+    refuse_own_flags(free, ["--retries", "3"], "a.py::free")
+    with pytest.raises(
+        SettingError, match=r"--retries is an option of .* before the file: fallow run --retries \.\.\. a"
+    ):
+        refuse_own_flags(score, ["--depth", "3", "--retries=2"], "a.py::score")
+
+
+def test_what_was_given_changes_the_function_and_nothing_else() -> None:
+    options = RunOptions(pip=("attrs",), timeout_s=3.0, retries=0, given=frozenset({"--pip", "--timeout"}))
+    settings = function_options(options)
+    assert set(settings) == {"timeout", "env"}
+    assert settings["timeout"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("source", "flag", "words"),
+    [
+        ("print(1)", "--pip", "run as a script"),
+        (APP + ONE, "--out", "for commands"),
+        ("def f(): pass", "--cpu", "ordinary"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path, source: str, flag: str, words: str) -> None:
+    path = tmp_path / "given-file.py"
+    path.write_text(source)
+    target = f"{path}::f" if "def f" in source else str(path)
+    with pytest.raises(SettingError, match=f"{flag} was given, .*{words}"):
+        run_target(target, ["3"], None, RunOptions(given=frozenset({flag})))
+
+
+def test_a_failure_shows_the_users_frames_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "failing-file.py"
+    path.write_text("def inner(): return 1 / 0\ndef main(): inner()\n")
+    for target, arguments in ((f"{path}::main", []), (str(path), ["x"])):
+        if arguments:
+            path.write_text("1 / 0\n")
+        assert run_target(target, arguments, None, RunOptions()) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback")
+        assert said.rstrip().endswith("ZeroDivisionError: division by zero")
+        assert {line.split('"')[1] for line in said.splitlines() if line.startswith("  File")} == {str(path)}

@@ -149,7 +149,7 @@ class Model:
         self.factor = factor
         self.loads = 0
 
-    @fallow.enter
+    @fallow.enter()
     def load(self) -> None:
         self.loads += 1
 

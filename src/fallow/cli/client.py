@@ -30,8 +30,9 @@ def find_address() -> PoolAddress:
     """The pool of this user: FALLOW_URL, what `fallow connect` remembered, or the one that runs here.
 
     Raises PoolUnreachable in words when there is none."""
-    text = os.environ.get("FALLOW_URL") or connected_address()
-    if text:
+    if text := os.environ.get("FALLOW_URL", "").strip():
+        return parse_address(text, "FALLOW_URL")
+    if text := connected_address() or "":
         return parse_address(text)
     pool = running_pool()
     if pool:

@@ -239,9 +239,9 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
         settings["memory"] = options.memory
     if options.max_nodes:
         settings["max_nodes"] = options.max_nodes
-    environment = _environment(options)
-    if environment is not None:
-        settings["env"] = environment
+    env = environment(options)
+    if env is not None:
+        settings["env"] = env
     function = app.function(name=name, **settings)(run_command)
 
     drawn: dict[int, str] = {}
@@ -285,7 +285,8 @@ def _take(result: Any, collector: Collector, drawn: dict[int, str]) -> None:
     print(f"fallow: {where}: {error}", file=sys.stderr)
 
 
-def _environment(options: RunOptions) -> Any:
+def environment(options: RunOptions) -> Any:
+    """The Env that --env or --pip describe; None without either. Raises SettingError."""
     if options.env is None and not options.pip:
         return None
     import fallow

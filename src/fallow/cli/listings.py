@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 from fallow.cli.client import PoolClient, ask_pool
-from fallow.cli.show import as_plain, bytes_words, count_words, duration_words, print_json, print_table
+from fallow.cli.show import as_plain, bytes_words, count_words, counted, duration_words, print_json, print_table
 from fallow.model.errors import JobCancelled, JobError
 from fallow.model.job import JobInfo, JobKind
 from fallow.model.node import NodeInfo
@@ -22,7 +22,7 @@ FOLLOW_EVERY_S = 0.5
 def tasks_words(job: JobInfo) -> str:
     """'120/1000', or '120' while the number of inputs is unknown."""
     if job.kind == JobKind.CALLS:
-        return f"{job.counts.done} calls"
+        return counted(job.counts.done, "call")
     return f"{job.counts.done}/{job.total}" if job.total >= 0 else f"{job.counts.done}/{job.counts.inputs}+"
 
 
@@ -75,7 +75,7 @@ def show_job(text: str, as_json: bool) -> None:
     print(f"  time      {lasted}, on {job.slots} slots now")
     print(f"  results   {'kept until deleted (detached)' if job.detached else 'for the script that submitted it'}")
     for name, done in sorted(job.nodes.items(), key=lambda item: -item[1]):
-        print(f"  node      {name}: {done} tasks")
+        print(f"  node      {name}: {counted(done, 'task')}")
 
 
 def cancel_jobs(texts: list[str], reason: str, as_json: bool) -> int:

@@ -360,8 +360,19 @@ def run(
         memory=memory,
         max_nodes=max_nodes,
         as_json=as_json,
+        given=given_flags(context),
     )
     raise typer.Exit(run_target(target, list(context.args), tail, options))
+
+
+def given_flags(context: typer.Context) -> frozenset[str]:
+    """The long forms of the options that stand on the command line."""
+    flags: set[str] = set()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            flags.update(option for option in parameter.opts if option.startswith("--"))
+    return frozenset(flags)
 
 
 store_app = typer.Typer(help="Move, upgrade, back up and restore what a pool knows.", no_args_is_help=True)

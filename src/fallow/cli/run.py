@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from msgspec import Struct
 
-from fallow.model.errors import SettingError
+from fallow.model.errors import FallowError, SettingError
 
 
 class RunOptions(Struct, frozen=True):
-    """Options of `fallow run`, as they were given. `timeout_s`: 0 for none."""
+    """Options of `fallow run`, as they were given. `timeout_s`: 0 for none; `given`: flags on the command line."""
 
     env: Path | None = None
     pip: tuple[str, ...] = ()
@@ -31,6 +33,13 @@ class RunOptions(Struct, frozen=True):
     memory: str = ""
     max_nodes: int = 0
     as_json: bool = False
+    given: frozenset[str] = frozenset()
+
+
+FUNCTION_FLAGS = ("--env", "--pip", "--timeout", "--retries", "--cpu", "--memory", "--max-nodes")
+"""Flags that set for this run what the decorator sets."""
+COMMAND_FLAGS = ("--out", "--inputs", "--files", "--with", "--name")
+OWN_FLAGS = (*FUNCTION_FLAGS, *COMMAND_FLAGS, "--json")
 
 
 class FileShape(Struct, frozen=True):
@@ -70,6 +79,9 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
     chosen = function or choose_function(shape)
     _name_pool()
     if not chosen:
+        _refuse(
+            options, (*FUNCTION_FLAGS, *COMMAND_FLAGS), "but the file is run as a script: what it sets, it sets itself"
+        )
         return _run_script(path, words)
     return _run_function(path, chosen, words, options)
 
@@ -136,12 +148,31 @@ def _run_script(path: Path, words: list[str]) -> int:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         runpy.run_path(str(path), run_name="__main__")
+    except FallowError:
+        raise
+    except Exception as error:
+        print_users_part(error)
+        return 1
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
         print(error.code, file=sys.stderr)
         return 1
     return 0
+
+
+def print_users_part(error: Exception) -> None:
+    """The traceback without the frames of this program that stand before the user's own."""
+    import runpy
+    import traceback
+
+    import fallow
+
+    ours = (str(Path(fallow.__file__).parent), str(runpy.__file__), "<frozen ")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(ours):
+        trace = trace.tb_next
+    traceback.print_exception(error.with_traceback(trace))
 
 
 def _load(path: Path) -> ModuleType:
@@ -174,8 +205,46 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
+def _refuse(options: RunOptions, flags: tuple[str, ...], why: str) -> None:
+    wrong = [flag for flag in flags if flag in options.given]
+    if wrong:
+        raise SettingError(f"{', '.join(wrong)} {'was' if len(wrong) == 1 else 'were'} given, {why}.")
+
+
+def function_options(options: RunOptions) -> dict[str, Any]:
+    """What was given on the command line, as `with_options` takes it. Raises SettingError."""
+    from fallow.cli.command_jobs import environment
+
+    values: dict[str, Any] = {
+        "--timeout": options.timeout_s or None,
+        "--retries": options.retries,
+        "--cpu": options.cpu,
+        "--memory": options.memory,
+        "--max-nodes": options.max_nodes or None,
+    }
+    settings = {flag[2:].replace("-", "_"): value for flag, value in values.items() if flag in options.given}
+    env = environment(options)
+    return settings if env is None else {**settings, "env": env}
+
+
+def refuse_own_flags(fn: Callable[..., Any], words: Sequence[str], target: str) -> None:
+    """Raises SettingError where an option of `fallow run` stands behind the file, and is none of the function's."""
+    parameters = inspect.signature(fn).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in OWN_FLAGS and flag[2:].replace("-", "_") not in parameters:
+            value = "" if flag == "--json" else " ..."
+            raise SettingError(
+                f"{flag} is an option of `fallow run`, not of the function. Put it before the file: "
+                f"fallow run {flag}{value} {target}"
+            )
+
+
 def _run_function(path: Path, name: str, words: list[str], options: RunOptions) -> int:
     from fallow.cli.arguments import parse_call
+    from fallow.sdk.function import Function
 
     sys.argv = [str(path), *words]
     module = _load(path)
@@ -185,9 +254,26 @@ def _run_function(path: Path, name: str, words: list[str], options: RunOptions) 
     if fn is None or not callable(fn):
         names = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise SettingError(f"{path} has no function {name!r}. It has: {names or 'none'}.")
+    plain = getattr(fn, "__wrapped__", fn)
+    if isinstance(fn, Function):
+        _refuse(options, COMMAND_FLAGS, "but what runs is a function: they are for commands")
+        fn = fn.with_options(**function_options(options))
+    else:
+        _refuse(
+            options,
+            (*FUNCTION_FLAGS, *COMMAND_FLAGS),
+            f"but {name} is an ordinary function, which runs here: decorate it with @app.function",
+        )
+    refuse_own_flags(plain, words, f"{path}::{name}")
     remote = getattr(fn, "remote", None)
-    positional, named = parse_call(getattr(fn, "__wrapped__", fn), words)
-    result = remote(*positional, **named) if remote is not None else fn(*positional, **named)
+    positional, named = parse_call(plain, words)
+    try:
+        result = remote(*positional, **named) if remote is not None else fn(*positional, **named)
+    except FallowError:
+        raise
+    except Exception as error:
+        print_users_part(error)
+        return 1
     if options.as_json:
         from fallow.cli.show import print_json
 

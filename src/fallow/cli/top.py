@@ -183,7 +183,7 @@ def _job_table(look: Look, rates: Rates) -> RenderableType:
             tasks_words(job),
             Text(str(job.counts.failed), style="red" if job.counts.failed else ""),
             str(job.slots),
-            f"{count_words(rate)}/s",
+            f"{count_words(rate)}/s" if is_active(job) else "-",
             eta,
             Text(sparkline(list(rates.by_job.get(job.job_id, ())), 16), style="green"),
         )

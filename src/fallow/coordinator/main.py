@@ -131,11 +131,11 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     def lost_ownership(job_ids: Sequence[JobId]) -> None:
         for service in services:
-            service.lost_ownership(job_ids)
+            service.ownership.lost(job_ids)
 
     async def session_lapsed() -> None:
         for service in services:
-            await service.session_lapsed()
+            await service.ownership.session_lapsed()
 
     name = options.coordinator or f"{socket.gethostname()}-{os.getpid()}"
     owner = options.owner_name or f"{name}-{secrets.token_hex(4)}"
@@ -207,7 +207,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     finally:
         starting_http.cancel()
         await health.stop()
-        await service.drain()
+        await service.ownership.drain()
         await housekeeping.stop()
         await blobs.stop()
         await connection.flush()

@@ -477,6 +477,7 @@ class OwnedJob:
             epoch=self.epoch,
             reason_kind=progress.reason_kind,
             slots=self._slots(),
+            single=self.spec.single,
         )
 
     def _slots(self) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
@@ -14,13 +12,12 @@ from fallow.coordinator.directory import Directory
 from fallow.coordinator.job_logs import JobLogs
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.matcher import Matcher
-from fallow.coordinator.owned_job import OwnedJob
+from fallow.coordinator.ownership import Ownership
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
-from fallow.model.ids import JobId, NodeId
+from fallow.model.ids import JobId
 from fallow.model.node import NodeSpec
-from fallow.model.parts import HeldLease
 from fallow.store.protocol import PutNode, StoreError
 from fallow.wire import subjects
 from fallow.wire.messages import (
@@ -39,14 +36,12 @@ from fallow.wire.messages import (
     GetLogs,
     GetPool,
     HandIn,
-    Handover,
     Held,
     JobStatus,
     ListCoordinators,
     ListJobs,
     ListNodes,
     Msg,
-    NameLeases,
     NodeControl,
     NodeLog,
     Ping,
@@ -68,12 +63,6 @@ from fallow.wire.messages import (
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-TAKE_OVER_S = 0.25
-REBALANCE_S = 2.5
-"""One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
-UNREAD_AGAIN_S = 4.0
-DRAIN_S = 5.0
-"""A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
 
 
 class Service:
@@ -89,32 +78,24 @@ class Service:
         self.logs = JobLogs(context)
         self.peers = Peers(context)
         self.matcher = Matcher(context, self.directory, self.peers)
-        self.submission = Submission(context, self.directory, self._subscribe_job, self._unsubscribe_job)
-        self.directory.on_loaded = self._subscribe_job
+        self.ownership = Ownership(context, self.directory, self.peers, self._on_job)
+        self.submission = Submission(context, self.directory, self.ownership.listen, self.ownership.unlisten)
         context.kick_matcher = self.matcher.kick
         context.nodes.spec_of = self.directory.spec_of
         context.nodes.place_elsewhere = self._place_elsewhere
         context.session.on_leader = self._lead
         self.peers.own_jobs = self.directory.active.values
         self.peers.on_change = self._peers_changed
-        self.peers.on_handover = self._on_handover
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
-        self.peers.on_lost = self._on_lost_peer
         self._leading: list[Any] = []
-        self._last_pass = 0.0
-        self._taking_over = False
-        self._unread_at = [0.0]  # when to look for jobs that ended under owners that are gone
-        self._rebalanced_at = 0.0
-        self._passing: set[JobId] = set()
-        self._subscriptions: dict[JobId, Any] = {}
 
     async def start(self) -> None:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
         connection = self.context.connection
         if self.context.session.shared:
             await connection.subscribe(subjects.OWNERS, self.peers.receive)
-        await self.take_over()
+        await self.ownership.take_over()
         await connection.subscribe(subjects.LOGS_ALL, self._on_log, queue=subjects.COORDINATORS)
         await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.COORDINATORS)
         if self.context.session.leads:
@@ -136,47 +117,6 @@ class Service:
                 await connection.subscribe(subjects.LEADER, self._on_leader_request),
             ]
         self.matcher.kick()
-
-    async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> None:
-        """Listen first, so that no agent's answer is missed; then become the owner and ask who holds leases."""
-        if job_id in self._passing or job_id in self.directory.active:
-            return
-        self._passing.add(job_id)
-        try:
-            await self._subscribe_job(job_id)
-            await self.directory.take(job_id, leases)
-        finally:
-            self._passing.discard(job_id)
-            if job_id not in self.directory.active:
-                self._unsubscribe_job(job_id)
-        if job_id not in self.directory.active:
-            return
-        self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
-        self.matcher.kick()
-
-    async def take_over(self) -> None:
-        """Become the owner of jobs that have none: all of them at the start on a store of one's own, and those of
-        dead coordinators on a shared one."""
-        if self._taking_over:
-            return
-        self._taking_over = True
-        try:
-            for job_id in await self.directory.orphans():
-                await self._take(job_id)
-            if self._unread_at and self._unread_at[0] <= self.context.now():
-                del self._unread_at[0]
-                for job_id in await self.directory.unread():
-                    await self._take(job_id)
-        except StoreError as error:
-            log.warning("cannot look for jobs without an owner: %s", error)
-        finally:
-            self._taking_over = False
-
-    async def _subscribe_job(self, job_id: JobId) -> None:
-        if job_id not in self._subscriptions:
-            self._subscriptions[job_id] = await self.context.connection.subscribe(
-                subjects.job(job_id), lambda message, reply: self._on_job(job_id, message, reply)
-            )
 
     # ------------------------------------------------------------ agents
 
@@ -209,9 +149,6 @@ class Service:
     def _peers_changed(self) -> None:
         if self.context.session.leads:
             self.matcher.kick()
-
-    def _on_lost_peer(self) -> None:
-        self._unread_at = [0.0, self.context.now() + UNREAD_AGAIN_S]  # once more when its session is surely over
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):
@@ -266,7 +203,7 @@ class Service:
     def _on_ended_job(self, job_id: JobId, message: Msg, reply: str) -> None:
         """The job is not in memory: it ended here, and its row (and a detached job's results) are in the store."""
         epoch = self.directory.last_epoch(job_id)
-        if job_id not in self._subscriptions or job_id in self._passing:
+        if self.ownership.silent(job_id):
             return  # another owns it, or this coordinator is about to
         match message:
             case HandIn() | Pull() | Held():
@@ -294,8 +231,8 @@ class Service:
             return
         if stored is None:
             self._reply(reply, Refused("not_found", f"there is no job {job_id}", 0))
-        elif job_id not in self.directory.active and job_id not in self._passing:
-            self._unsubscribe_job(job_id)
+        elif job_id not in self.directory.active and not self.ownership.passing(job_id):
+            self.ownership.unlisten(job_id)
 
     def _on_refused(self, job_id: JobId, message: AssignRefused) -> None:
         owned = self.directory.active[job_id]
@@ -381,10 +318,7 @@ class Service:
         self.logs.flush()
         self.matcher.tick(now)
         self.peers.tick(now)
-        if self.context.session.shared and now - self._last_pass >= TAKE_OVER_S:
-            self._last_pass = now
-            self.context.loop.create_task(self.take_over())
-            self._rebalance()
+        self.ownership.tick(now)
 
     def _tick_nodes(self, now: float) -> None:
         self.context.nodes.count_tasks(self.context.tasks_done_here)
@@ -399,66 +333,6 @@ class Service:
         if lost:
             self.matcher.kick()
 
-    # ------------------------------------------------------------ jobs that pass between coordinators
-
-    def _rebalance(self) -> None:
-        """With more jobs than a fair share, hand one over to the coordinator that has fewest."""
-        now = self.context.now()
-        if now - self._rebalanced_at < REBALANCE_S:
-            return
-        least = self.peers.least_loaded()
-        mine = [owned for owned in self.directory.active.values() if not owned.progress.is_final]
-        if least is not None and len(mine) > least[1] + 1:
-            self._rebalanced_at = now
-            self.hand_over(mine[-1], least[0])
-
-    def hand_over(self, owned: OwnedJob, to: str) -> asyncio.Future[None]:
-        """Release the job in a commit of its own, then tell the other to take it up with the leases as they are.
-        Should the message be lost, whoever looks for jobs without an owner finds it. Done when it is told."""
-        job_id, epoch = owned.job_id, owned.epoch
-        message = Handover(job_id, epoch, to, owned.leases_held())
-        self._drop(job_id)
-        told: asyncio.Future[None] = self.context.loop.create_future()
-
-        def tell() -> None:
-            self.context.connection.send(subjects.OWNERS, message)
-            if not told.done():
-                told.set_result(None)
-
-        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch), tell)
-        return told
-
-    async def drain(self) -> None:
-        """Hand over everything and be gone: SIGTERM where others go on."""
-        if not self.context.session.shared:
-            return
-        self.context.draining = True
-        told = []
-        for owned in [o for o in self.directory.active.values() if not o.progress.is_final]:
-            least = self.peers.least_loaded()
-            told.append(self.hand_over(owned, least[0] if least is not None else ""))
-        if told:
-            await asyncio.wait(told, timeout=DRAIN_S)
-        self.peers.report(leaving=True)
-
-    def _on_handover(self, message: Handover) -> None:
-        self.context.loop.create_task(self._receive(message))
-
-    async def _receive(self, message: Handover) -> None:
-        try:
-            await self._take(message.job_id, message.leases)
-        except StoreError as error:
-            log.warning("cannot take %s over: %s", message.job_id, error)
-
-    async def session_lapsed(self) -> None:
-        """This coordinator was silent for too long: drop what others own by now, keep what nobody took."""
-        context = self.context
-        for job_id, owned in list(self.directory.active.items()):
-            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
-            if stored is not None and (stored.owner, stored.epoch) != (context.owner, owned.epoch):
-                log.warning("another coordinator took over %s", job_id)
-                self._drop(job_id)
-
     # ------------------------------------------------------------ forgetting
 
     def _forget(self, job_id: JobId) -> None:
@@ -467,30 +341,4 @@ class Service:
             owned.forget_pages()
         self.logs.forget(job_id)
         if owned is not None and not owned.spec.detached:
-            self._unsubscribe_job(job_id)
-
-    def _unsubscribe_job(self, job_id: JobId) -> None:
-        subscription = self._subscriptions.pop(job_id, None)
-        if subscription is not None:
-            self.context.loop.create_task(self.context.connection.unsubscribe(subscription))
-
-    def _drop(self, job_id: JobId) -> None:
-        self._unsubscribe_job(job_id)
-        owned = self.directory.forget(job_id)
-        if owned is not None:
-            owned.close()
-
-    def lost_ownership(self, job_ids: Sequence[JobId]) -> None:
-        """Another coordinator owns these: drop all memory of them."""
-        for job_id in job_ids:
-            log.warning("another coordinator took over %s", job_id)
-            self._drop(job_id)
-            self.context.loop.create_task(self._retake(job_id))
-
-    async def _retake(self, job_id: JobId) -> None:
-        """A commit was refused; should the store say that the job is ours all the same (a newer epoch of our own),
-        load it anew."""
-        with contextlib.suppress(StoreError):
-            stored = await self.context.loop.run_in_executor(self.context.reader, self.context.store.get_job, job_id)
-            if stored is not None and stored.owner == self.context.owner and not stored.state.is_final:
-                await self._take(job_id)
+            self.ownership.unlisten(job_id)

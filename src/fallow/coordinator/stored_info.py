@@ -42,4 +42,5 @@ def info_of_stored(stored: StoredJob) -> JobInfo:
         nodes=stored.nodes,
         epoch=stored.epoch,
         reason_kind=kind,
+        single=stored.spec.single,
     )

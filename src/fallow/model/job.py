@@ -104,6 +104,8 @@ class JobSpec(Struct, frozen=True, array_like=True):
     """Least tier of sandbox that the job accepts (model.tiers.Tier)."""
     network: bool = False
     """Its tasks want to reach public addresses; matters only inside a sandbox."""
+    single: bool = False
+    """One spawned call: whoever finds the job again gets its value, not a list of one."""
 
 
 class JobCounts(Struct, frozen=True, array_like=True):
@@ -145,3 +147,5 @@ class JobInfo(Struct, frozen=True):
     'cancelled' or ''."""
     slots: int = 0
     """Slots that work on it now."""
+    single: bool = False
+    """One spawned call, not a map."""

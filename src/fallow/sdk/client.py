@@ -38,7 +38,7 @@ PING_S = 10.0
 SYNC_S = 2.0
 NOTICE_AFTER_S = 3.0
 EXIT_CANCEL_S = 1.0
-_RETRIED = frozenset({"not_owner", "overloaded"})
+RETRIED = frozenset({"not_owner", "overloaded"})
 
 
 class Attached(Protocol):
@@ -180,7 +180,7 @@ class Client:
             self._trouble_since = 0.0
             if not isinstance(reply, Refused):
                 return reply
-            if reply.kind not in _RETRIED or loop.time() - began > patience_s:
+            if reply.kind not in RETRIED or loop.time() - began > patience_s:
                 raise refusal(reply)
             await asyncio.sleep(max(reply.retry_after_s, delay) * random.uniform(0.7, 1.3))
             delay = min(delay * 1.6, most_delay_s)
@@ -195,7 +195,7 @@ class Client:
             reply = await self.transport.request(subjects.POOL, FindJob(job_id), timeout_s)
         except TimeoutError:
             return
-        if isinstance(reply, Refused) and reply.kind not in _RETRIED:
+        if isinstance(reply, Refused) and reply.kind not in RETRIED:
             raise refusal(reply)
 
     async def _look_for(self, job_id: JobId) -> None:
@@ -327,6 +327,8 @@ class Client:
         from fallow.wire import subjects
         from fallow.wire.messages import CancelJob
 
+        if _interrupted:
+            reason = "its script was interrupted"
         with contextlib.suppress(FallowError):
             message = CancelJob(job_id, reason, settled)
             await self.ask(subjects.job(job_id), message, timeout_s=min(1.0, patience_s), patience_s=patience_s)

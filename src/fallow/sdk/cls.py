@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from fallow.model.errors import SettingError
 from fallow.sdk.function import Function
@@ -26,24 +26,41 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ROLE = "__fallow_role__"
 
 
-def enter(fn: F) -> F:
-    """Mark a method that runs once in each worker, before its first task."""
+@overload
+def enter(fn: F) -> F: ...
+@overload
+def enter() -> Callable[[F], F]: ...
+def enter(fn: Any = None) -> Any:
+    """Mark a method that runs once in each worker, before its first task. With or without brackets."""
     return _mark(fn, "enter")
 
 
-def exit(fn: F) -> F:
-    """Mark a method that runs once in each worker, after its last task."""
+@overload
+def exit(fn: F) -> F: ...
+@overload
+def exit() -> Callable[[F], F]: ...
+def exit(fn: Any = None) -> Any:
+    """Mark a method that runs once in each worker, after its last task. With or without brackets."""
     return _mark(fn, "exit")
 
 
-def method(fn: F) -> F:
-    """Mark a method that can be called in the pool: `.remote`, `.map` and so on, as functions have them."""
+@overload
+def method(fn: F) -> F: ...
+@overload
+def method() -> Callable[[F], F]: ...
+def method(fn: Any = None) -> Any:
+    """Mark a method that can be called in the pool: `.remote`, `.map` and so on, as functions have them. With or
+    without brackets."""
     return _mark(fn, "method")
 
 
-def _mark(fn: F, role: str) -> F:
+def _mark(fn: Any, role: str) -> Any:
+    if fn is None:
+        return lambda marked: _mark(marked, role)
     if not callable(fn):
-        raise SettingError(f"@fallow.{role} takes a method, not {fn!r}. Write it without brackets.")
+        raise SettingError(
+            f"@fallow.{role} takes a method, not {fn!r}, and no settings: those of the class stand in @app.cls(...)."
+        )
     setattr(fn, _ROLE, role)
     return fn
 

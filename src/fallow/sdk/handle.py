@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 END_LOST_S = 2.0
 """An answer about the job's end that is so late was lost: it is asked for again."""
-SINGLE = "()"
-"""Ends the name of a job that is one spawned call, so that whoever finds it again gets its value, not a list."""
 
 
 class JobHandle:
@@ -36,11 +34,13 @@ class JobHandle:
         job_id: JobId,
         name: str,
         *,
+        single: bool = False,
         job: MapJob | None = None,
         after: Callable[[], None] | None = None,
     ) -> None:
         self.id = job_id
         self.name = name
+        self._single = single
         self._client = client
         self._job = job
         self._after = after
@@ -61,7 +61,7 @@ class JobHandle:
         timeout: seconds after which TimeoutError is raised; the job goes on."""
         values = list(self._reader(0, None, False, timeout))
         self._finished()
-        if not self.name.endswith(SINGLE):
+        if not self._single:
             return values
         if not values:
             raise JobError(f"{self.name} ({self.id}) ended without a result.")
@@ -241,7 +241,7 @@ def job(text: str) -> JobHandle:
         raise SettingError(f"fallow.job({text!r}): give the id or the name of a job.")
     client = get_client().ready()
     info = client.submit_blocking(client.ask(subjects.POOL, FindJob(text))).info
-    return JobHandle(client, info.job_id, info.name)
+    return JobHandle(client, info.job_id, info.name, single=info.single)
 
 
 def jobs(limit: int = 100, *, active: bool = False) -> list[JobInfo]:

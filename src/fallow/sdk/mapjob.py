@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from fallow.model.errors import FallowError, PoolRefused
+from fallow.model.errors import FallowError, PoolRefused, PoolUnreachable
 from fallow.model.ids import JobId, new_id
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobInfo, JobSpec
+from fallow.sdk.client import PATIENCE_S, RETRIED
 from fallow.sdk.failures import ending
 from fallow.sdk.paging import Window
 from fallow.wire import subjects
@@ -43,6 +44,8 @@ FETCH_LOST_S = 1.5
 """How long after that the request counts as lost, with the coordinator that held it. Grows where answers are slow."""
 FETCH_LOST_MOST_S = 30.0
 PARALLEL_FETCHES = 4
+SUBMIT_PATIENCE_S = PATIENCE_S
+"""How long a job is offered to a pool that does not answer, or is overloaded."""
 
 
 class FeedStopped(Exception):
@@ -65,6 +68,14 @@ class Batch(NamedTuple):
     last: bool
     """Nothing follows; `error` is then what the job as a whole came to."""
     error: BaseException | None
+
+
+def _may_be_held(error: BaseException) -> bool:
+    """Whether a pool that did not take the job may hold it all the same, and run it once its store is back. The other
+    refusals are final."""
+    if isinstance(error, PoolRefused):
+        return error.kind in RETRIED
+    return isinstance(error, PoolUnreachable) or not isinstance(error, FallowError)
 
 
 def new_job_id() -> JobId:
@@ -160,15 +171,19 @@ class MapJob:
     async def _submit(self, pages: tuple[InputPage, ...], total: int) -> None:
         if not self.spec.detached:
             self.client.attached[self.job_id] = self
+        asked = False
         try:
             if self.printer is not None:
                 await self.printer.follow(self.client)
             if self.spec.detached:
                 await self.client.sync_blobs()
-            reply = await self.client.ask(subjects.POOL, SubmitJob(self.spec, pages, total))
+            asked = True
+            reply = await self.client.ask(
+                subjects.POOL, SubmitJob(self.spec, pages, total), patience_s=SUBMIT_PATIENCE_S
+            )
             self.epoch = max(self.epoch, reply.epoch)
-        except BaseException:
-            self._close(False, "")
+        except BaseException as error:
+            self._close(asked and _may_be_held(error), "its script gave up submitting it")
             raise
 
     def _append(self) -> None:

@@ -107,7 +107,7 @@ def find_pool() -> FoundPool:
         running = running_pool() if (home_dir() / "pool.json").exists() else None
         text = running.address if running else None
     if text is not None:
-        return FoundPool(parse_address(text))
+        return FoundPool(parse_address(text, "FALLOW_URL" if url else ""))
     if os.name != "posix":
         raise PoolError(
             "no pool is known, and this system cannot run one by itself. Start `fallow up` on Linux or macOS and say "

@@ -39,6 +39,7 @@ def make_spec(
     reduce: bool = False,
     total_hint: int = -1,
     page_tasks: bool = False,
+    single: bool = False,
 ) -> JobSpec:
     """Everything of the job that is fixed. Puts a large payload, and the local modules, into the blob store."""
     from fallow.sdk.mapjob import new_job_id
@@ -63,6 +64,7 @@ def make_spec(
         total_hint=total_hint,
         created_unix_s=time.time(),
         page_tasks=page_tasks,
+        single=single,
     )
 
 

@@ -301,7 +301,7 @@ def open_calls(function: Function[Any, Any]) -> Calls:
 
 def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One call as a job of its own. On a lasting pool it is detached: found by its id, from anywhere, later."""
-    from fallow.sdk.handle import SINGLE, InlineHandle, JobHandle
+    from fallow.sdk.handle import InlineHandle, JobHandle
     from fallow.sdk.mapjob import MapJob, page_blob
     from fallow.sdk.output import OutputPrinter
     from fallow.sdk.specs import make_spec
@@ -326,15 +326,16 @@ def spawn(function: Function[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
     client.ready()
     spec = make_spec(
         client,
-        name=f"{function.name}{SINGLE}",
+        name=function.name,
         kind=JobKind.MAP,
         payload=payload,
         options=function.options,
         detached=not client.info.embedded and not client.nested,
         total_hint=1,
+        single=True,
     )
     job = MapJob(client, spec)
     if not client.nested:
         job.printer = OutputPrinter(spec.job_id, function.name, single=True)
     job.submit([InputPage(0, 1, page_blob(client, segments, spec.detached))], 1)
-    return JobHandle(client, spec.job_id, spec.name, job=job, after=after)
+    return JobHandle(client, spec.job_id, spec.name, single=True, job=job, after=after)

@@ -38,19 +38,23 @@ class PoolAddress(Struct, frozen=True):
         return ",".join(self.servers)
 
 
-def parse_address(text: str) -> PoolAddress:
-    """Read TOKEN@HOST:PORT[,HOST:PORT...]. Raises PoolAddressError that says what is wrong."""
+def parse_address(text: str, source: str = "") -> PoolAddress:
+    """Read TOKEN@HOST:PORT[,HOST:PORT...], which stood in `source`. Raises PoolAddressError that says what is wrong,
+    without the token."""
+    where = f"{source}: " if source else ""
     body = text.strip().removeprefix("fallow://")
     secret, at, hosts = body.rpartition("@")
     if not at or not secret:
-        raise PoolAddressError(f"{text!r} has no token. Expected TOKEN@HOST:PORT, as `fallow up --listen` prints it.")
+        raise PoolAddressError(
+            f"{where}{text!r} has no token. Expected TOKEN@HOST:PORT, as `fallow up --listen` prints it."
+        )
     servers = tuple(host.strip() for host in hosts.split(",") if host.strip())
     for server in servers:
         match = _HOST.match(server)
         if not match or not 0 < int(match[2]) < 65536:
-            raise PoolAddressError(f"{server!r} is not HOST:PORT (in {text!r}).")
+            raise PoolAddressError(f"{where}{server!r} is not HOST:PORT. Expected TOKEN@HOST:PORT.")
     if not servers:
-        raise PoolAddressError(f"{text!r} names no host. Expected TOKEN@HOST:PORT.")
+        raise PoolAddressError(f"{where}the address names no host. Expected TOKEN@HOST:PORT.")
     return PoolAddress(servers, secret)
 
 

@@ -56,6 +56,15 @@ def dumps(obj: object) -> bytes:
     return dumps_with_sources(obj)[0]
 
 
+def pickles(obj: object) -> bool:
+    """Whether it can travel."""
+    try:
+        dumps(obj)
+    except Exception:
+        return False
+    return True
+
+
 def dumps_with_sources(obj: object) -> tuple[bytes, Sources]:
     """Pickle, and the source lines of all code that travels in the pickle."""
     with io.BytesIO() as file:

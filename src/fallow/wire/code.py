@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from fallow.model.errors import PythonMismatch, UnserialisableFunction
-from fallow.wire.by_value import Sources, dumps, dumps_with_sources, show_sources
+from fallow.wire.by_value import Sources, dumps, dumps_with_sources, pickles, show_sources
 
 Style = Literal["map", "star", "call"]
 
@@ -90,7 +90,7 @@ def dumps_named(obj: tuple[Any, ...], label: str) -> tuple[bytes, Sources]:
     except Exception as error:
         from fallow.wire.offender import find_offender
 
-        part = next((part for part in obj if not _pickles(part)), obj)
+        part = next((part for part in obj if not pickles(part)), obj)
         where, what = find_offender(part)
         place = where or label
         raise UnserialisableFunction(
@@ -98,14 +98,6 @@ def dumps_named(obj: tuple[Any, ...], label: str) -> tuple[bytes, Sources]:
             f"({type(error).__name__}: {error}). Open or make it inside the function, or pass it as an input.",
             place,
         ) from None
-
-
-def _pickles(obj: object) -> bool:
-    try:
-        dumps(obj)
-    except Exception:
-        return False
-    return True
 
 
 class Loaded:

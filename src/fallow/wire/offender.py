@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle as _impl
 
-from fallow.wire.by_value import dumps
+from fallow.wire.by_value import pickles
 
 MAX_TRIES = 500
 """Objects that are tried at most; each try pickles one."""
@@ -34,7 +34,7 @@ def find_offender(obj: object) -> tuple[str, str]:
             if budget[0] <= 0:
                 break
             budget[0] -= 1
-            if not _pickles(child):
+            if not pickles(child):
                 path.append(label)
                 seen.add(id(child))
                 current = child
@@ -44,14 +44,6 @@ def find_offender(obj: object) -> tuple[str, str]:
         if budget[0] <= 0:
             break
     return " -> ".join(path), describe(current)
-
-
-def _pickles(obj: object) -> bool:
-    try:
-        dumps(obj)
-    except Exception:
-        return False
-    return True
 
 
 def describe(obj: object) -> str:
