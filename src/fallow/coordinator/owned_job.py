@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
-from fallow.coordinator.result_index import Recorded, ResultIndex
+from fallow.coordinator.result_index import Recorded, ResultIndex, put_result
 from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
@@ -25,7 +25,7 @@ from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
 from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, PutResultPage, SetJob
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
@@ -484,19 +484,3 @@ class OwnedJob:
         if self.progress.is_final:
             return 0
         return self.progress.slots if self.spec.kind is JobKind.MAP else len(self.progress.by_slot)
-
-
-def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
-    return PutResultPage(
-        job_id=job_id,
-        epoch=epoch,
-        seq=entry.seq,
-        start=entry.start,
-        stop=entry.stop,
-        page_start=entry.page_start,
-        page=entry.page,
-        failed_count=entry.failed_count,
-        failed=entry.failed,
-        fault=entry.fault,
-        node=entry.node,
-    )

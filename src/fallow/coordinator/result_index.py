@@ -6,8 +6,9 @@ from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fallow.model.ids import Interval
+from fallow.model.ids import Interval, JobId
 from fallow.model.job import Blob
+from fallow.store.protocol import PutResultPage
 
 
 @dataclass(slots=True)
@@ -141,3 +142,20 @@ class ResultIndex:
         self._by_seq.clear()
         self._seqs.clear()
         self.bytes = 0
+
+
+def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
+    """The write that keeps it."""
+    return PutResultPage(
+        job_id=job_id,
+        epoch=epoch,
+        seq=entry.seq,
+        start=entry.start,
+        stop=entry.stop,
+        page_start=entry.page_start,
+        page=entry.page,
+        failed_count=entry.failed_count,
+        failed=entry.failed,
+        fault=entry.fault,
+        node=entry.node,
+    )
