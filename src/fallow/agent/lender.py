@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -30,6 +31,7 @@ from fallow.agent.earnings import WorkBook
 from fallow.agent.limits.bandwidth import Throttle
 from fallow.agent.limits.keeper import GpuState, Keeper
 from fallow.agent.limits.offer import lent_spec
+from fallow.agent.limits.price import read_price
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
 from fallow.core.quantities import write_size, write_time
@@ -38,21 +40,28 @@ from fallow.model.lending import LendingSettings
 
 if TYPE_CHECKING:
     from fallow.agent.node import Node
+    from fallow.agent.owner.watch import Watch
 
 log = logging.getLogger("fallow.agent")
 
 TICK_S = 1.0
 PRUNE_EVERY_S = 60.0
 SAVE_EVERY_S = 60.0
+PRICE_LOOK_S = 2.0
+"""A changed setting is noticed so soon."""
 DISK_RESERVE_BYTES = 64 << 20
 """Left free on the disk, whatever is lent."""
 MANUAL = "by `fallow node pause`"
 
 
 class Lender:
-    """`folder`: the agent's own; `settings_file`: of all agents of its home. `settings` are those it started with."""
+    """`folder`: the agent's own; `settings_file`: of all agents of its home. `settings` are those it started with, and
+    those without a file. `watches`: the machine is its owner's first; False: a pool's own machine, on which nothing but
+    the owner's word stops work as long as there is no settings file."""
 
-    def __init__(self, node: Node, folder: Path, settings_file: Path, settings: LendingSettings) -> None:
+    def __init__(
+        self, node: Node, folder: Path, settings_file: Path, settings: LendingSettings, watches: bool = True
+    ) -> None:
         self.node = node
         self.folder = folder
         self.settings_file = settings_file
@@ -70,8 +79,12 @@ class Lender:
         self.work = WorkBook(folder)
         self.caches = Caches(folder, node.jobs.paths_in_use)
         self.throttle = Throttle()
-        self.keeper = Keeper(node, self._gpus)
+        self.keeper = Keeper(node, gpu_states, PowerLimits().set)
         self._control = ControlServer(folder, self._answer)
+        self.watch = self._make_watch() if watches else None
+        self.price_per_kwh: float | None = None
+        self.price_problem = ""
+        self._pricing: asyncio.Task[None] | None = None
         self._life: asyncio.Task[None] | None = None
         self._making_room = asyncio.Lock()
         self._tasks_seen = 0
@@ -86,12 +99,18 @@ class Lender:
         with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._life = asyncio.ensure_future(self._live())
+        self._pricing = asyncio.ensure_future(self._read_prices())
+        if self.watch is not None:
+            self.watch.start()
 
     async def close(self) -> None:
-        if self._life is not None:
-            self._life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._life
+        if self.watch is not None:
+            self.watch.close()
+        for task in (self._life, self._pricing):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await self.keeper.close()
         await self._control.close()
         with contextlib.suppress(OSError):
@@ -119,6 +138,31 @@ class Lender:
     def _apply(self, settings: LendingSettings) -> None:
         self.settings = settings
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
+        self.node.workers.priority = (settings.share.nice, settings.share.idle_io)
+        if self.watch is not None:
+            self.watch.set_settings(settings)
+
+    def _make_watch(self) -> Watch:
+        from fallow.agent.devices.nvml import nvml
+        from fallow.agent.owner.watch import Watch
+
+        uuids = tuple(device.uuid for device in self.node.spec.devices)
+        return Watch(
+            self.node,
+            self.settings,
+            gpu_uuids=uuids,
+            gpu_use=nvml().gpu_use if uuids else None,
+            slot_gpus=self._slot_gpus if uuids else None,
+            withhold=self.node.gpus.withhold,
+            price=lambda: self.price_per_kwh,
+        )
+
+    def _slot_gpus(self) -> dict[int, tuple[str, ...]]:
+        """What each slot holds now."""
+        return {
+            slot.number: tuple(uuid for lane in slot.lanes.values() for uuid in self.node.gpu_uuids(lane))
+            for slot in self.node.slots
+        }
 
     # ------------------------------------------------------------ orders
 
@@ -149,7 +193,10 @@ class Lender:
         self.note_state()
         words = f"for {write_time(round(for_s))}" if for_s else ""
         self.keeper.duties.release()
-        self._stop_work(f"paused {words} {MANUAL}".replace("  ", " "))
+        if self.watch is not None:
+            self.watch.pause(for_s or math.inf)
+        else:
+            self.node.preempt(None, " ".join(f"{words} {MANUAL}".split()), self.settings.owner.grace_s)
 
     def resume(self) -> None:
         """End a pause and a drain of the owner's."""
@@ -159,14 +206,11 @@ class Lender:
             self.is_drained = False
             self.node.drain_by_owner(False)
         if was_paused:
-            self._let_work()
+            if self.watch is not None:
+                self.watch.resume()
+            else:
+                self.node.allow(None)
         self.note_state()
-
-    def _stop_work(self, reason: str) -> None:
-        self.node.preempt(None, reason, self.settings.owner.grace_s)
-
-    def _let_work(self) -> None:
-        self.node.allow(None)
 
     def drain(self) -> None:
         """Finish what runs, and take no more until `resume`."""
@@ -240,6 +284,22 @@ class Lender:
 
     # ------------------------------------------------------------ life
 
+    async def _read_prices(self) -> None:
+        """The price of electricity, every now and then; what cannot be read is unknown, which counts as too high."""
+        while True:
+            price = self.settings.price
+            if price.source:
+                try:
+                    self.price_per_kwh, self.price_problem = await read_price(price.source), ""
+                except (SettingError, OSError) as error:
+                    self.price_per_kwh, self.price_problem = None, str(error)
+                    log.warning("the price of electricity is unknown: %s", error)
+            else:
+                self.price_per_kwh, self.price_problem = None, ""
+            deadline = time.monotonic() + (price.every_s if price.source else PRICE_LOOK_S)
+            while time.monotonic() < deadline and self.settings.price == price:
+                await asyncio.sleep(PRICE_LOOK_S)
+
     async def _live(self) -> None:
         last_s = time.monotonic()
         pruned_s = saved_s = last_s
@@ -277,8 +337,35 @@ class Lender:
         self.note_state()
         self.keeper.tick(self.settings)
 
-    def _gpus(self) -> dict[str, GpuState]:
-        return {}
+
+def gpu_states() -> dict[str, GpuState]:
+    """By uuid, as the driver tells."""
+    from fallow.agent.devices.nvml import nvml
+
+    return {uuid: GpuState(one.power_w, one.temperature_c) for uuid, one in nvml().readings().items()}
+
+
+class PowerLimits:
+    """Power limits that drivers hold by themselves, where they let this user; what was in force before comes back."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def set(self, uuid: str, power_w: float) -> bool:
+        """0: as it was before. Says whether the driver holds at most this much now."""
+        from fallow.agent.devices.nvml import nvml
+
+        driver = nvml()
+        if not power_w:
+            before = self._before.pop(uuid, 0.0)
+            return bool(before) and not driver.set_power_limit(uuid, before)
+        before_w = driver.reading(uuid).power_limit_w
+        if before_w is None or driver.set_power_limit(uuid, power_w):
+            return False
+        self._before.setdefault(uuid, before_w)
+        now_w = driver.reading(uuid).power_limit_w
+        # A driver does not go below what its card needs: then the work is paused for parts of each second as well.
+        return now_w is not None and now_w <= power_w + 1.0
 
 
 def _free_bytes(folder: Path) -> int | None:

@@ -18,7 +18,7 @@ from msgspec import Struct
 from fallow.agent.identity import Claim, claim_home
 from fallow.agent.workers import Workers, own_kind
 from fallow.model.errors import SettingError
-from fallow.model.lending import LendingSettings, OwnerSettings
+from fallow.model.lending import LendingSettings, OwnerSettings, ShareSettings
 from fallow.wire.address import PoolAddress
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         await node.close()
 
 
-async def _lend(node: Node, folder: Path, home: Path, settings: LendingSettings) -> Lender:
+async def _lend(node: Node, folder: Path, home: Path, settings: LendingSettings, watches: bool = True) -> Lender:
     from fallow.agent.lender import Lender
     from fallow.agent.settings import settings_path
 
-    lender = Lender(node, folder, settings_path(home), settings)
+    lender = Lender(node, folder, settings_path(home), settings, watches)
     await lender.start()
     return lender
 
@@ -134,12 +134,15 @@ async def _lend_later(node: Node, folder: Path, home: Path) -> Lender:
     """The local node of a pool of one's own: its start waits for nothing of this. Nobody is watched unless a settings
     file says so."""
     await asyncio.sleep(LEND_AFTER_S)
+    from fallow.agent.settings import settings_path
+
+    own = LendingSettings(owner=OwnerSettings(watch=False), share=ShareSettings(nice=0, idle_io=False))
     try:
-        lender = await _lend(node, folder, home, LendingSettings(owner=OwnerSettings(watch=False)))
+        lender = await _lend(node, folder, home, own, watches=settings_path(home).exists())
     except SettingError as error:
         log.warning("the owner of this machine cannot be heard: %s", error)
         raise
-    if lender.settings_file.exists():
+    if lender.watch is not None:
         with contextlib.suppress(SettingError):
             lender.reload()
     return lender

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from fallow.agent.limits.priority import lower_priority
 from fallow.agent.worker_api import WorkerCallbacks, WorkerProcess
 from fallow.model.job import GpuSpec
 
@@ -52,6 +53,8 @@ class Workers:
         self._used_s: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._serial = 0
+        self.priority = (0, False)
+        """Niceness of zygotes and workers, and whether they read and write only when nobody else does."""
 
     def warm(self, kind: WorkerKind) -> None:
         """Start the zygote of this kind now."""
@@ -94,6 +97,7 @@ class Workers:
         zygote = await asyncio.shield(self._zygote(kind.python))
         self._counts[kind.python] = self._counts.get(kind.python, 0) + 1
         try:
+            lower_priority(zygote.pid, *self.priority)
             sys_path = (kind.modules,) if kind.modules else ()
             return await zygote.start_worker(slot, callbacks, kind.cpu, sys_path, environment=environment)
         except BaseException:

@@ -35,6 +35,7 @@ class JoinOptions(Struct, frozen=True):
     from_file: str = ""
     dry_run: bool = False
     as_json: bool = False
+    own_pool: bool = False
 
 
 def run_join(wanted: JoinOptions) -> int:
@@ -61,7 +62,9 @@ def run_join(wanted: JoinOptions) -> int:
         from fallow.agent.survey import survey
         from fallow.cli.join_show import print_survey
 
-        seen = survey(address, settings, home, wanted.slots, own_pool=False, measured=True)
+        agent_home.mkdir(exist_ok=True, mode=0o700)
+
+        seen = survey(address, settings, agent_home, wanted.slots, wanted.own_pool, measure=True)
         print_survey(seen, settings, pool, str(file), wanted.as_json)
         if wanted.dry_run:
             if not wanted.as_json:

@@ -32,15 +32,22 @@ class GpuState(Struct, frozen=True):
 
 
 class Keeper:
-    """Of one node. `gpus` reads the GPUs by uuid; it is asked only where a limit for them is set."""
+    """Of one node. `gpus` reads the GPUs by uuid; it is asked only where a limit for them is set. `set_power` has a
+    GPU's driver hold a limit in watts (0: its own), and says whether it does."""
 
-    def __init__(self, node: Node, gpus: Callable[[], dict[str, GpuState]]) -> None:
+    def __init__(
+        self, node: Node, gpus: Callable[[], dict[str, GpuState]], set_power: Callable[[str, float], bool]
+    ) -> None:
         self._node = node
         self._gpus = gpus
         self._meter = Meter(node.spec.cpu_count)
         self._cards: dict[str, float] = {}
         """Shares of GPUs for power alone, and below for temperature alone: the smaller one counts."""
         self._cooling: dict[str, float] = {}
+        self._held_by_driver: set[str] = set()
+        """GPUs that hold the power limit themselves."""
+        self._set_power = set_power
+        self._power_w = 0.0
         self.duties = Duties(self._busy)
         self.use = Use()
 
@@ -51,6 +58,16 @@ class Keeper:
 
     async def close(self) -> None:
         await self.duties.close()
+        self._have_drivers_hold(0.0)
+
+    def _have_drivers_hold(self, power_w: float) -> None:
+        """Where the driver lets this user; the others are held by duty."""
+        self._power_w = power_w
+        before = self._held_by_driver
+        uuids = [device.uuid for device in self._node.spec.devices] if power_w else []
+        self._held_by_driver = {uuid for uuid in uuids if self._set_power(uuid, power_w)}
+        for uuid in before - self._held_by_driver:
+            self._set_power(uuid, 0.0)
 
     def _workers(self) -> list[WorkerProcess]:
         found = (lane.process for slot in self._node.slots for lane in slot.lanes.values())
@@ -89,6 +106,8 @@ class Keeper:
 
     def _hold_gpus(self, settings: LendingSettings) -> None:
         limits = settings.gpu
+        if limits.power_limit_w != self._power_w:
+            self._have_drivers_hold(limits.power_limit_w)
         if not limits.power_limit_w and not limits.temperature_limit_c:
             for uuid in {*self._cards, *self._cooling}:
                 self.duties.set(uuid, 1.0)
@@ -99,9 +118,10 @@ class Keeper:
         readings = self._gpus() if in_use else {}
         for uuid in in_use:
             reading = readings.get(uuid, GpuState())
+            by_duty = 0.0 if uuid in self._held_by_driver else limits.power_limit_w
             # What is in force is the smaller of two: a share that did not bind must not be taken for its cause.
             shown = self.duties.share_of(uuid)
-            self._cards[uuid] = of_amount(min(self._cards.get(uuid, 1.0), shown), reading.power_w, limits.power_limit_w)
+            self._cards[uuid] = of_amount(min(self._cards.get(uuid, 1.0), shown), reading.power_w, by_duty)
             self._cooling[uuid] = of_temperature(
                 min(self._cooling.get(uuid, 1.0), shown), reading.temperature_c, limits.temperature_limit_c
             )
