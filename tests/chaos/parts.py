@@ -15,7 +15,7 @@ import psutil
 
 from tests.chaos.proxy import Links
 from tests.engines.postgres import Postgres, free_port, programs
-from tests.pool import MARK, client_env, describe, marked_processes, wait_for
+from tests.pool import MARK, client_env, describe, lend_always, marked_processes, wait_for
 
 NODES_SLOTS = 2
 
@@ -169,8 +169,10 @@ class Large:
         )  # fmt: skip
 
     def node(self, name: str, slots: int = NODES_SLOTS) -> Part:
+        home = self.folder / f"home-{name}"
+        lend_always(home)
         return self._part(
-            name, "works for the pool", self.folder / f"home-{name}",
+            name, "works for the pool", home,
             "join", self.address(name), "--name", name, "--slots", str(slots),
         )  # fmt: skip
 

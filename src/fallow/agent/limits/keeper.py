@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fallow.agent")
 
 CPU = "cpu"
+CPU_EVERY_LOOKS = 3
+"""The share for the processor changes so seldom, by the mean of the looks since."""
 
 
 class GpuState(Struct, frozen=True):
@@ -41,6 +43,8 @@ class Keeper:
         self._node = node
         self._gpus = gpus
         self._meter = Meter(node.spec.cpu_count)
+        self._looks = 0
+        self._cpu_seen: list[float | None] = []
         self._cards: dict[str, float] = {}
         """Shares of GPUs for power alone, and below for temperature alone: the smaller one counts."""
         self._cooling: dict[str, float] = {}
@@ -85,15 +89,27 @@ class Keeper:
     def _hold_cpu_and_memory(self, settings: LendingSettings) -> None:
         share = settings.share
         busy = [process for process, _ in self._busy()] if share.cpu_share or share.memory_bytes else []
+        if not share.cpu_share:
+            self.duties.set(CPU, 1.0)
         if not busy:
+            self.use = Use()
+            self._looks = 0
             self._meter.forget()
-            if not share.cpu_share:
-                self.duties.set(CPU, 1.0)
             return
+        self._looks += 1
         self.use = self._meter.measure(self._node.workers.zygote_pids(), [process.pid for process in busy])
-        self.duties.set(CPU, of_amount(self.duties.share_of(CPU), self.use.cpu_share, share.cpu_share))
+        if share.cpu_share and self._looks % CPU_EVERY_LOOKS == 0:
+            # The first look after a change still sees work that began under the share before.
+            self.duties.set(CPU, of_amount(self.duties.share_of(CPU), self._mean_cpu(), share.cpu_share))
+            self._cpu_seen.clear()
+        elif self._looks % CPU_EVERY_LOOKS > 1:
+            self._cpu_seen.append(self.use.cpu_share)
         if share.memory_bytes and self.use.memory_bytes > share.memory_bytes:
             self._end_largest(busy, share.memory_bytes)
+
+    def _mean_cpu(self) -> float | None:
+        seen = [share for share in (*self._cpu_seen, self.use.cpu_share) if share is not None]
+        return sum(seen) / len(seen) if seen else None
 
     def _end_largest(self, busy: list[WorkerProcess], limit_bytes: int) -> None:
         used = self.use.memory_by_worker
