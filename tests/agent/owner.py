@@ -30,6 +30,7 @@ from fallow.wire.messages import (
     Beat,
     BeatAck,
     Bye,
+    Done,
     GetPool,
     HandIn,
     HandInAck,
@@ -39,6 +40,7 @@ from fallow.wire.messages import (
     PoolInfo,
     Pull,
     Revoke,
+    SaveCheckpoint,
     TakeBack,
     Unpull,
 )
@@ -163,6 +165,8 @@ class Owner:
         self.raw_hand_ins: list[HandIn] = []
         self.refusals: list[AssignRefused] = []
         self.logs: list[NodeLog] = []
+        self.states: dict[int, Blob] = {}
+        """What tasks saved last."""
         self.acknowledges = True
         self.answers_beats = True
         self.pool = PoolInfo("pool-aaaaaa", "test", "0", "3.11")
@@ -210,6 +214,9 @@ class Owner:
                     self.pulls.append(message.pull)
                 if self.acknowledges:
                     self.acknowledge(message)
+            case SaveCheckpoint():
+                self.states[message.index] = message.state
+                self.connection.send(reply, Done(self.epoch))
             case _ if reply:
                 self.connection.send(reply, self.pool)
 

@@ -19,10 +19,12 @@ from fallow.store.protocol import (
     AppendLogs,
     CreateJob,
     DeleteJob,
+    DropCheckpoints,
     DropInputPages,
     DropResultPages,
     Op,
     OwnershipLost,
+    PutCheckpoint,
     PutInputPage,
     PutNode,
     PutResultPage,
@@ -388,6 +390,51 @@ class StoreConformance:
             reader.join(30)
         assert not errors
         assert all(count % 5 == 0 for count in seen), "half of a commit was seen"
+
+    # ------------------------------------------------------------ what tasks save of their state
+
+    def test_a_state_lives_with_its_task(self, store: Store) -> None:
+        job, other = job_id(), job_id()
+        store.commit([CreateJob(spec(job), "me", 1.0), CreateJob(spec(other), "me", 1.0)])
+        store.commit([PutCheckpoint(job, 1, 3, inline("a")), PutCheckpoint(other, 1, 3, stored("e"))])
+        store.commit([PutCheckpoint(job, 1, 3, stored("f")), PutCheckpoint(job, 1, 4, inline("b"))])
+        assert store.checkpoints(job) == {3: stored("f"), 4: inline("b")}
+        assert {"e" * 64, "f" * 64} <= store.live_digests()
+        assert store.live_among(["f" * 64, "0" * 64]) == {"f" * 64}
+        with pytest.raises(OwnershipLost):
+            store.commit([PutCheckpoint(job, 7, 3, inline("stale"))])
+        store.commit([DropCheckpoints(job, 1, 0, 4)])
+        assert store.checkpoints(job) == {4: inline("b")}
+        assert "f" * 64 not in store.live_digests()
+        store.commit([DeleteJob(other, 1)])
+        assert "e" * 64 not in store.live_digests()
+        assert store.checkpoints(other) == {}
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    )
+    @given(
+        actions=st.lists(
+            st.tuples(st.sampled_from(["put", "drop"]), st.integers(0, 12), st.integers(1, 5)), max_size=20
+        )
+    )
+    def test_states_follow_a_model(self, store: Store, actions: list[tuple[str, int, int]]) -> None:
+        job = job_id()
+        store.commit([CreateJob(spec(job), "me", 1.0)])
+        model: dict[int, Blob] = {}
+        for number, (action, first, length) in enumerate(actions):
+            op: Op
+            if action == "put":
+                model[first] = inline(f"state {number}") if length % 2 else stored("abcdef"[number % 6])
+                op = PutCheckpoint(job, 1, first, model[first])
+            else:
+                op = DropCheckpoints(job, 1, first, first + length)
+                model = {task: state for task, state in model.items() if not first <= task < first + length}
+            store.commit([op])
+            store.commit([op])
+            assert store.checkpoints(job) == model
 
     # ------------------------------------------------------------ against a model
 

@@ -79,14 +79,21 @@ class BlobAccess:
         assert connection is not None
         return await open_blob_client(connection, pool, self.pace)
 
+    def fetch_ahead(self, digest: str, size: int) -> None:
+        """Begin to fetch what will be asked for soon. Whoever asks hears of it where that fails."""
+        self._fetching(digest, size).add_done_callback(lambda done: done.cancelled() or done.exception())
+
     async def path(self, digest: str, size: int) -> Path:
         """A local file with the blob's bytes, fetched now if need be; however many ask, it is fetched once."""
+        return await asyncio.shield(self._fetching(digest, size))
+
+    def _fetching(self, digest: str, size: int) -> asyncio.Task[Path]:
         fetch = self._fetches.get(digest)
         if fetch is None:
             fetch = asyncio.ensure_future(self._fetch(digest, size))
             self._fetches[digest] = fetch
             fetch.add_done_callback(lambda _task: self._fetches.pop(digest, None))
-        return await asyncio.shield(fetch)
+        return fetch
 
     async def _fetch(self, digest: str, size: int) -> Path:
         client = await self.client()

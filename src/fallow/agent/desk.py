@@ -6,13 +6,19 @@ An empty answer says that the thing cannot be had.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from fallow.agent.relay import Answer
+from fallow.model.ids import Token
+from fallow.model.job import Blob
+from fallow.wire import subjects
+from fallow.wire.messages import Done, SaveCheckpoint
 
 if TYPE_CHECKING:
     from fallow.agent.blob_access import BlobAccess
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fallow.agent")
 
 NOTHING = b""
+SAVE_TIMEOUT_S = 2.0
+SAVE_TRIES = 3
 
 
 class Desk:
@@ -50,6 +58,9 @@ class Desk:
                 case "put":
                     path, digest, size = msgspec.msgpack.decode(body, type=tuple[str, str, int])
                     self._start(self._put(path, digest, size, answer), answer)
+                case "checkpoint":
+                    saved = msgspec.msgpack.decode(body, type=tuple[Token, int, Blob, str])
+                    self._start(self._checkpoint(seat, *saved, answer=answer), answer)
                 case _:
                     log.warning("a worker asked for %r, which this agent does not know", kind)
                     answer(NOTHING)
@@ -67,6 +78,30 @@ class Desk:
     async def _put(self, path: str, digest: str, size: int, answer: Answer) -> None:
         await self._blobs.store(path, digest, size)
         answer(msgspec.msgpack.encode(True))
+
+    async def _checkpoint(self, seat: Seat, token: Token, index: int, state: Blob, path: str, answer: Answer) -> None:
+        """The owner of the job keeps it: then it is safe, whatever becomes of this node."""
+        process, node = seat.process, seat.lane.slot.node
+        job_id = process.job_id if process is not None else None
+        connection = node.connection
+        if process is None or job_id is None or connection is None:
+            answer(NOTHING)
+            return
+        began_s = time.monotonic()
+        if path:
+            await self._blobs.store(path, state.digest, state.size)
+        message = SaveCheckpoint(job_id, node.node_id, token, index, state)
+        reply = None
+        for _ in range(SAVE_TRIES):
+            with contextlib.suppress(TimeoutError):
+                reply = await connection.request(subjects.job(job_id), message, SAVE_TIMEOUT_S)
+                break
+        if isinstance(reply, Done):
+            process.saved_s = began_s
+            answer(msgspec.msgpack.encode(True))
+        else:
+            log.info("the state of task %d of %s was not kept: %s", index, job_id, reply)
+            answer(NOTHING)
 
     def _start(self, work: Coroutine[Any, Any, None], answer: Answer) -> None:
         def ended(task: asyncio.Task[None]) -> None:

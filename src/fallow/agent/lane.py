@@ -204,10 +204,11 @@ class Lane:
             paths=paths,
             alone=held.alone,
             attempt=held.attempt,
+            checkpoints=held.checkpoints,
         )
         self.waiting = None
         self.running = held
-        held.pages = ()
+        held.pages = held.checkpoints = ()
         self.slot.forget_paths(held)
         process.run(job.spec, job.function, order)
 

@@ -93,6 +93,9 @@ class Slot:
         self.perform(self.machine.lease(message, time.monotonic()))
         for held in self.machine.queue:
             self.paths_of(held)
+        for _, state in message.checkpoints:
+            if state.data is None:
+                self.node.blobs.fetch_ahead(state.digest, state.size)
 
     def taken_back(self, message: TakeBack) -> None:
         self.perform(self.machine.take_back(message.job_id, message.token, message.share, time.monotonic()))
@@ -119,14 +122,14 @@ class Slot:
     def preempt(self, reason: str, grace_s: float) -> None:
         """The owner of the machine wants it back: all workers of the slot are gone `grace_s` from now, and none comes
         before `allow`."""
-        self.perform(self.machine.preempt(time.monotonic()))
+        self.perform(self.machine.preempt())
         for lane in list(self.lanes.values()):
             lane.preempt(reason, grace_s)
         if not self.doomed:
             self.node.slot_stopped(self.number)
 
     def allow(self) -> None:
-        self.perform(self.machine.allow(time.monotonic()))
+        self.perform(self.machine.allow())
         kind = self.wanted_kind()
         if kind is not None and not self.machine.paused:
             self.lanes[0].want_worker(kind)

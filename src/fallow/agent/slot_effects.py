@@ -19,6 +19,7 @@ class Held:
         "asked",
         "attempt",
         "budget_s",
+        "checkpoints",
         "covered",
         "cut",
         "job_id",
@@ -39,6 +40,7 @@ class Held:
         self.pages: tuple[InputPage, ...] = lease.pages
         self.alone = lease.alone
         self.attempt = lease.attempt
+        self.checkpoints = lease.checkpoints
         self.seq = 0
         self.covered = IntervalSet()
         """Handed in, given back or put off."""

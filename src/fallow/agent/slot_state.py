@@ -180,15 +180,14 @@ class SlotMachine:
         was_shut, self.draining = self.is_shut, on
         return self._shut_or_open(was_shut)
 
-    def preempt(self, now: float) -> list[Effect]:
+    def preempt(self) -> list[Effect]:
         """The owner of the machine wants it back: nothing runs from soon on, until `allow`. What waits goes back now,
         what runs is given notice."""
         was_shut, self.paused = self.is_shut, True
         effects = self._shut_or_open(was_shut)
         return effects + [Preempt(lane.index, lane.held) for lane in self.lanes if lane.held is not None]
 
-    def allow(self, now: float) -> list[Effect]:
-        """The machine may work again."""
+    def allow(self) -> list[Effect]:
         was_shut, self.paused = self.is_shut, False
         return self._shut_or_open(was_shut)
 

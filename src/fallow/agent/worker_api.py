@@ -9,7 +9,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from fallow.model.ids import Interval, JobId, Token
-from fallow.model.job import JobSpec
+from fallow.model.job import Blob, JobSpec
 from fallow.wire.messages import Death, InputPage, ResultPage, RetryLater
 
 
@@ -24,6 +24,8 @@ class RunOrder(Struct, frozen=True):
     paths: dict[int, str] = {}
     alone: bool = False
     attempt: int = 0
+    checkpoints: tuple[tuple[int, Blob], ...] = ()
+    """(task, what it saved of its state when it was begun before)"""
 
 
 class Report(Struct, frozen=True):
@@ -62,9 +64,10 @@ class WorkerCallbacks(Protocol):
     def asked(self, kind: str, body: bytes, answer: Callable[[bytes], None]) -> None:
         """The task wants something of the agent: kind 'request' (body: msgpack [subject, bytes, timeout_s], a nested
         SDK request to relay over NATS), 'publish' (msgpack [subject, bytes]), 'blob' (digest and size: answer is the
-        path of a local file), 'put' (msgpack [path, digest, size]: move the file into the blob store), 'waiting'
-        (msgpack bool: the task waits for nested work and lends its slot; the answer is msgpack bool: lent),
-        'pool' (answer: msgpack of what a nested SDK must know)."""
+        path of a local file), 'checkpoint' (msgpack [token, index, Blob, path]: keep this as the task's state, its
+        bytes inline or in the file, which is moved; the answer is empty where it is not kept), 'put' (msgpack [path,
+        digest, size]: move the file into the blob store), 'waiting' (msgpack bool: the task waits for nested work and
+        lends its slot; the answer is msgpack bool: lent), 'pool' (answer: msgpack of what a nested SDK must know)."""
 
 
 class WorkerProcess(Protocol):

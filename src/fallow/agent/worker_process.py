@@ -167,6 +167,7 @@ class Process:
                 order.attempt,
                 spec.retry,
                 spec.reduce,
+                order.checkpoints,
             )
         )
         self._zygote.watch()

@@ -70,6 +70,7 @@ def show_job(text: str, as_json: bool) -> None:
     print(f"  tasks     {tasks_words(job)} done, {counts.failed} failed, {counts.running} running")
     print(
         f"  again     {counts.retried} run again, {counts.worker_deaths} workers died, {counts.node_losses} nodes lost"
+        + (f", {duration_words(counts.wasted_s)} lost to owners who came back" if counts.wasted_s else "")
     )
     print(f"  time      {lasted}, on {job.slots} slots now")
     print(f"  results   {'kept until deleted (detached)' if job.detached else 'for the script that submitted it'}")
@@ -157,6 +158,12 @@ def _print_line(line: LogLine, as_json: bool) -> None:
 # ---------------------------------------------------------------- nodes and the pool
 
 
+def _node_words(node: NodeInfo) -> str:
+    """Its state, why nothing runs on it, and what was lost when its owner came back."""
+    words = f"{node.state}: paused ({node.paused})" if node.paused else node.state
+    return f"{words}, {duration_words(node.wasted_s)} lost to its owner's return" if node.wasted_s else words
+
+
 def show_nodes(all_nodes: bool, as_json: bool) -> None:
     nodes = ask_pool(lambda pool: pool.nodes())
     shown = [node for node in nodes if all_nodes or node.state in (NodeState.ALIVE, NodeState.DRAINING)]
@@ -171,7 +178,7 @@ def show_nodes(all_nodes: bool, as_json: bool) -> None:
             (
                 spec.name,
                 spec.node_id,
-                node.state,
+                _node_words(node),
                 f"{node.busy_slots}/{spec.slots}",
                 f"{node.load:.2f}",
                 f"{bytes_words(node.memory_used_bytes)} of {bytes_words(spec.memory_bytes)}",

@@ -11,8 +11,9 @@ from typing import Any
 from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
-from fallow.coordinator.owned_job import OwnedJob, info_of_stored
+from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.session import TTL_S
+from fallow.coordinator.stored_info import info_of_stored
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.store.protocol import StoredJob, StoreError
@@ -107,6 +108,9 @@ class Directory:
             results = await self._read(store.result_pages, job_id)
             done = await self._read(store.done_intervals, job_id)
             owned.restore(stored, inputs, results, done)
+        if not stored.state.is_final:
+            states = await self._read(context.store.checkpoints, job_id)
+            owned.states.restore(states, owned.progress, context.now())
         self.add(owned)
         if not owned.progress.is_final:
             owned.adopt(leases or ())

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from fallow.coordinator.context import Context
-from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, OwnedJob, split_reason
+from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, OwnedJob
 from fallow.coordinator.result_index import Recorded
+from fallow.coordinator.stored_info import split_reason
 from fallow.core.effects import Ended
 from fallow.model.ids import Digest, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobSpec

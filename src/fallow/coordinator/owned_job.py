@@ -7,7 +7,6 @@ endings are told only from the journal's callback.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -17,6 +16,8 @@ from msgspec.structs import replace
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex
+from fallow.coordinator.saved_states import SavedStates, is_wanted
+from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import LEAST_INTERVAL_S, lost_after_s
@@ -24,17 +25,20 @@ from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
 from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import Op, PutResultPage, SetJob, StoredJob
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, PutResultPage, SetJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
+    Done,
     HandIn,
     HandInAck,
     Held,
     Lease,
     Place,
     Pull,
+    Refused,
     Revoke,
+    SaveCheckpoint,
     TakeBack,
 )
 
@@ -50,17 +54,6 @@ KEPT_RESULT_BYTES = 16 * 1024 * 1024
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
 LEAST_LOST_AFTER_S = lost_after_s(LEAST_INTERVAL_S)
-REASON_KIND = re.compile(r"^\[(\w+)\] ", re.ASCII)
-
-
-def stored_reason(kind: str, reason: str) -> str:
-    return f"[{kind}] {reason}" if kind else reason
-
-
-def split_reason(stored: str) -> tuple[str, str]:
-    """(kind, reason) of what stored_reason made."""
-    match = REASON_KIND.match(stored)
-    return (match[1], stored[match.end() :]) if match else ("", stored)
 
 
 class OwnedJob:
@@ -91,6 +84,7 @@ class OwnedJob:
         self._intervals_s: dict[NodeId, float] = {}
         """How often nodes beat, by their own word."""
         self.closed = False
+        self.states = SavedStates(context.blobs)
         if spec.function.data is None:
             context.blobs.add(spec.function.digest)
 
@@ -99,6 +93,19 @@ class OwnedJob:
         return self.spec.job_id
 
     # ------------------------------------------------------------ agents
+
+    def on_agent(self, message: HandIn | Pull | Held | SaveCheckpoint | Place, reply: str) -> None:
+        match message:
+            case HandIn():
+                self.on_hand_in(message)
+            case Pull():
+                self.on_pull(message)
+            case Held():
+                self.on_held(message)
+            case SaveCheckpoint():
+                self.on_checkpoint(message, reply)
+            case Place():
+                self.place(message)
 
     def on_pull(self, message: Pull) -> None:
         if self.progress.is_final:
@@ -155,6 +162,16 @@ class OwnedJob:
         if self.progress.pulls:
             self.dispatch()
 
+    def on_checkpoint(self, message: SaveCheckpoint, reply: str) -> None:
+        """A task saves its state: keep it, then say so."""
+        self.nodes_seen[message.node_id] = self.context.now()
+        if not is_wanted(self.progress, message):
+            self.context.say(reply, Refused("ended", "the task runs elsewhere, or is done", self.epoch))
+            return
+        self.states.put(message.index, message.state, self.context.now())
+        op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
+        self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
+
     def check_nodes(self, now: float) -> None:
         """Nodes that have been silent for too long are lost."""
         intervals = self._intervals_s
@@ -210,6 +227,7 @@ class OwnedJob:
     def close(self) -> None:
         """This coordinator has no more to do with the job: nothing of it is told or journalled any more."""
         self.closed = True
+        self.states.release()
         if self.spec.function.data is None:
             self.context.blobs.release(self.spec.function.digest)
 
@@ -224,6 +242,7 @@ class OwnedJob:
     def drop_blobs(self) -> None:
         """Nothing of the job needs its blobs any more."""
         now = self.context.now()
+        self.states.drop([(0, 1 << 62)], now)
         for entry in self.results:
             if not entry.inline and entry.fault is None:
                 self.context.blobs.drop(entry.page.digest, now)
@@ -273,6 +292,10 @@ class OwnedJob:
             name = entry.node
             self._nodes_by_name[name] = self._nodes_by_name.get(name, 0) + entry.stop - entry.start
         self.keep(ops, recorded, ended)
+        if self.states:
+            over = [(0, 1 << 62)] if ended is not None else [(entry.start, entry.stop) for entry in recorded]
+            gone = self.states.drop(over, self.context.now())
+            ops += [DropCheckpoints(self.job_id, self.epoch, start, stop) for start, stop in gone]
         if ended is not None:
             self._release_nodes(ended)
         if ops:
@@ -404,6 +427,7 @@ class OwnedJob:
             pages=tuple(pages),
             alone=grant.alone,
             attempt=grant.attempt,
+            checkpoints=self.states.of(grant.start, grant.stop) if self.states else (),
         )
         self._send_node(grant.slot[0], lease)
 
@@ -472,30 +496,4 @@ def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
         failed=entry.failed,
         fault=entry.fault,
         node=entry.node,
-    )
-
-
-def info_of_stored(stored: StoredJob) -> JobInfo:
-    """A listing's row of a job that no coordinator has in memory (it has ended)."""
-    from fallow.model.job import JobCounts
-
-    kind, reason = split_reason(stored.reason)
-    # Of a job that is not over, the row counts what its client has taken.
-    complete = stored.state is JobState.SUCCEEDED and stored.total >= 0
-    done = stored.total if complete else sum(stored.nodes.values())
-    return JobInfo(
-        job_id=stored.spec.job_id,
-        name=stored.spec.name,
-        kind=stored.spec.kind,
-        state=str(stored.state),
-        reason=reason,
-        counts=JobCounts(inputs=max(0, stored.total), done=done, failed=stored.failed, retried=stored.retried),
-        total=stored.total,
-        detached=stored.spec.detached,
-        account=stored.spec.account,
-        created_unix_s=stored.created_unix_s,
-        ended_unix_s=stored.ended_unix_s,
-        nodes=stored.nodes,
-        epoch=stored.epoch,
-        reason_kind=kind,
     )

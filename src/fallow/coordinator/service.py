@@ -57,6 +57,7 @@ from fallow.wire.messages import (
     Refused,
     RetryFailed,
     Revoke,
+    SaveCheckpoint,
     SignBlobs,
     SignedBlobs,
     SubmitJob,
@@ -228,14 +229,8 @@ class Service:
             self._on_ended_job(job_id, message, reply)
             return
         match message:
-            case HandIn():
-                owned.on_hand_in(message)
-            case Pull():
-                owned.on_pull(message)
-            case Held():
-                owned.on_held(message)
-            case Place():
-                owned.place(message)
+            case HandIn() | Pull() | Held() | SaveCheckpoint() | Place():
+                owned.on_agent(message, reply)
             case Verdict():
                 if not owned.progress.by_slot:
                     owned.perform(owned.progress.fail(message.reason, message.kind))

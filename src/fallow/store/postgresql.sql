@@ -72,6 +72,21 @@ CREATE TABLE sessions (
 )
 
 -- name: schema
+CREATE TABLE checkpoints (
+  job BIGINT NOT NULL,
+  task BIGINT NOT NULL,
+  digest VARCHAR COLLATE "C" NOT NULL,
+  size BIGINT NOT NULL,
+  inline BOOLEAN NOT NULL,
+  data BYTEA,
+  PRIMARY KEY (job, task),
+  FOREIGN KEY(job) REFERENCES jobs (number) ON DELETE CASCADE
+)
+
+-- name: schema
+CREATE INDEX checkpoint_blobs ON checkpoints (digest) WHERE NOT inline
+
+-- name: schema
 CREATE TABLE done_intervals (
   job BIGINT NOT NULL,
   start BIGINT NOT NULL,
@@ -150,7 +165,7 @@ CREATE INDEX result_blobs ON result_pages (digest) WHERE NOT inline
 CREATE INDEX result_order ON result_pages (job, seq, start)
 
 -- name: schema
-INSERT INTO alembic_version (version_num) VALUES ('0003')
+INSERT INTO alembic_version (version_num) VALUES ('0004')
 
 -- name: revision
 SELECT alembic_version.version_num
@@ -182,7 +197,9 @@ SELECT input_pages.digest
 FROM input_pages
 WHERE NOT input_pages.inline UNION SELECT result_pages.digest
 FROM result_pages
-WHERE NOT result_pages.inline UNION SELECT job_blobs.digest
+WHERE NOT result_pages.inline UNION SELECT checkpoints.digest
+FROM checkpoints
+WHERE NOT checkpoints.inline UNION SELECT job_blobs.digest
 FROM job_blobs
 
 -- name: live_among
@@ -190,7 +207,9 @@ SELECT input_pages.digest
 FROM input_pages
 WHERE NOT input_pages.inline AND input_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT result_pages.digest
 FROM result_pages
-WHERE NOT result_pages.inline AND result_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT job_blobs.digest
+WHERE NOT result_pages.inline AND result_pages.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT checkpoints.digest
+FROM checkpoints
+WHERE NOT checkpoints.inline AND checkpoints.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT))) UNION SELECT job_blobs.digest
 FROM job_blobs
 WHERE job_blobs.digest = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(digests)s::VARCHAR AS JSON)) AS TEXT)))
 
@@ -382,6 +401,19 @@ INSERT INTO done_intervals (job, start, stop) VALUES (%(job)s::BIGINT, %(start)s
 
 -- name: remove_done
 DELETE FROM done_intervals WHERE done_intervals.job = %(number)s::BIGINT AND done_intervals.start = %(old_start)s::BIGINT
+
+-- name: put_checkpoint
+INSERT INTO checkpoints (job, task, digest, size, inline, data) VALUES (%(job)s::BIGINT, %(task)s::BIGINT, %(digest)s::VARCHAR COLLATE "C", %(size)s::BIGINT, %(inline)s, %(data)s) ON CONFLICT (job, task) DO UPDATE SET digest = excluded.digest, size = excluded.size, inline = excluded.inline, data = excluded.data
+
+-- name: drop_checkpoints
+DELETE FROM checkpoints WHERE checkpoints.job = %(number)s::BIGINT AND checkpoints.task >= %(low)s::BIGINT AND checkpoints.task < %(high)s::BIGINT
+
+-- name: checkpoints
+SELECT checkpoints.task, checkpoints.digest, checkpoints.size, checkpoints.inline, checkpoints.data
+FROM checkpoints
+WHERE checkpoints.job = (SELECT jobs.number
+FROM jobs
+WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C") ORDER BY checkpoints.task
 
 -- name: put_log
 INSERT INTO logs (job, seq, line) VALUES (%(job)s::BIGINT, %(seq)s::BIGINT, %(line)s) ON CONFLICT DO NOTHING

@@ -140,6 +140,24 @@ class ReplaceResults(Op, frozen=True):
     remove: tuple[Interval, ...]
 
 
+class PutCheckpoint(Op, frozen=True):
+    """The state that a task saved, in place of an earlier one."""
+
+    job_id: JobId
+    epoch: int
+    index: int
+    state: Blob
+
+
+class DropCheckpoints(Op, frozen=True):
+    """Forget the states of tasks [start, stop)."""
+
+    job_id: JobId
+    epoch: int
+    start: int
+    stop: int
+
+
 class DeleteJob(Op, frozen=True):
     """Forget the job and everything of it."""
 
@@ -267,6 +285,9 @@ class Store(Protocol):
     def done_intervals(self, job_id: JobId) -> tuple[Interval, ...]:
         """What was dropped by DropResultPages and is done all the same (result_pages does not show it)."""
 
+    def checkpoints(self, job_id: JobId) -> dict[int, Blob]:
+        """Saved states by task, with their inline data."""
+
     def read_input(self, job_id: JobId, starts: Sequence[int]) -> dict[int, Blob]:
         """Pages by their start, with their inline data."""
 
@@ -282,4 +303,5 @@ class Store(Protocol):
         """Those of these that live_digests has."""
 
     def live_digests(self) -> set[str]:
-        """Digests in the blob store that some job still needs (pages that are not inline, functions, modules)."""
+        """Digests in the blob store that some job still needs (pages and tasks' states that are not inline, functions,
+        modules)."""

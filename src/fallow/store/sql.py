@@ -242,6 +242,12 @@ class SqlStore:
     def done_intervals(self, job_id: JobId) -> tuple[Interval, ...]:
         return tuple((start, stop) for start, stop in self._read("done_intervals", id=job_id))
 
+    def checkpoints(self, job_id: JobId) -> dict[int, Blob]:
+        return {
+            task: Blob(Digest(digest), size, data if inline else None)
+            for task, digest, size, inline, data in self._read("checkpoints", id=job_id)
+        }
+
     def read_input(self, job_id: JobId, starts: Sequence[int]) -> dict[int, Blob]:
         return self._read_pages("read_input", job_id, starts)
 

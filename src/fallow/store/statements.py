@@ -37,6 +37,7 @@ from fallow.store import tables
 from fallow.store.dialects import Now, is_listed, upsert
 
 _jobs, _inputs, _results = tables.jobs.c, tables.input_pages.c, tables.result_pages.c
+_states = tables.checkpoints.c
 _done, _logs, _specs = tables.done_intervals.c, tables.logs.c, tables.job_specs.c
 _sessions, _leaders = tables.sessions.c, tables.leaderships.c
 
@@ -117,6 +118,7 @@ _ONE_RESULT = (_results.job == bindparam("number"), _results.start == bindparam(
 _CUT = {
     name: cast(bindparam(f"new_{name}"), _results[name].type) for name in ("start", "stop", "failed_count", "failed")
 }
+_CHECKPOINT = upsert(tables.checkpoints).values({name: bindparam(name) for name in _names(tables.checkpoints)})
 _NODE = upsert(tables.nodes).values({name: bindparam(name) for name in _names(tables.nodes)})
 
 
@@ -174,11 +176,13 @@ STATEMENTS: dict[str, ClauseElement] = {
     "live_digests": union(
         select(_inputs.digest).where(text("NOT input_pages.inline")),
         select(_results.digest).where(text("NOT result_pages.inline")),
+        select(_states.digest).where(text("NOT checkpoints.inline")),
         select(tables.job_blobs.c.digest),
     ),
     "live_among": union(
         select(_inputs.digest).where(text("NOT input_pages.inline"), is_listed(_inputs.digest, "digests")),
         select(_results.digest).where(text("NOT result_pages.inline"), is_listed(_results.digest, "digests")),
+        select(_states.digest).where(text("NOT checkpoints.inline"), is_listed(_states.digest, "digests")),
         select(tables.job_blobs.c.digest).where(is_listed(tables.job_blobs.c.digest, "digests")),
     ),
     # ------------------------------------------------------------ jobs
@@ -275,6 +279,17 @@ STATEMENTS: dict[str, ClauseElement] = {
     "remove_done": delete(tables.done_intervals).where(
         _done.job == bindparam("number"), _done.start == bindparam("old_start")
     ),
+    # ------------------------------------------------------------ what tasks save of their state
+    "put_checkpoint": _CHECKPOINT.on_conflict_do_update(
+        index_elements=["job", "task"],
+        set_={name: _CHECKPOINT.excluded[name] for name in ("digest", "size", "inline", "data")},
+    ),
+    "drop_checkpoints": delete(tables.checkpoints).where(
+        _states.job == bindparam("number"), _states.task >= bindparam("low"), _states.task < bindparam("high")
+    ),
+    "checkpoints": select(_states.task, _states.digest, _states.size, _states.inline, _states.data)
+    .where(_states.job == _NUMBER)
+    .order_by(_states.task),
     # ------------------------------------------------------------ logs and nodes
     "put_log": _put(tables.logs),
     "drop_logs": delete(tables.logs).where(

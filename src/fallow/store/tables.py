@@ -129,6 +129,19 @@ done_intervals = Table(
 )
 """What was recorded and dropped; disjoint, and never touching."""
 
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job", _Number, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("task", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", _Key, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("inline", Boolean, nullable=False),
+    Column("data", LargeBinary),
+    Index("checkpoint_blobs", "digest", sqlite_where=text("NOT inline"), postgresql_where=text("NOT inline")),
+)
+"""What tasks that are not done have saved of their state."""
+
 logs = Table(
     "logs",
     metadata,

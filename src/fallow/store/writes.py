@@ -20,9 +20,11 @@ from fallow.store.protocol import (
     AppendLogs,
     CreateJob,
     DeleteJob,
+    DropCheckpoints,
     DropInputPages,
     DropResultPages,
     Op,
+    PutCheckpoint,
     PutInputPage,
     PutNode,
     PutResultPage,
@@ -141,6 +143,26 @@ def _replace_results(batch: Batch, ops: list[ReplaceResults]) -> None:
             cut_done(batch.session, number, removed)
 
 
+def _put_checkpoints(batch: Batch, ops: list[PutCheckpoint]) -> None:
+    batch.session.run_many(
+        "put_checkpoint",
+        [
+            {
+                "job": batch.number(op.job_id), "task": op.index, "digest": op.state.digest, "size": op.state.size,
+                "inline": op.state.data is not None, "data": op.state.data,
+            }
+            for op in ops
+        ],
+    )  # fmt: skip
+
+
+def _drop_checkpoints(batch: Batch, ops: list[DropCheckpoints]) -> None:
+    batch.session.run_many(
+        "drop_checkpoints",
+        [{"number": batch.number(op.job_id), "low": op.start, "high": op.stop} for op in ops],
+    )
+
+
 def _delete_jobs(batch: Batch, ops: list[DeleteJob]) -> None:
     numbers = [batch.numbers.pop(op.job_id) for op in ops if op.job_id in batch.numbers]
     batch.session.run_many("delete_job", [{"job": number} for number in numbers])
@@ -193,6 +215,8 @@ _APPLY: Mapping[type[Op], Callable[[Batch, list[Any]], None]] = {
     DropInputPages: _drop_inputs,
     DropResultPages: _drop_results,
     ReplaceResults: _replace_results,
+    PutCheckpoint: _put_checkpoints,
+    DropCheckpoints: _drop_checkpoints,
     DeleteJob: _delete_jobs,
     PutNode: _put_nodes,
     AppendLogs: _append_logs,

@@ -408,6 +408,17 @@ class HandIn(Msg, frozen=True):
     give_back: it has not failed."""
 
 
+class SaveCheckpoint(Msg, frozen=True):
+    """What task `index` keeps of its state, in place of what it kept before. Answered once it is durable.
+    -> Done | Refused (the lease does not stand, or the task is done: the state is of no use)"""
+
+    job_id: JobId
+    node_id: NodeId
+    token: Token
+    index: int
+    state: Blob
+
+
 class AssignRefused(Msg, frozen=True):
     """The agent cannot run this job (environment failed, Python missing, node drains). `fatal`: no node could
     (the resolver's own words): the job fails with `message`."""
@@ -582,7 +593,7 @@ Message = (
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
     | LogLines | CallResults | CallsUnknown
     | OwnerReport | Place | Verdict | PoolState | Handover
-    | Beat | Held | Bye | Pull | Unpull | HandIn | AssignRefused | NodeLog
+    | Beat | Held | Bye | Pull | Unpull | HandIn | SaveCheckpoint | AssignRefused | NodeLog
     | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
 )  # fmt: skip
 

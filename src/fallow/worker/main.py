@@ -109,9 +109,7 @@ class Worker:
     def _run(self, order: orders.Run) -> None:
         words = self._words
         function = self._function(order)
-        outbox = Outbox(
-            order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s
-        )
+        outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s)
         words[PHASE] = RUNNING
         state.begin(order)
         self._helper.begin(outbox)

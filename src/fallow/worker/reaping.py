@@ -87,16 +87,20 @@ def kill_group(pid: int, sig: int = signal.SIGKILL) -> None:
             continue
 
 
-def kill_strays(keep: Collection[int]) -> None:
-    """Kill adopted children that belong to no session of a worker in `keep`."""
+def kill_strays(keep: Collection[int]) -> set[int]:
+    """Kill adopted children that belong to no session of a worker in `keep`. Returns their pids: what they leave
+    behind is adopted in turn when they are reaped."""
+    killed = set()
     for pid in children():
         if pid in keep:
             continue
         try:
             if os.getsid(pid) not in keep:
                 os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
         except (ProcessLookupError, PermissionError):
             continue
+    return killed
 
 
 def kill_all(within_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:

@@ -29,6 +29,8 @@ class Zygote:
         self._pids: dict[int, int] = {}
         """Serial by pid."""
         self._oom_before: dict[int, int] = {}
+        self._strays: set[int] = set()
+        """Killed, and not reaped yet."""
         self._ending = False
 
     def serve(self) -> None:
@@ -109,10 +111,13 @@ class Zygote:
             pid, code = reaping.reap(self._pids)
             if not pid:
                 return
+            if pid in self._strays:
+                self._strays.discard(pid)
+                self._strays |= reaping.kill_strays(self._pids)
             serial = self._pids.pop(pid, None)
             if serial is not None:
                 oom = reaping.kernel_kills() > self._oom_before.pop(pid, 0) and code == -signal.SIGKILL
-                reaping.kill_strays(self._pids)
+                self._strays |= reaping.kill_strays(self._pids)
                 self._send(orders.Exited(serial, code, oom))
 
     def _shut_down(self) -> None:
