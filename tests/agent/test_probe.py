@@ -55,4 +55,3 @@ def test_other_pythons_are_found_by_running_them() -> None:
     for version, path in asyncio.run(probe.find_pythons()).items():
         assert version != probe.own_python()
         assert os.access(path, os.X_OK)
-

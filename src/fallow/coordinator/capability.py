@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from fallow.coordinator.nodes import gpu_claim
 from fallow.core.capability import found_out
 from fallow.model.ids import JobId, NodeId
 
@@ -18,6 +19,8 @@ EVERY_S = 10.0
 JOBS_KEPT = 64
 """What the last jobs showed; older ones are forgotten."""
 
+Rates = dict[JobId, dict[NodeId, float]]
+
 
 class Capability:
     """`tick` it each second. It sees the jobs that its own coordinator owns."""
@@ -26,41 +29,43 @@ class Capability:
         self._context = context
         self._directory = directory
         self._next = 0.0
-        self._rates: dict[JobId, dict[NodeId, float]] = {}
+        self._slot_rates: Rates = {}
+        self._gpu_rates: Rates = {}
+        """Of jobs that need GPUs: how fast those are says nothing of a slot's speed."""
 
     def tick(self, now: float) -> None:
         if now < self._next or not self._context.session.leads:
             return
         self._next = now + EVERY_S
         self._gather()
-        claims = {
-            node_id: entry.spec.speed for node_id, entry in self._context.nodes.entries.items() if entry.spec.speed > 0
-        }
-        rates = {(job, node): rate for job, seen in self._rates.items() for node, rate in seen.items()}
-        self.judge(found_out(rates, claims))
+        entries = self._context.nodes.entries
+        slots = found_out(_flat(self._slot_rates), {node: entry.spec.speed for node, entry in entries.items()})
+        gpus = found_out(_flat(self._gpu_rates), {node: gpu_claim(entry.spec) for node, entry in entries.items()})
+        for node_id, entry in entries.items():
+            before = entry.judgement()
+            entry.judged_speed = slots.get(node_id, 0.0)
+            entry.judged_gpu_speed = gpus.get(node_id, 0.0)
+            words = entry.judgement()
+            if words and not before:
+                log.warning("%s %s", entry.spec.name, words)
+            elif before and not words:
+                log.info("%s runs its tasks as fast as it claims", entry.spec.name)
 
     def _gather(self) -> None:
         for job_id, owned in self._directory.active.items():
-            if owned.spec.resources.gpu.count or not owned.progress.rates:
-                continue  # how fast a GPU is says nothing of a slot's speed
             by_node: dict[NodeId, list[float]] = {}
             for (node_id, _), rate in owned.progress.rates.items():
                 if rate.per_s > 0:
                     by_node.setdefault(node_id, []).append(rate.per_s)
-            if by_node:
-                self._rates.pop(job_id, None)
-                self._rates[job_id] = {node: sum(seen) / len(seen) for node, seen in by_node.items()}
-        while len(self._rates) > JOBS_KEPT:
-            del self._rates[next(iter(self._rates))]
+            if not by_node:
+                continue
+            rates = self._gpu_rates if owned.spec.resources.gpu.count else self._slot_rates
+            rates.pop(job_id, None)
+            rates[job_id] = {node: sum(seen) / len(seen) for node, seen in by_node.items()}
+        for rates in (self._slot_rates, self._gpu_rates):
+            while len(rates) > JOBS_KEPT:
+                del rates[next(iter(rates))]
 
-    def judge(self, measured: dict[NodeId, float]) -> None:
-        """Have the matcher and listings go by what was measured."""
-        for node_id, entry in self._context.nodes.entries.items():
-            speed = measured.get(node_id, 0.0)
-            if bool(speed) != bool(entry.judged_speed):
-                claim = entry.spec.speed
-                if speed:
-                    log.warning("%s claims a speed of %.3g; its tasks show %.3g", entry.spec.name, claim, speed)
-                else:
-                    log.info("%s runs its tasks as fast as it claims", entry.spec.name)
-            entry.judged_speed = speed
+
+def _flat(rates: Rates) -> dict[tuple[JobId, NodeId], float]:
+    return {(job, node): rate for job, seen in rates.items() for node, rate in seen.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from fallow.coordinator.capability import Capability
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.peers import Peers
@@ -51,6 +52,7 @@ class Matcher:
         self._members: frozenset[NodeId] = frozenset()
         self._members_since = 0.0
         self._served: dict[JobId, float] = {}
+        self._capability = Capability(context, directory)
 
     def kick(self) -> None:
         """Plan soon: at once if the last plan is a while ago. Where another leads, tell it what changed."""
@@ -68,6 +70,7 @@ class Matcher:
             self._context.loop.call_soon(self._run)
 
     def tick(self, now: float) -> None:
+        self._capability.tick(now)
         interval_s = min(TICK_MOST_S, max(TICK_S, self._took_s / TICK_SHARE_OF_TIME))
         if self._context.session.leads and now - self._ran_at >= interval_s and not self._scheduled:
             self.kick()

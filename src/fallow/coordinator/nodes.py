@@ -41,6 +41,8 @@ class NodeEntry:
     lease_count: int = 0
     judged_speed: float = 0.0
     """What its tasks show, where that is far from what it claims; 0: its claim stands."""
+    judged_gpu_speed: float = 0.0
+    """The same of its GPUs, in Gflop/s."""
     interval_s: float = LEAST_INTERVAL_S
     """How often it says that it beats."""
     paused: str = ""
@@ -51,6 +53,8 @@ class NodeEntry:
         """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
         speed = self.judged_speed or self.spec.speed
         devices = self.spec.devices
+        if self.judged_gpu_speed:
+            devices = tuple(replace(device, speed=self.judged_gpu_speed) for device in devices)
         if any(device.speed and implausible(device) for device in devices):
             devices = tuple(replace(d, fault=implausible(d)) if implausible(d) and not d.fault else d for d in devices)
         if speed == self.spec.speed and devices is self.spec.devices:
@@ -59,9 +63,20 @@ class NodeEntry:
 
     def judgement(self) -> str:
         """Why its speed is not the one that it claims; '' where it is."""
-        if not self.judged_speed:
-            return ""
-        return f"claims a speed of {self.spec.speed:.3g}; its tasks show {self.judged_speed:.3g}"
+        words = []
+        if self.judged_speed:
+            words.append(f"claims a speed of {self.spec.speed:.3g}; its tasks show {self.judged_speed:.3g}")
+        if self.judged_gpu_speed:
+            claim = gpu_claim(self.spec)
+            words.append(f"claims GPUs of {claim:.3g} Gflop/s; their tasks show {self.judged_gpu_speed:.3g}")
+        return "; ".join(words)
+
+
+def gpu_claim(spec: NodeSpec) -> float:
+    """Gflop/s of each of its GPUs, where they are all of one model and measured; else 0: a task may have run on any."""
+    if len({device.model for device in spec.devices}) != 1:
+        return 0.0
+    return min(device.speed for device in spec.devices)
 
 
 class NodeRegistry:
@@ -98,6 +113,7 @@ class NodeRegistry:
                 fresh.tasks_done = entry.tasks_done
                 fresh.wasted_s = entry.wasted_s
                 fresh.judged_speed = entry.judged_speed
+                fresh.judged_gpu_speed = entry.judged_gpu_speed
                 if entry.session == beat.session:
                     fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
             entry = self.entries[beat.node_id] = fresh

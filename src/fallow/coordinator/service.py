@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
-from fallow.coordinator.capability import Capability
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.job_logs import JobLogs
@@ -90,7 +89,6 @@ class Service:
         self.logs = JobLogs(context)
         self.peers = Peers(context)
         self.matcher = Matcher(context, self.directory, self.peers)
-        self.capability = Capability(context, self.directory)
         self.submission = Submission(context, self.directory, self._subscribe_job, self._unsubscribe_job)
         self.directory.on_loaded = self._subscribe_job
         context.kick_matcher = self.matcher.kick
@@ -382,7 +380,6 @@ class Service:
                 owned.perform(owned.progress.cancel(reason, "client_silent"))
         self.logs.flush()
         self.matcher.tick(now)
-        self.capability.tick(now)
         self.peers.tick(now)
         if self.context.session.shared and now - self._last_pass >= TAKE_OVER_S:
             self._last_pass = now

@@ -20,6 +20,8 @@ OFF_FACTOR = 3.0
 LEAST_NODES = 3
 """A job says something about a node if that many nodes with claims run it."""
 LEAST_JOBS = 2
+CLAIM_LIMIT = 1e9
+"""Nodes may claim anything."""
 LOWEST_SHARE, HIGHEST_SHARE = 0.25, 1.15
 """Of the figures of its model that a product of matrices may reach: power limits cut much, and nothing adds much."""
 CUT_DOWN = ("laptop", "max-q", "mobile", "mig")
@@ -33,7 +35,7 @@ def found_out(rates: Mapping[tuple[JobId, NodeId], float], claims: Mapping[NodeI
     over. Takes the median over the nodes of a job as the truth, so fewer than half of them may lie."""
     by_job: dict[JobId, dict[NodeId, float]] = {}
     for (job_id, node_id), rate in rates.items():
-        claim = claims.get(node_id, 0.0)
+        claim = min(claims.get(node_id, 0.0), CLAIM_LIMIT)
         if rate > 0 and claim > 0:
             by_job.setdefault(job_id, {})[node_id] = rate / claim
     factors: dict[NodeId, list[float]] = {}
@@ -48,7 +50,7 @@ def found_out(rates: Mapping[tuple[JobId, NodeId], float], claims: Mapping[NodeI
         if len(seen) < LEAST_JOBS:
             continue
         if max(seen) < 1 / OFF_FACTOR or min(seen) > OFF_FACTOR:
-            found[node_id] = claims[node_id] * median(seen)
+            found[node_id] = min(claims[node_id], CLAIM_LIMIT) * median(seen)
     return found
 
 

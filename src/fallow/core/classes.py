@@ -22,6 +22,9 @@ SLOT_BITS = 16
 SLOT_MASK = (1 << SLOT_BITS) - 1
 """One slot as a number: that of its node, then that of the slot. Numbers cost the garbage collector nothing."""
 
+LEAST_SPEED, MOST_SPEED = 1e-6, 1e9
+"""Nodes may claim anything."""
+
 Need = tuple[str, int, int, GpuSpec]
 """What decides where a job could run: Python, CPUs, bytes of memory, GPUs."""
 
@@ -211,7 +214,7 @@ def class_key(spec: NodeSpec) -> tuple[object, ...]:
 
 def speed_step(speed: float) -> int:
     """Speeds within some 40 % of each other are alike; one that was not measured counts as the reference's."""
-    return round(2 * math.log2(speed)) if speed > 0 else 0
+    return round(2 * math.log2(min(max(speed, LEAST_SPEED), MOST_SPEED))) if speed > 0 else 0
 
 
 def allowed(job: PlannedJob, node: PlannedNode) -> bool:

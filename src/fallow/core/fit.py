@@ -18,23 +18,22 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
         return f"needs {need.cpu} CPUs, and {node.name} lends {node.slots}"
     if need.memory_bytes > node.memory_bytes:
         return f"needs {_size(need.memory_bytes)} of memory, and {node.name} has {_size(node.memory_bytes)}"
-    if need.gpu.count:
-        if not room(node.devices, need.gpu, node.shares_gpus):
-            return f"needs {_need_words(need.gpu)}, and {node.name} has {_device_words(node.devices)}"
+    if need.gpu.count and not room(node.devices, need.gpu, node.shares_gpus):
+        return f"needs {_need_words(need.gpu)}, and {node.name} has {_device_words(node.devices)}"
     return None
 
 
 def _need_words(need: GpuSpec) -> str:
     count = f"{need.count} GPU" if need.share >= 1 else f"{need.share:.3g} of a GPU"
     wanted = " or ".join(need.models) or "any model"
-    least = f" with {need.min_memory_bytes / 1e9:.3g} GB" if need.min_memory_bytes else ""
+    least = f" with {_size(need.min_memory_bytes)}" if need.min_memory_bytes else ""
     return f"{count} of {wanted}{least}"
 
 
 def _device_words(devices: Sequence[Device]) -> str:
     return (
         ", ".join(
-            f"{device.model} ({device.memory_bytes / 1e9:.3g} GB{', out: ' + device.fault if device.fault else ''})"
+            f"{device.model} ({_size(device.memory_bytes)}{', out: ' + device.fault if device.fault else ''})"
             for device in devices
         )
         or "no GPU"

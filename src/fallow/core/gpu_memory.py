@@ -10,7 +10,7 @@ from fallow.model.node import Device
 TOLERANCE_BYTES = 256 << 20
 """The driver itself takes and gives back as much, and desktops draw."""
 CAP_SLACK = 0.05
-"""Contexts and libraries take their own memory before a task has asked for any: so much more of a device is let pass."""
+"""Contexts and libraries take memory before a task has asked for any: so much more of a device is let pass."""
 WIPED_SHARE = 0.95
 """Of the memory that is free must have been overwritten; the driver keeps the rest for its own pages."""
 

@@ -114,8 +114,8 @@ class GpuBook:
                 left[number] += units
         units = self._units(need)
         found = 0
-        while found < most and (numbers := self._choose(left, need)) is not None:
-            for number in numbers:
+        while found < most and (chosen := self._choose(left, need)) is not None:
+            for number in chosen:
                 left[number] -= units
             found += 1
         return found

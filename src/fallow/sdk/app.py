@@ -53,8 +53,8 @@ class App:
 
         timeout: seconds per task. retries: attempts after the first for tasks that raise or run out of time, a number
         or fallow.Retry(...). cpu: CPU slots of one task. memory: limit of one worker, '2GB'. gpu: '24GB', 'H100:2', a
-        list of models, or a part of one (0.25, 'A100:0.5'). env: fallow.Env(...). max_nodes: nodes that work on one job at most. speculate=False: no task
-        is run twice at the end to save time."""
+        list of models, or a part of one (0.25, 'A100:0.5'). env: fallow.Env(...). max_nodes: nodes that work on one job
+        at most. speculate=False: no task is run twice at the end to save time."""
         checked = self._options(options)
 
         def decorate(fn: Callable[..., Any]) -> Function[Any, Any]:

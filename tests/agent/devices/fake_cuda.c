@@ -10,7 +10,7 @@
 
 static char *memory;
 static unsigned long long total, used;
-static unsigned long long base = 1ull << 40;
+#define base ((unsigned long long)memory)
 
 int cuInit(unsigned flags) {
     struct stat st;
@@ -43,6 +43,10 @@ int cuMemAlloc_v2(unsigned long long *out, size_t size) {
 int cuMemFree_v2(unsigned long long at) { (void)at; return 0; }
 int cuMemsetD8_v2(unsigned long long at, unsigned char value, size_t size) {
     memset(memory + (at - base), value, size);
+    return 0;
+}
+int cuMemsetD32_v2(unsigned long long at, unsigned value, size_t count) {
+    for (size_t i = 0; i < count; i++) memcpy(memory + (at - base) + 4 * i, &value, 4);
     return 0;
 }
 int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t size) { memcpy(memory + (to - base), from, size); return 0; }

@@ -28,7 +28,7 @@ from fallow.model.node import Device, NodeSpec
 REFERENCE_HASH_BYTES_PER_S = 7.2e9
 REFERENCE_FLOPS = 4.25e7
 """The reference machine, whose speed is 1: one core of a virtual machine on an Intel Xeon with AVX-512 and AMX, clocked
-at 2.6 GHz, with CPython 3.11: bytes that BLAKE3 hashes in a second, and operations of a matrix product in plain Python."""
+at 2.6 GHz, with CPython 3.11: bytes that BLAKE3 hashes in a second, and operations of a matrix product in Python."""
 
 FRESH_S = 7 * 24 * 3600.0
 TIMEOUT_S = 60.0
@@ -56,8 +56,8 @@ class Scores(Struct, frozen=True):
 def run_benchmark(
     seconds: float = 1.0, folder: Path | None = None, gpus: Sequence[Device] = (), size: int = 0
 ) -> Scores:
-    """Measure, in about so many seconds and at most a second more for each GPU. folder: on the disk that counts (default:
-    the system's for temporary files). size: of the GPUs' matrices, 0: large enough to fill one."""
+    """Measure, in about so many seconds, and a few more for each GPU. folder: on the disk that counts (default: the
+    system's for temporary files). size: of the GPUs' matrices, 0: large enough to fill one."""
     part = max(0.02, seconds / 4)
     hashed = _rate(part, _hash_once())
     flops = _rate(part, _multiply_once())
