@@ -24,6 +24,10 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.002)
 
 
+def _groups() -> set[Path]:
+    return set(Path("/sys/fs/cgroup").glob("*/**/fallow-*"))
+
+
 def test_runs_where_it_should_with_only_its_environment(box: Box) -> None:
     done = box.run("say(os.getcwd()); print('printed', sorted(os.environ)); sys.exit(3)")
     assert done.status == 3
@@ -49,7 +53,8 @@ def test_descriptors_keep_their_numbers_and_carry_sockets(box: Box) -> None:
 
 def test_signals_reach_the_program_itself(box: Box) -> None:
     running = box.start(
-        "signal.signal(signal.SIGTERM, lambda *_: (say('asked'), os._exit(5)))\nsay('ready')\nwhile True: time.sleep(60)"
+        "signal.signal(signal.SIGTERM, lambda *_: (say('asked'), os._exit(5)))\n"
+        "say('ready')\nwhile True: time.sleep(60)"
     )
     _wait_for(box.folder / "scratch" / "out")
     running.signal(signal.SIGTERM)
@@ -117,18 +122,19 @@ def test_many_threads_and_children_work(box: Box) -> None:
 
 def test_nothing_is_left_behind(box: Box) -> None:
     mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
-    before = {path for path in Path("/sys/fs/cgroup").glob("*/**/fallow-*")}
+    before = _groups()
     if box.sandbox.name == "process":
         pytest.skip("a plain process can slip away")
     running = box.start(
         f"if os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n"
-        f"  os.execv(sys.executable, ['python', '-I', '-S', '-c', 'import time; time.sleep(600)', '{mark}'])\n os._exit(0)\n"
+        f"  os.execv(sys.executable, ['python', '-I', '-S', '-c', 'import time; time.sleep(600)', '{mark}'])\n"
+        " os._exit(0)\n"
         "say('ready'); time.sleep(600)"
     )
     _wait_for(box.folder / "scratch" / "out")
     running.close()
     assert processes_marked(mark) == []
-    assert {path for path in Path("/sys/fs/cgroup").glob("*/**/fallow-*")} <= before
+    assert _groups() <= before
     assert running.poll() is not None
     running.close()
 
