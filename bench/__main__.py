@@ -13,6 +13,7 @@ How far a pool goes is measured by programs of their own, each with its --help:
     python -m bench agents --agents 1000
     python -m bench takeover
     python -m bench far
+    python -m bench owner
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("agents", "takeover", "far")
+PROGRAMS = ("agents", "takeover", "far", "owner")
 DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 

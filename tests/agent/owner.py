@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import psutil
 
 from fallow.model.ids import ClientId, Digest, JobId, NodeId, Token
 from fallow.model.job import Blob, EnvSpec, JobKind, JobSpec, Resources
+from fallow.model.lending import LendingSettings
 from fallow.model.parts import HeldLease, InputPage
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
@@ -110,18 +112,34 @@ def nats_server() -> Iterator[NatsServer]:
 class Agent:
     """`run_agent` in a process."""
 
-    def __init__(self, address: PoolAddress, home: Path, slots: int, name: str = "node") -> None:
+    def __init__(
+        self,
+        address: PoolAddress,
+        home: Path,
+        slots: int,
+        name: str = "node",
+        lending: LendingSettings | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """lending: what its owner's settings would say. environment: on top of the tests' own."""
         code = (
-            "import sys, logging; logging.basicConfig(level=logging.INFO);"
+            "import sys, msgspec; from fallow.model.lending import LendingSettings;"
+            "lending = msgspec.json.decode(sys.argv[3], type=LendingSettings | None);"
+            "import logging; logging.basicConfig(level=logging.INFO);"
             "from pathlib import Path; from fallow.agent.main import AgentOptions, run_agent;"
             "from fallow.wire.address import parse_address;"
-            f"sys.exit(run_agent(AgentOptions(parse_address(sys.argv[1]), {name!r}, {slots}, Path(sys.argv[2]))))"
+            f"sys.exit(run_agent(AgentOptions(parse_address(sys.argv[1]), {name!r}, {slots}, Path(sys.argv[2]),"
+            "lending=lending)))"
         )
         self.home = home
         self.log = home.with_name(f"{home.name}-{name}.log")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, str(address), str(home)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, "-c", code, str(address), str(home), msgspec.json.encode(lending)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environment or {})},
             )
 
     def descendants(self) -> list[psutil.Process]:

@@ -51,6 +51,9 @@ PRICE_LOOK_S = 2.0
 """A changed setting is noticed so soon."""
 DISK_RESERVE_BYTES = 64 << 20
 """Left free on the disk, whatever is lent."""
+BY_WORD = "by your word"
+"""So the watch begins the reason of a pause that the owner ordered."""
+RESUME_LOOKS = 40
 MANUAL = "by `fallow node pause`"
 
 
@@ -129,6 +132,9 @@ class Lender:
         self.settings_problem = ""
         self.settings_unix_s = time.time()
         self._apply(settings)
+        if self.watch is None and self.settings_file.exists():
+            self.watch = self._make_watch()
+            self.watch.start()
         log.info("the settings in %s are in force", self.settings_file)
 
     def _hung_up(self) -> None:
@@ -143,26 +149,9 @@ class Lender:
             self.watch.set_settings(settings)
 
     def _make_watch(self) -> Watch:
-        from fallow.agent.devices.nvml import nvml
-        from fallow.agent.owner.watch import Watch
+        from fallow.agent.owner.of_node import watch_of
 
-        uuids = tuple(device.uuid for device in self.node.spec.devices)
-        return Watch(
-            self.node,
-            self.settings,
-            gpu_uuids=uuids,
-            gpu_use=nvml().gpu_use if uuids else None,
-            slot_gpus=self._slot_gpus if uuids else None,
-            withhold=self.node.gpus.withhold,
-            price=lambda: self.price_per_kwh,
-        )
-
-    def _slot_gpus(self) -> dict[int, tuple[str, ...]]:
-        """What each slot holds now."""
-        return {
-            slot.number: tuple(uuid for lane in slot.lanes.values() for uuid in self.node.gpu_uuids(lane))
-            for slot in self.node.slots
-        }
+        return watch_of(self.node, self.settings, lambda: self.price_per_kwh)
 
     # ------------------------------------------------------------ orders
 
@@ -174,6 +163,7 @@ class Lender:
                 self.pause(for_s)
             case Resume():
                 self.resume()
+                await self._until_looked()
             case Drain():
                 self.drain()
             case Reload():
@@ -211,6 +201,13 @@ class Lender:
             else:
                 self.node.allow(None)
         self.note_state()
+
+    async def _until_looked(self) -> None:
+        """The watch looks again within moments; what it finds is what the owner wants to hear."""
+        for _ in range(RESUME_LOOKS):
+            if not self.node.paused.startswith(BY_WORD):
+                return
+            await asyncio.sleep(0.05)
 
     def drain(self) -> None:
         """Finish what runs, and take no more until `resume`."""

@@ -44,7 +44,6 @@ def status_report(lender: Lender) -> dict[str, Any]:
             "today": _worked(lender, lender.work.today),
             "total": _worked(lender, lender.work.total),
         },
-        "owner": lender.watch.status() if lender.watch is not None else None,
         "price": {"per_kwh": lender.price_per_kwh, "problem": lender.price_problem},
         "machine": _machine(lender),
         "sandbox": {
@@ -52,6 +51,7 @@ def status_report(lender: Lender) -> dict[str, Any]:
             "least_tier": node.spec.least_tier,
             "backend": lender.settings.sandbox.backend,
         },
+        "watch": lender.watch.status() if lender.watch is not None else None,
         "limits": limits_in_force(lender.settings),
         "settings": {
             "file": str(lender.settings_file),
@@ -68,6 +68,9 @@ def state_now(lender: Lender) -> tuple[str, str]:
         return PAUSED, "you paused it with `fallow node pause`"
     if lender.is_drained:
         return DRAINING, "you drained it with `fallow node drain`" + ("; it finishes what runs" if works else "")
+    if lender.node.paused and lender.watch is not None:
+        # Fresher than what the pool was told: how long ago the keyboard was used.
+        return PAUSED, lender.watch.status()["reason"] or lender.node.paused
     if lender.node.paused:
         return PAUSED, lender.node.paused.removeprefix("paused: ")
     link = lender.node.link

@@ -37,7 +37,7 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
         )
     for when in ("today", "total"):
         lines.append(f"  {when:<9} {_worked_words(body['worked'][when])}")
-    lines += [f"  watch     {words}" for words in _watch_words(body["owner"])]
+    lines += [f"  watch     {words}" for words in _watch_words(body["watch"])]
     lines += _machine_lines(body["machine"])
     lines.append(f"  sandbox   {_sandbox_words(body['sandbox'])}")
     lines.append(f"  limits    {_limit_words(body['limits'])}")

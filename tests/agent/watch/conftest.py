@@ -6,7 +6,7 @@ import os
 import select
 import shutil
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,21 @@ class XServer:
     def __init__(self) -> None:
         out, into = os.pipe()
         self.process = subprocess.Popen(
-            [_need("Xvfb"), "-displayfd", str(into), "-screen", "0", "640x480x24", "-nolisten", "tcp"],
+            [_need("Xvfb"), "-displayfd", str(into), "-screen", "0", "640x480x24", "-nolisten", "tcp", "-noreset"],
             pass_fds=(into,),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         os.close(into)
+        said = b""
         try:
-            assert select.select([out], [], [], DEADLINE_S)[0], "Xvfb did not start"
-            self.display = f":{int(os.read(out, 16))}"
+            # To the end of the line: the server dies of a pipe that closes under it.
+            while not said.endswith(b"\n"):
+                assert select.select([out], [], [], DEADLINE_S)[0], "Xvfb did not start"
+                said += os.read(out, 16)
         finally:
             os.close(out)
+        self.display = f":{int(said)}"
 
     def press(self, key: str = "a") -> None:
         self.run("key", key)
@@ -125,8 +129,6 @@ def wait_for_news(sensor: Sensor, timeout_s: float = DEADLINE_S) -> bool:
 
 def poll(what: str, condition: Callable[[], Any], timeout_s: float = DEADLINE_S) -> Any:
     """Ask again and again, a little apart, until the answer is true."""
-    import time
-
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
@@ -136,4 +138,4 @@ def poll(what: str, condition: Callable[[], Any], timeout_s: float = DEADLINE_S)
         select.select([], [], [], 0.02)
 
 
-__all__ = ["DEADLINE_S", "XServer", "poll", "sys", "wait_for_news"]
+__all__ = ["DEADLINE_S", "XServer", "poll", "wait_for_news"]

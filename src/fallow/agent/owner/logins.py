@@ -22,6 +22,7 @@ SESSION = "org.freedesktop.login1.Session"
 PATH = "/org/freedesktop/login1"
 UTMP = ("/run/utmp", "/var/run/utmp")
 FULL_EVERY_S = 30.0
+WALK_EVERY_S = 30.0
 TTY_MAJOR, CONSOLES = 4, range(1, 64)
 NOBODY_LOGGED_IN = "nobody is logged in here"
 SERVER = "a machine without keyboard, display and local session"
@@ -40,9 +41,12 @@ class Logins(Sensor):
         self._sleep: deque[Any] | None = None
         self._known: list[dict[str, Any]] = []
         self._known_s = 0.0
+        self._consoles: list[Session] | None = None
+        self._walked_s = 0.0
 
     def open(self) -> None:
         self._known_s = 0.0
+        self._consoles = None
 
     def unknown(self, draft: Draft) -> None:
         draft.sessions, draft.nobody = None, ""
@@ -58,7 +62,7 @@ class Logins(Sensor):
             by_logind = True
         except Absent:
             by_logind = False
-            sessions = _of_utmp() if any(os.path.exists(path) for path in UTMP) else _of_terminals()
+            sessions = _of_utmp() if any(os.path.exists(path) for path in UTMP) else self._on_consoles()
         seen = {one.source for one in draft.inputs.values() if one.proves and one.idle_s is not None}
         draft.sessions = tuple(_with_sight(session, bool(seen), draft) for session in sessions)
         local = any(not session.remote for session in sessions)
@@ -71,6 +75,13 @@ class Logins(Sensor):
                 draft.nobody = SERVER
             elif by_logind:
                 draft.nobody = NOBODY_LOGGED_IN
+
+    def _on_consoles(self) -> list[Session]:
+        """A walk over all processes: not often."""
+        now_s = time.monotonic()
+        if self._consoles is None or now_s - self._walked_s >= WALK_EVERY_S:
+            self._consoles, self._walked_s = _of_terminals(), now_s
+        return self._consoles
 
     def _of_logind(self, draft: Draft) -> list[Session]:
         self._bus.connect()

@@ -101,6 +101,7 @@ class Watch:
         """Stop everything, for so many seconds or until `resume`. Done before this returns."""
         with self._lock:
             self._state = replace(self._state, pause=ManualPause(clock_s() + for_s))
+            self._told = None
         self._stop_all("by your word")
         self._sensing.wake()
 
@@ -108,6 +109,8 @@ class Watch:
         """End a pause by word. What else keeps the machine for its owner still does."""
         with self._lock:
             self._state = replace(self._state, pause=None)
+            # Whatever the next look finds is done: it may find what it found before the pause.
+            self._told = None
         self._sensing.wake()
 
     # ------------------------------------------------------------ looks, in the sensors' thread
@@ -120,8 +123,9 @@ class Watch:
             told = tuple((name, one.allowed, one.causes) for name, one in self._state.devices.items())
             self._decision, self._readings = decision, readings
             self._looked_s, self._next_look_s = time.monotonic(), decision.next_look_s
-        if told != self._told or self._slot_gpus is not None or self._is_silent:
+            is_news = told != self._told
             self._told = told
+        if is_news or self._slot_gpus is not None or self._is_silent:
             loop = self._loop
             if loop is not None:
                 try:
@@ -222,7 +226,7 @@ class Watch:
 def _why_stop(decision: Decision, uuids: set[str]) -> str:
     """Why a slot that holds these GPUs must stop; '': it may run. One that holds none needs the CPU's leave."""
     for uuid in sorted(uuids):
-        device = decision.devices.get(uuid)
-        if device is not None and not device.allowed:
+        device = decision.devices.get(uuid, decision.cpu)
+        if not device.allowed:
             return device.reason
     return "" if uuids or decision.cpu.allowed else decision.cpu.reason

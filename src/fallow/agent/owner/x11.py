@@ -51,12 +51,11 @@ class X11(InputSensor):
     def open(self) -> None:
         try:
             from Xlib.display import Display
-            from Xlib.error import DisplayConnectionError, DisplayError
         except ImportError as missing:
             raise Failed("X11 is not read: the package python-xlib is missing") from missing
         try:
             self._connection = Display(self.display)
-        except (DisplayConnectionError, DisplayError, OSError) as error:
+        except Exception as error:
             if isinstance(error.__cause__ or error.__context__, ConnectionRefusedError | FileNotFoundError):
                 raise Absent from error
             text = " ".join(str(error).replace("b'", "").replace("'", "").split())
@@ -66,7 +65,14 @@ class X11(InputSensor):
                 f"the X display {self.display} does not let the agent in ({text}): start the agent in that session, "
                 "or set XAUTHORITY for it"
             ) from error
-        self._prepare()
+        try:
+            self._prepare()
+        except Failed:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise Failed(f"the X display {self.display} does not answer ({error or type(error).__name__})") from error
 
     def _prepare(self) -> None:
         display = self._connection
@@ -74,12 +80,15 @@ class X11(InputSensor):
         display.set_error_handler(lambda *_: None)
         self._root = display.screen().root
         if not display.has_extension("MIT-SCREEN-SAVER"):
-            self.close()
             raise Failed(f"the X display {self.display} has no extension MIT-SCREEN-SAVER, which tells of input")
         self._proves = not self._is_inside_wayland()
         self._can_notify = bool(display.has_extension("XInputExtension"))
         if self._can_notify:
-            version = display.xinput_query_version()
+            from Xlib.ext import xinput
+
+            # From 2.1 on raw events come even while a game has grabbed the keyboard; the library asks for 2.0.
+            opcode = display.display.get_extension_major(xinput.extname)
+            version = xinput.XIQueryVersion(display=display.display, opcode=opcode, major_version=2, minor_version=2)
             self._can_notify = (version.major_version, version.minor_version) >= (2, 1)
         self._armed = False
 
@@ -141,6 +150,15 @@ class X11(InputSensor):
 
     def _full_screen(self) -> str:
         """The program whose window fills the screen; '': none."""
+        from Xlib.error import BadWindow
+
+        try:
+            return self._filling()
+        except BadWindow:
+            # It closed while it was looked at.
+            return ""
+
+    def _filling(self) -> str:
         display, root = self._connection, self._root
         active = root.get_full_property(display.intern_atom("_NET_ACTIVE_WINDOW"), 0)
         if root.get_full_property(display.intern_atom("_NET_SUPPORTING_WM_CHECK"), 0) is None:
