@@ -160,3 +160,32 @@ def test_looks(owner: Owner) -> None:
 
 def test_an_agent_that_was_killed_leaves_clear_words(owner: Owner) -> None:
     assert "agent 7" in owner.say("node", "status", "--agent", "7", code=1)
+
+
+def test_the_memory_that_is_lent_is_a_limit_for_all_tasks_together(owner: Owner) -> None:
+    owner.say("node", "set", "share.memory=400 MB")
+    try:
+        done = owner.pool.script(
+            """
+            import fallow
+
+            app = fallow.App("hoard")
+
+            @app.function(retries=0)
+            def hoard(size):
+                import time
+                held = bytearray(size)
+                time.sleep(60)
+                return len(held)
+
+            if __name__ == "__main__":
+                try:
+                    list(hoard.map([700_000_000]))
+                except fallow.TaskOutOfMemory as error:
+                    print("refused:", error)
+            """
+        )
+        assert "refused: " in done.stdout, done.stderr
+        assert "its owner lends 400 MB" in done.stdout
+    finally:
+        owner.say("node", "set", "share.memory=")

@@ -14,16 +14,16 @@ from fallow.cli.service_manager import Wanted, service_state, unit_path, wanted_
 from fallow.cli.service_units import Service, launchd_plist, systemd_unit, windows_task
 
 SERVICE = Service(
-    ("/bin/sh", "join", "--from", "/home/a user/.fallow/agent/pool-address", "--name", "100% $HOME"),
-    "/home/a user/.fallow",
-    "/home/a user/.fallow/agent/service.log",
+    ("/bin/sh", "join", "--from", "/srv/a user/.fallow/agent/pool-address", "--name", "100% $HOME"),
+    "/srv/a user/.fallow",
+    "/srv/a user/.fallow/agent/service.log",
 )
 
 
 def test_the_unit_is_one_for_systemd(tmp_path: Path) -> None:
     text = systemd_unit(SERVICE)
-    assert 'ExecStart=/bin/sh join --from "/home/a user/.fallow/agent/pool-address" --name "100%% $$HOME"' in text
-    assert 'Environment="FALLOW_HOME=/home/a user/.fallow"' in text
+    assert 'ExecStart=/bin/sh join --from "/srv/a user/.fallow/agent/pool-address" --name "100%% $$HOME"' in text
+    assert 'Environment="FALLOW_HOME=/srv/a user/.fallow"' in text
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd-analyze here: the unit was only looked at as text")

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import signal
 import time
 from pathlib import Path
@@ -29,13 +28,14 @@ from fallow.agent.control import (
 )
 from fallow.agent.earnings import WorkBook
 from fallow.agent.limits.bandwidth import Throttle
+from fallow.agent.limits.disk import Disk
 from fallow.agent.limits.keeper import GpuState, Keeper
 from fallow.agent.limits.offer import lent_spec
 from fallow.agent.limits.price import read_price
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
-from fallow.core.quantities import write_size, write_time
-from fallow.model.errors import PoolRefused, SettingError
+from fallow.core.quantities import write_time
+from fallow.model.errors import SettingError
 from fallow.model.lending import LendingSettings
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ PRUNE_EVERY_S = 60.0
 SAVE_EVERY_S = 60.0
 PRICE_LOOK_S = 2.0
 """A changed setting is noticed so soon."""
-DISK_RESERVE_BYTES = 64 << 20
-"""Left free on the disk, whatever is lent."""
 BY_WORD = "by your word"
 """So the watch begins the reason of a pause that the owner ordered."""
 RESUME_LOOKS = 40
@@ -89,7 +87,7 @@ class Lender:
         self.price_problem = ""
         self._pricing: asyncio.Task[None] | None = None
         self._life: asyncio.Task[None] | None = None
-        self._making_room = asyncio.Lock()
+        self.disk = Disk(folder, self.caches)
         self._tasks_seen = 0
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
@@ -236,48 +234,10 @@ class Lender:
 
         return await asyncio.to_thread(probe_report, self.settings.sandbox)
 
-    # ------------------------------------------------------------ disk
-
     async def make_room(self, size: int) -> None:
         """Free so many bytes of the lent disk. Raises PoolRefused in words where that cannot be had."""
-        async with self._making_room:
-            limit = self.settings.share.disk_bytes
-            if limit and size > limit:
-                raise PoolRefused(
-                    f"{write_size(size)} do not fit into the {write_size(limit)} of disk that this machine lends.",
-                    "store_full",
-                )
-            usage = await asyncio.to_thread(self._room_for, size, limit)
-            self.node.jobs.forget_missing()
-            if usage is not None:
-                raise PoolRefused(usage, "store_full")
-
-    def _room_for(self, size: int, limit: int) -> str | None:
-        """Blocks. Words where there is no room."""
-        free = _free_bytes(self.folder)
-        now = time.time()
-        usage = self.caches.look(now)
-        taken = usage.kept_bytes + usage.scratch_bytes
-        allowed = limit - size if limit else taken
-        shortage = size + DISK_RESERVE_BYTES - free if free is not None else 0
-        if shortage > 0:
-            allowed = min(allowed, taken - shortage)
-        if taken <= allowed:
-            return None
-        usage = self.caches.prune(max(1, allowed), now)
-        left = usage.kept_bytes + usage.scratch_bytes
-        free = _free_bytes(self.folder)
-        if free is not None and free < size + DISK_RESERVE_BYTES:
-            return (
-                f"the disk under {self.folder} is full: {write_size(free)} are free, {write_size(size)} and "
-                f"a reserve of {write_size(DISK_RESERVE_BYTES)} are needed, and nothing more can be removed."
-            )
-        if limit and left + size > limit:
-            return (
-                f"the {write_size(limit)} of disk that this machine lends are full: {write_size(left)} are in use, and "
-                f"{write_size(size)} more are needed."
-            )
-        return None
+        await self.disk.make_room(size, self.settings.share.disk_bytes)
+        self.node.jobs.forget_missing()
 
     # ------------------------------------------------------------ life
 
@@ -363,11 +323,3 @@ class PowerLimits:
         now_w = driver.reading(uuid).power_limit_w
         # A driver does not go below what its card needs: then the work is paused for parts of each second as well.
         return now_w is not None and now_w <= power_w + 1.0
-
-
-def _free_bytes(folder: Path) -> int | None:
-    try:
-        about = os.statvfs(folder)
-    except (OSError, AttributeError):
-        return None
-    return about.f_bavail * about.f_frsize
