@@ -20,6 +20,7 @@ from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallback
 from fallow.agent.worker_output import OutputPipe
 from fallow.model.ids import Digest, JobId, Token
 from fallow.model.job import Blob, JobSpec
+from fallow.model.tiers import Tier
 from fallow.wire.messages import Death, ResultPage, RetryLater
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
@@ -155,6 +156,7 @@ class Process:
                 order.attempt,
                 spec.retry,
                 spec.reduce,
+                spec.least_tier >= Tier.ISOLATED,
             )
         )
         self._zygote.watch()

@@ -102,6 +102,7 @@ class Worker:
     def _run(self, order: orders.Run) -> None:
         words = self._words
         function = self._function(order)
+        self._writer.plain = order.plain
         outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce)
         words[PHASE] = RUNNING
         self._helper.begin(outbox)

@@ -56,6 +56,8 @@ class Run(_Frame):
     attempt: int = 0
     retry: RetryPolicy = RetryPolicy()
     reduce: bool = False
+    plain: bool = False
+    """Results and failures go out as plain data (see wire.plain)."""
 
 
 class Tell(_Frame):
