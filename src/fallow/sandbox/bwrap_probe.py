@@ -1,0 +1,142 @@
+"""Tries the bubblewrap sandbox on this machine, wall by wall, from inside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fallow.model.errors import SandboxUnavailable
+from fallow.model.tiers import Tier
+from fallow.sandbox.cgroups import Place
+from fallow.sandbox.egress import egress_layer
+from fallow.sandbox.protocol import Layer, Limits, Mount, Probe, Program
+from fallow.sandbox.system import interpreter
+
+if TYPE_CHECKING:
+    from fallow.sandbox.bubblewrap import BubblewrapSandbox
+
+PROBE_WITHIN_S = 20.0
+
+_INSIDE = """
+import ctypes, json, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+status = dict(line.split(':', 1) for line in open('/proc/self/status').read().splitlines() if ':' in line)
+def denied(action):
+    try:
+        action()
+    except OSError:
+        return True
+    return False
+interfaces = [line.split(':')[0].strip() for line in open('/proc/net/dev').read().splitlines()[2:]]
+json.dump({
+    'user': os.getuid() != 0 and int(status['CapEff'], 16) == 0 and int(status['CapBnd'], 16) == 0,
+    'namespaces': os.getpid() < 10 and denied(lambda: open('/root-canary', 'w')),
+    'seccomp': status['Seccomp'].strip() == '2' and libc.unshare(0x10000000) != 0
+        and denied(lambda: socket.socket(16, socket.SOCK_RAW, 0)),
+    'landlock': denied(lambda: os.listdir('/run')),
+    'network': interfaces in (['lo'], []),
+}, open(sys.argv[1], 'w'))
+"""
+
+
+def probe_bubblewrap(sandbox: BubblewrapSandbox, place: Place | None) -> Probe:
+    """Layers that must work: user, namespaces, seccomp, network. Landlock and control groups may be missing, and are then
+    reported: what stands in for them is in force."""
+    folder = Path(tempfile.mkdtemp(prefix="fallow-probe-"))
+    try:
+        answer, bounds = _run_inside(sandbox, folder)
+    except SandboxUnavailable as error:
+        return Probe(
+            backend=sandbox.name,
+            tier=Tier.PROCESS,
+            works=False,
+            layers=(Layer("namespaces", False, error.message, error.remedy),),
+            words=error.message,
+            remedy=error.remedy,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    egress = egress_layer()
+    layers = (
+        _layer(answer, "user", "no capability, and not root", "Report this machine: bubblewrap left a capability."),
+        _layer(answer, "namespaces", "own processes, files, names and users", ""),
+        _layer(answer, "seccomp", "system calls that reach the kernel's depths are refused", ""),
+        _layer(
+            answer,
+            "landlock",
+            "files that are not shown stay closed even if a mount were wrong",
+            "Linux 5.13 or later with `landlock` in the kernel's list of security modules has it.",
+        ),
+        _layer(answer, "network", "no network, not even the host's loopback", ""),
+        _control_groups(bounds, place),
+        Layer(
+            "disk",
+            True,
+            "/tmp and /dev/shm are bounded by size; one file by a limit of the kernel; the folder of results is "
+            "measured four times a second, and what exceeds its limit is ended",
+        ),
+        egress,
+    )
+    missing = [layer.name for layer in layers[:3] if not layer.works] + ([] if layers[4].works else ["network"])
+    works = not missing
+    return Probe(
+        backend=sandbox.name,
+        tier=Tier.ISOLATED if works else Tier.PROCESS,
+        works=works,
+        layers=layers,
+        words="bubblewrap keeps programs apart"
+        if works
+        else f"bubblewrap runs, but these do not hold: {', '.join(missing)}",
+        remedy="" if works else "Update the kernel and bubblewrap, or choose podman or gvisor.",
+        network=works and egress.works,
+    )
+
+
+def _run_inside(sandbox: BubblewrapSandbox, folder: Path) -> tuple[dict[str, bool], tuple[str, ...]]:
+    log = folder / "log"
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    report = scratch / "report"
+    running = sandbox.start(
+        Program(
+            argv=(interpreter(), "-I", "-S", "-c", _INSIDE, str(report)),
+            environment={},
+            cwd=str(scratch),
+            mounts=(Mount(str(scratch), writable=True),),
+            limits=Limits(memory_bytes=512 << 20, processes=64, cpu_share=0.9),
+            log=str(log),
+        )
+    )
+    try:
+        bounds = running.bounds
+        try:
+            status = running.wait(PROBE_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            raise SandboxUnavailable(f"A trial program did not end within {PROBE_WITHIN_S:g} s.") from None
+    finally:
+        running.close()
+    try:
+        return dict(json.loads(report.read_bytes()[: 1 << 16])), bounds
+    except (OSError, ValueError):
+        said = log.read_text(errors="replace")[-500:] if log.exists() else ""
+        raise SandboxUnavailable(f"A trial program failed in the sandbox (status {status}). {said}") from None
+
+
+def _layer(answer: dict[str, bool], name: str, words: str, remedy: str) -> Layer:
+    works = answer.get(name) is True
+    return Layer(name, works, words if works else f"not in force: {words}", "" if works else remedy)
+
+
+def _control_groups(bounds: tuple[str, ...], place: Place | None) -> Layer:
+    if place is None or "memory" not in bounds:
+        return Layer(
+            "limits",
+            False,
+            "no control group bounds memory: rlimits do for each process, and what all hold together is measured",
+            "Start the agent with `fallow service install` (its unit has Delegate=yes), or as root.",
+        )
+    return Layer("limits", True, f"control groups version {place.version}: {', '.join(sorted(bounds))}; and rlimits")

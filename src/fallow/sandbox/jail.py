@@ -1,0 +1,91 @@
+"""A program that runs below an init process of its own pid namespace, whichever backend made it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+
+from fallow.sandbox.cgroups import Group
+from fallow.sandbox.tree import find_inner
+from fallow.sandbox.watch import Watch
+
+CLOSE_WITHIN_S = 10.0
+
+
+class Jail:
+    """`process`: what was started on the host and ends with the program. `init_pid`: process 1 inside."""
+
+    def __init__(self, process: subprocess.Popen[bytes], init_pid: int, pid: int, group: Group | None) -> None:
+        self._process = process
+        self._init_pid = init_pid
+        self._pid = pid
+        self._group = group
+        self.watch: Watch | None = None
+        self._ran_out = False
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    @property
+    def init_pid(self) -> int:
+        return self._init_pid
+
+    @property
+    def why(self) -> str:
+        """What the sandbox was ended for; '': nothing that its limits know of."""
+        if self.watch is not None and self.watch.why:
+            return self.watch.why
+        if self._ran_out or (self._group is not None and self._group.out_of_memory()):
+            return "it used all the memory that it may use"
+        return ""
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """Controllers of control groups that are in force."""
+        return tuple(self._group.bounds) if self._group is not None else ()
+
+    def poll(self) -> int | None:
+        return _as_popen(self._process.poll())
+
+    def wait(self, timeout_s: float) -> int:
+        status = _as_popen(self._process.wait(timeout_s))
+        assert status is not None
+        return status
+
+    def signal(self, number: int) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+    def kill(self) -> None:
+        """With process 1 of a pid namespace the kernel ends all of it."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._init_pid, signal.SIGKILL)
+
+    def host_pid(self, inner_pid: int) -> int:
+        return find_inner(self._init_pid, inner_pid)
+
+    def close(self) -> None:
+        self.kill()
+        try:
+            self._process.wait(CLOSE_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self.watch is not None:
+            self.watch.stop()
+        if self._group is not None:
+            self._ran_out = self._group.out_of_memory()
+            self._group.remove()
+            self._group = None
+
+
+def _as_popen(status: int | None) -> int | None:
+    """Runners give 128 + N where the program was ended by signal N; Popen gives -N."""
+    if status is not None and 128 < status < 128 + signal.NSIG:
+        return 128 - status
+    return status

@@ -1,0 +1,131 @@
+"""The one thread that starts sandboxes.
+
+One thread, because a parent-death signal is sent when the *thread* that forked ends: this one lives as long as the agent.
+Where the agent is root it also has a mount namespace of its own, in which what the unprivileged user could not walk to
+(an interpreter or folder below /root) is bound to a place that it can; the machine's own mounts stay as they are.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import itertools
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fallow.model.errors import SandboxUnavailable
+
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
+_MS_NOSUID, _MS_BIND, _MS_REC, _MS_SLAVE = 0x2, 0x1000, 0x4000, 0x80000
+_MNT_DETACH = 2
+
+
+def reachable(path: str) -> bool:
+    """Whether any user may walk to it. Its own permissions are another matter."""
+    folder = os.path.dirname(path)
+    while True:
+        try:
+            if not os.stat(folder).st_mode & stat.S_IXOTH:
+                return False
+        except OSError:
+            return False
+        if folder in ("/", ""):
+            return True
+        folder = os.path.dirname(folder)
+
+
+class Spawner:
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="sandbox-start")
+        self._folder = ""
+        self._numbers = itertools.count()
+
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """As subprocess.Popen."""
+        return self._threads.submit(subprocess.Popen, command, **options).result()
+
+    def stage(self, paths: Sequence[str]) -> dict[str, str]:
+        """Where `popen`ed programs of any user find these; those that they can reach anyway are left out.
+
+        Root only. Raises SandboxUnavailable where the agent may not mount, or a path does not exist.
+        """
+        hidden = [path for path in dict.fromkeys(paths) if not reachable(path)]
+        return self._threads.submit(self._stage, hidden).result() if hidden else {}
+
+    def unstage(self, staged: dict[str, str]) -> None:
+        if staged:
+            self._threads.submit(self._unstage, list(staged.values())).result()
+
+    def _stage(self, paths: list[str]) -> dict[str, str]:
+        staged: dict[str, str] = {}
+        try:
+            if not self._folder:
+                self._folder = _private_folder()
+            for path in paths:
+                target = f"{self._folder}/{next(self._numbers)}"
+                if os.path.isdir(path):
+                    os.mkdir(target)
+                else:
+                    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+                staged[path] = target
+                _mount(path, target, _MS_BIND | _MS_REC)
+        except OSError as error:
+            self._unstage(list(staged.values()))
+            raise SandboxUnavailable(
+                f"What the sandbox needs cannot be shown to the user that it runs as: {error}.",
+                "Start the agent as a plain user, or give its container the right to mount (CAP_SYS_ADMIN).",
+            ) from None
+        return staged
+
+    @staticmethod
+    def _unstage(targets: list[str]) -> None:
+        for target in targets:
+            _libc().umount2(target.encode(), _MNT_DETACH)
+            with contextlib.suppress(OSError):
+                (os.rmdir if os.path.isdir(target) else os.unlink)(target)
+
+
+@functools.cache
+def spawner() -> Spawner:
+    """The agent's one."""
+    return Spawner()
+
+
+def _private_folder() -> str:
+    """Give this thread its own mounts, and an empty file system in memory among them. Raises OSError."""
+    folder = tempfile.mkdtemp(prefix="fallow-", dir="/run" if os.access("/run", os.W_OK) else "/tmp")
+    atexit.register(_remove, folder)
+    _checked(_libc().unshare(_CLONE_FS), "unshare")
+    _checked(_libc().unshare(_CLONE_NEWNS), "a mount namespace")
+    # What the machine mounts later is seen here; what is mounted here is not seen there.
+    _mount("none", "/", _MS_REC | _MS_SLAVE)
+    _mount("tmpfs", folder, _MS_NOSUID, "tmpfs", "size=1m,mode=0755")
+    return folder
+
+
+def _remove(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _mount(source: str, target: str, flags: int, kind: str = "", options: str = "") -> None:
+    arguments = [os.fsencode(source), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags)]
+    _checked(_libc().mount(*arguments, options.encode() or None), f"mounting {source}")
+
+
+def _checked(answer: int, what: str) -> None:
+    if answer != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")

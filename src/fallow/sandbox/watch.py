@@ -1,0 +1,141 @@
+"""A thread beside each sandbox: takes its log, bounded, and ends it when it holds more disk or memory than it may."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from fallow.sandbox.tree import resident_bytes, unlinked_bytes
+
+LOG_BYTES = 4 << 20
+"""Kept of what a program prints; the rest is read and dropped, so that it is not held up."""
+ENTRY_BYTES = 4096
+"""What a file or folder counts at least, so that empty files are bounded too."""
+EVERY_S = 0.25
+DEEP_EVERY = 4
+"""Open files and memory are looked at every so many rounds."""
+TMP_INODES = 100_000
+
+
+def usage_bytes(folder: str, limit: int = 0) -> int:
+    """Disk that a folder takes, by blocks, without following links. Stops counting above `limit`; 0: never."""
+    total = 0
+    todo = [folder]
+    while todo:
+        try:
+            entries = os.scandir(todo.pop())
+        except OSError:
+            continue
+        with entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                except OSError:
+                    continue
+                total += max(status.st_blocks * 512, ENTRY_BYTES)
+                if limit and total > limit:
+                    return total
+    return total
+
+
+class Watch:
+    """Runs until the log pipe ends and `stop` was called. `why` says what it ended the sandbox for; '': nothing."""
+
+    def __init__(
+        self,
+        init_pid: int,
+        folders: tuple[str, ...],
+        disk_bytes: int,
+        memory_bytes: int,
+        temporary: tuple[str, ...],
+        log: int,
+        log_path: str,
+        end: Callable[[], None],
+    ) -> None:
+        """`memory_bytes` 0: something better bounds memory. `log`: the reading end of a pipe, taken over; -1: none.
+        `temporary`: paths inside whose file systems' inodes are bounded here."""
+        self.why = ""
+        self._init_pid = init_pid
+        self._folders = folders
+        self._disk_bytes = disk_bytes
+        self._memory_bytes = memory_bytes
+        self._temporary = temporary
+        self._log = log
+        self._log_path = log_path
+        self._end = end
+        self._wake, self._stop = os.pipe()
+        self._thread = threading.Thread(target=self._run, name="sandbox-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the last process has ended: waits until the log is written."""
+        with contextlib.suppress(OSError):
+            os.close(self._stop)
+        self._stop = -1
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        written = 0
+        sink = -1
+        if self._log_path:
+            sink = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        stopping = False
+        rounds = 0
+        next_look = time.monotonic() + EVERY_S
+        sources = [descriptor for descriptor in (self._log, self._wake) if descriptor >= 0]
+        try:
+            while sources:
+                ready, _, _ = select.select(sources, [], [], max(0.0, next_look - time.monotonic()))
+                if self._wake in ready:
+                    stopping = True
+                    sources.remove(self._wake)
+                if self._log in ready:
+                    data = os.read(self._log, 1 << 16)
+                    if not data:
+                        sources.remove(self._log)
+                    elif sink >= 0 and written < LOG_BYTES:
+                        written += os.write(sink, data[: LOG_BYTES - written])
+                elif stopping:
+                    # Nothing is left that could write, or something outside holds the pipe.
+                    break
+                if not stopping and time.monotonic() >= next_look:
+                    begun = time.monotonic()
+                    self._look(rounds % DEEP_EVERY == 0)
+                    rounds += 1
+                    next_look = time.monotonic() + max(EVERY_S, 4 * (time.monotonic() - begun))
+        finally:
+            for descriptor in (self._log, self._wake, sink):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _look(self, deep: bool) -> None:
+        if self.why:
+            self._end()
+            return
+        if self._disk_bytes:
+            used = sum(usage_bytes(folder, self._disk_bytes) for folder in self._folders)
+            if deep:
+                used += unlinked_bytes(self._init_pid)
+            if used > self._disk_bytes:
+                self.why = (
+                    f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
+                )
+        if deep and self._memory_bytes and not self.why:
+            held = resident_bytes(self._init_pid)
+            if held > self._memory_bytes:
+                limit = self._memory_bytes / 1e6
+                self.why = f"it held {held / 1e6:.0f} MB of the {limit:.0f} MB of memory that it may use"
+        if deep and not self.why:
+            for path in self._temporary:
+                with contextlib.suppress(OSError):
+                    status = os.statvfs(f"/proc/{self._init_pid}/root{path}")
+                    if status.f_files - status.f_ffree > TMP_INODES:
+                        self.why = f"it made more than {TMP_INODES} files in {path}"
+        if self.why:
+            self._end()
