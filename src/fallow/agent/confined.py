@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 SCRATCH = "/scratch"
 INPUTS = "/inputs"
 PACKAGE = "/fallow-package"
-"""Inside."""
+_CODE = "/fallow-code"
+"""Inside. (A path for imports must be a folder that may be listed, and hold nothing but Fallow.)"""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _COPY_BYTES = 1 << 20
@@ -61,7 +62,11 @@ class Confined:
         folder.mkdir(parents=True, mode=0o700)
         self.scratch.mkdir(mode=0o700)
         self.inputs.mkdir()
-        self.inputs.chmod(0o755)  # the sandbox may run as another user
+        package = folder / "package"
+        package.mkdir()
+        (package / "fallow").symlink_to(_CODE)
+        for shown in (self.inputs, package):
+            shown.chmod(0o755)  # the sandbox may run as another user
         self._scratch_fd = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # Kept open: results may still be on their way out when the sandbox has ended.
 
@@ -71,7 +76,8 @@ class Confined:
         shown = [Mount(prefix) for prefix in interpreter_folders(python)]
         return (
             *shown,
-            Mount(package, f"{PACKAGE}/fallow"),
+            Mount(package, _CODE),
+            Mount(str(self.folder / "package"), PACKAGE),
             Mount(str(self.inputs), INPUTS),
             Mount(str(self.scratch), SCRATCH, writable=True),
         )
