@@ -23,6 +23,7 @@ import blake3
 from msgspec import Struct
 
 import fallow
+from fallow.model.tiers import Tier
 from fallow.sandbox.protocol import Limits, Mount
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Confinement(Struct, frozen=True):
     """Of one sandbox, which holds all workers of one job on this node."""
     network: bool = False
     """Jobs that ask for it reach public addresses."""
+    least: Tier = Tier.ISOLATED
+    """Of what runs here."""
 
 
 class Confined:

@@ -11,16 +11,24 @@ import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from fallow.agent.identity import Claim, claim_home
 from fallow.agent.workers import Workers, own_kind
+from fallow.model.lending import SandboxSettings
+from fallow.model.tiers import Tier
 from fallow.wire.address import PoolAddress
+
+if TYPE_CHECKING:
+    from fallow.agent.confined import Confinement
 
 log = logging.getLogger("fallow.agent")
 
 ENDED_AT_ONCE = 130
+MEMORY_SHARE = 0.9
+"""Of the machine's memory, for one sandbox."""
 
 
 class AgentOptions(Struct, frozen=True):
@@ -38,13 +46,16 @@ class AgentOptions(Struct, frozen=True):
     """Called when the node has said hello to the pool."""
     scratch: Path | None = None
     """What this run alone needs is kept in a folder of its own there; None: under the home."""
+    own_pool: bool = True
+    """Every customer is oneself: plain processes. False: each job in a sandbox, as `sandbox` says."""
+    sandbox: SandboxSettings = SandboxSettings()
 
 
 def run_agent(options: AgentOptions) -> int:
     """Run an agent until SIGTERM or SIGINT; returns the exit code.
 
     The first signal lets it hand in what is done and say goodbye, a second ends it at once. Raises PoolRefused where
-    the pool does not take the token, and SettingError where the home cannot be used."""
+    the pool does not take the token, SettingError where the home cannot be used, and SandboxUnavailable."""
     claim = claim_home(options.home)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -67,7 +78,12 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
     ended, hurry = asyncio.Event(), asyncio.Event()
     _listen_to_signals(ended, hurry)
     scratch = _scratch(options.scratch or claim.folder)
-    workers = Workers(scratch)
+    try:
+        confinement = _confinement(options)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    workers = Workers(scratch, confinement)
     workers.warm(own_kind())
     # The zygote starts on another processor, while this process imports what the rest of the agent needs.
     await asyncio.sleep(0)
@@ -96,6 +112,30 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         return ENDED_AT_ONCE if hurry.is_set() else 0
     finally:
         await node.close()
+
+
+def _confinement(options: AgentOptions) -> Confinement | None:
+    """The sandbox of every job; None for plain processes, and then nothing of it is loaded. Raises
+    SandboxUnavailable."""
+    settings = options.sandbox
+    if options.own_pool and settings.backend in ("auto", "process"):
+        return None
+    from fallow.agent.confined import Confinement
+    from fallow.agent.probe import cpu_count, memory_bytes
+    from fallow.sandbox.choose import choose
+    from fallow.sandbox.protocol import Limits
+
+    sandbox = choose(settings, options.own_pool)
+    if sandbox.tier == Tier.PROCESS:
+        return None
+    slots = options.slots or cpu_count()
+    # Of one sandbox, which holds the workers of one job in all slots.
+    limits = Limits(
+        memory_bytes=int(memory_bytes() * MEMORY_SHARE),
+        processes=settings.max_processes * slots,
+        disk_bytes=settings.task_disk_bytes * slots,
+    )
+    return Confinement(sandbox, limits, settings.network and sandbox.probe().network, settings.least)
 
 
 def _listen_to_signals(ended: asyncio.Event, hurry: asyncio.Event) -> None:

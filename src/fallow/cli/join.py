@@ -21,15 +21,17 @@ from fallow.wire.messages import PoolInfo
 
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def run_join(text: str, name: str, slots: int) -> int:
-    """Run the agent in the foreground until it is told to end. Raises PoolAddressError and PoolRefused in words;
-    a pool that is away is waited for."""
+def run_join(text: str, name: str, slots: int, own_pool: bool | None = None) -> int:
+    """Run the agent in the foreground until it is told to end. Raises PoolAddressError, PoolRefused and
+    SandboxUnavailable in words; a pool that is away is waited for. `own_pool`: None for what the address suggests."""
     address = parse_address(text)
     name = name or socket.gethostname()
     home = home_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    own = is_loopback(address) if own_pool is None else own_pool
     pool = _wait_for_pool(address)
     from fallow.agent.main import AgentOptions, run_agent
 
@@ -38,10 +40,15 @@ def run_join(text: str, name: str, slots: int) -> int:
         words = f"{slots} slots" if slots > 1 else "1 slot" if slots == 1 else f"a slot per CPU ({count})"
         print(f"{name!r} works for the pool {pool.name!r} with {words}. Ctrl-C ends it.", flush=True)
 
-    options = AgentOptions(address=address, name=name, slots=slots, home=home / "agent", ready=ready)
+    options = AgentOptions(address=address, name=name, slots=slots, home=home / "agent", ready=ready, own_pool=own)
     code = run_agent(options)
     print(f"{name!r} has left the pool {pool.name!r}.", flush=True)
     return code
+
+
+def is_loopback(address: PoolAddress) -> bool:
+    """Whether all of the pool's servers are on this machine: then whoever uses it is at this machine too."""
+    return all(server.rpartition(":")[0].strip("[]") in LOOPBACK for server in address.servers)
 
 
 def _wait_for_pool(address: PoolAddress) -> PoolInfo:

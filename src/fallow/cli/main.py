@@ -113,6 +113,14 @@ def join(
     address: Annotated[str, typer.Argument(metavar="TOKEN@HOST:PORT", help="As `fallow up --listen` printed it.")],
     name: Annotated[str, typer.Option(help="How the node is called; default: the host's name.")] = "",
     slots: Annotated[int, typer.Option(min=0, help="Tasks at a time; 0: one per CPU.")] = 0,
+    own_pool: Annotated[
+        bool | None,
+        typer.Option(
+            "--own-pool/--strangers",
+            help="Whose jobs come here: your own alone, as plain processes, or anybody's, in a sandbox. Default: "
+            "strangers', unless the pool is on this machine.",
+        ),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Let this machine work for a pool, until Ctrl-C.
@@ -124,7 +132,7 @@ def join(
     _set_home(home)
     from fallow.cli.join import run_join
 
-    raise typer.Exit(run_join(address, name, slots))
+    raise typer.Exit(run_join(address, name, slots, own_pool))
 
 
 @app.command()

@@ -427,6 +427,7 @@ class OwnedJob:
             epoch=self.epoch,
             reason_kind=progress.reason_kind,
             slots=self._slots(),
+            least_tier=self.spec.least_tier,
         )
 
     def _slots(self) -> int:
@@ -474,4 +475,5 @@ def info_of_stored(stored: StoredJob) -> JobInfo:
         nodes=stored.nodes,
         epoch=stored.epoch,
         reason_kind=kind,
+        least_tier=stored.spec.least_tier,
     )

@@ -18,8 +18,8 @@ SLOT_BITS = 16
 SLOT_MASK = (1 << SLOT_BITS) - 1
 """One slot as a number: that of its node, then that of the slot. Numbers cost the garbage collector nothing."""
 
-Need = tuple[str, int, int, GpuSpec]
-"""What decides where a job could run: Python, CPUs, bytes of memory, GPUs."""
+Need = tuple[str, int, int, GpuSpec, int, bool]
+"""What decides where a job could run: Python, CPUs, bytes of memory, GPUs, least tier of sandbox, network."""
 
 
 class PlannedJob:
@@ -33,7 +33,15 @@ class PlannedJob:
         self.job_id = spec.job_id
         self.cpu = spec.resources.cpu
         self.gpus = spec.resources.gpu.count
-        self.need: Need = (spec.env.python, self.cpu, spec.resources.memory_bytes, spec.resources.gpu)
+        need = spec.resources
+        self.need: Need = (
+            spec.env.python,
+            self.cpu,
+            need.memory_bytes,
+            need.gpu,
+            spec.least_tier,
+            spec.network,
+        )
         self.is_plain = not demand.refused and not spec.max_nodes
         """All nodes of a class are the same to it."""
         self.count = 0
@@ -101,7 +109,7 @@ class PlannedNode:
 
 
 class NodeClass:
-    """Nodes with the same slots, Pythons and devices, and nearly the same memory (within an eighth)."""
+    """Nodes with the same slots, Pythons, devices and sandboxes, and nearly the same memory (within an eighth)."""
 
     __slots__ = ("buckets", "device_count", "key", "memory_floor", "node_count", "slots", "spec")
 
@@ -152,11 +160,12 @@ class NodeClass:
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, devices, bounds of memory): nodes with equal keys are of one class."""
+    """(slots, Pythons, devices, sandboxes, bounds of memory): nodes with equal keys are of one class."""
     shift = max(0, spec.memory_bytes.bit_length() - 3)
     low = (spec.memory_bytes >> shift) << shift
     devices = tuple((d.model, d.memory_bytes) for d in spec.devices) if spec.devices else ()
-    return spec.slots, spec.pythons, devices, low, low + (1 << shift) - 1
+    walls = (spec.tier, spec.least_tier, spec.network)
+    return spec.slots, spec.pythons, devices, walls, low, low + (1 << shift) - 1
 
 
 def allowed(job: PlannedJob, node: PlannedNode) -> bool:
