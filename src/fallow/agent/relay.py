@@ -16,7 +16,6 @@ import msgspec
 
 from fallow.model.ids import ClientId, JobId, is_id, new_id
 from fallow.wire import subjects
-<<<<<<< HEAD
 from fallow.wire.messages import (
     AppendCalls,
     AppendInputs,
@@ -33,9 +32,6 @@ from fallow.wire.messages import (
     decode,
     encode,
 )
-=======
-from fallow.wire.messages import CancelJob, SubmitJob, decode, encode
->>>>>>> main
 
 if TYPE_CHECKING:
     from fallow.wire.connection import Connection

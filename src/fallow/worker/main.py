@@ -103,14 +103,10 @@ class Worker:
     def _run(self, order: orders.Run) -> None:
         words = self._words
         function = self._function(order)
-<<<<<<< HEAD
         self._writer.plain = order.plain
-        outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce)
-=======
         outbox = Outbox(
             order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s
         )
->>>>>>> main
         words[PHASE] = RUNNING
         self._helper.begin(outbox)
         runner = Runner(order, function.loaded, words, outbox, function.chunk)
