@@ -48,8 +48,8 @@ CLIENTS_LIMIT = 64
 
 Answer = Callable[[bytes], None]
 
-JOBS_LIMIT = 1024
-"""Jobs of one worker that it may still speak of."""
+KNOWN_JOBS_LIMIT = 1024
+"""Jobs that one sandboxed worker has submitted and may still speak of."""
 OF_OWN_JOBS = (
     AppendInputs,
     FetchResults,
@@ -93,7 +93,7 @@ class WorkerRelay:
     ) -> None:
         self._confined = confined
         """It may speak of jobs alone that it has submitted itself, and for clients that were made for it."""
-        self._jobs: OrderedDict[JobId, None] = OrderedDict()
+        self._known: OrderedDict[JobId, None] = OrderedDict()
         self._connection = connection
         self._worker = worker
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,15 +128,14 @@ class WorkerRelay:
             return False
         if subject == subjects.POOL:
             if isinstance(message, SubmitJob):
-                spec = message.spec
-                if spec.client_id not in self._clients or spec.detached:
+                if message.spec.client_id not in self._clients:
                     return False
-                self._jobs[spec.job_id] = None
-                if len(self._jobs) > JOBS_LIMIT:
-                    self._jobs.popitem(last=False)
+                self._known[message.spec.job_id] = None
+                if len(self._known) > KNOWN_JOBS_LIMIT:
+                    self._known.popitem(last=False)
                 return True
             return isinstance(message, GetPool)
-        return JobId(subject.removeprefix(subjects.job(JobId("")))) in self._jobs and isinstance(message, OF_OWN_JOBS)
+        return JobId(subject.removeprefix(subjects.job(JobId("")))) in self._known and isinstance(message, OF_OWN_JOBS)
 
     async def new_client(self) -> ClientId:
         """An identifier for a nested client; what is pushed to it is passed on from now on."""
