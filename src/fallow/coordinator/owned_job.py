@@ -475,6 +475,7 @@ class OwnedJob:
             epoch=self.epoch,
             reason_kind=progress.reason_kind,
             slots=self._slots(),
+            least_tier=self.spec.least_tier,
         )
 
     def _slots(self) -> int:

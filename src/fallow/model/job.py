@@ -145,3 +145,5 @@ class JobInfo(Struct, frozen=True):
     'cancelled' or ''."""
     slots: int = 0
     """Slots that work on it now."""
+    least_tier: int = 0
+    """As its JobSpec has it: above PROCESS its results are plain data."""

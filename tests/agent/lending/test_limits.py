@@ -15,7 +15,7 @@ from fallow.agent.earnings import WorkBook, Worked, worth
 from fallow.agent.limits.bandwidth import Throttle
 from fallow.agent.limits.duties import Duties
 from fallow.agent.limits.meter import Meter
-from fallow.agent.limits.offer import lent_slots, lent_spec, sandbox_limits
+from fallow.agent.limits.offer import lent_slots, lent_spec
 from fallow.agent.limits.price import READ_LIMIT_BYTES, parse_price, read_price
 from fallow.agent.limits.priority import lower_priority
 from fallow.agent.settings import parse_settings
@@ -155,7 +155,6 @@ def test_what_is_offered() -> None:
     assert (lent.memory_bytes, lent.disk_free_bytes, [one.uuid for one in lent.devices]) == (4 * 10**9, 10**9, ["a"])
     assert lent_slots(settings, 8) == 4
     assert lent_slots(settings, 8, asked=2) == 2
-    assert sandbox_limits(settings, 4).disk_bytes == 10**9
 
 
 def test_the_book_of_work_is_kept(tmp_path: Path) -> None:
