@@ -183,6 +183,7 @@ class Pool:
     def join(self, name: str, slots: int = 1, home: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a `fallow join` of this pool, with a home of its own."""
         own = home or self.home.parent / f"{self.home.name}-node-{name}"
+        lend_always(own)
         process = subprocess.Popen(
             [sys.executable, "-m", "fallow.cli.main", "join", self.url, "--name", name, "--slots", str(slots)],
             env={**client_env(own), MARK: self.mark},
@@ -242,6 +243,14 @@ class Pool:
         path = folder / "script.py"
         path.write_text(textwrap.dedent(text))
         return path
+
+
+def lend_always(home: Path) -> None:
+    """Have agents of this home work whatever else the machine does: tests load it themselves."""
+    settings = home / "agent" / "node.toml"
+    settings.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not settings.exists():
+        settings.write_text('[owner]\nwatch = false\nbusy_cpu = "100 %"\nresume_cpu = "100 %"\n')
 
 
 def client_env(home: Path, **variables: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import psutil
 from tests.chaos.proxy import Links
 from tests.engines.postgres import Postgres, free_port, programs
 from tests.engines.seaweed import Seaweed
-from tests.pool import MARK, client_env, describe, marked_processes, wait_for
+from tests.pool import MARK, client_env, describe, lend_always, marked_processes, wait_for
 
 NODES_SLOTS = 2
 CLOCK = Path(__file__).with_name("clock")
@@ -194,8 +194,10 @@ class Large:
         )  # fmt: skip
 
     def node(self, name: str, slots: int = NODES_SLOTS) -> Part:
+        home = self.folder / f"home-{name}"
+        lend_always(home)
         return self._part(
-            name, "works for the pool", self.folder / f"home-{name}",
+            name, "works for the pool", home,
             "join", self.address(name), "--name", name, "--slots", str(slots),
         )  # fmt: skip
 

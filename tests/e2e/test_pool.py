@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import DEADLINE_S, Pool, client_env, read_line, wait_for
+from tests.pool import DEADLINE_S, Pool, client_env, lend_always, read_line, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -347,6 +347,7 @@ def test_a_node_waits_for_a_pool_that_is_away(make_pool: Callable[..., Pool], tm
     pool.stop()
     pool.assert_nothing_left()
     said = tmp_path / "said.txt"
+    lend_always(tmp_path / "node")
     with open(said, "wb") as output:
         node = subprocess.Popen(
             [sys.executable, "-m", "fallow.cli.main", "join", address, "--slots", "1", "--name", "patient"],

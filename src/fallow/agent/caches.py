@@ -81,7 +81,8 @@ class Caches:
         self._remove_halves()
         usage = self.look(now_unix_s)
         going = over_limit(usage.kept, usage.scratch_bytes, limit_bytes)
-        return Usage(tuple(one for one in usage.kept if one not in set(self._remove(going))), usage.scratch_bytes)
+        gone = {one.path for one in self._remove(going)}
+        return Usage(tuple(one for one in usage.kept if one.path not in gone), usage.scratch_bytes)
 
     def clear(self, older_s: float, now_unix_s: float) -> tuple[list[Kept], list[Kept]]:
         """Remove all that was not used for so long. Returns (removed, left because it is in use)."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fallow.agent.outbox import NotAResult
 from fallow.agent.relay import Answer
 from fallow.model.ids import Token
 from fallow.model.job import Blob
@@ -22,6 +25,7 @@ from fallow.wire.messages import Done, SaveCheckpoint
 
 if TYPE_CHECKING:
     from fallow.agent.blob_access import BlobAccess
+    from fallow.agent.confined import Confined
     from fallow.agent.lane import Seat
 
 log = logging.getLogger("fallow.agent")
@@ -32,10 +36,14 @@ SAVE_TRIES = 3
 
 
 class Desk:
-    """One for the node. `describe` tells what a nested SDK must know besides its client id."""
+    """One for the node. `describe` tells what a nested SDK must know besides its client id. In a folder below `taken`
+    lies what was taken out of sandboxes and is not in the store yet."""
 
-    def __init__(self, blobs: BlobAccess, describe: Callable[[], dict[str, str]]) -> None:
+    def __init__(self, blobs: BlobAccess, describe: Callable[[], dict[str, str]], taken: Path) -> None:
         self._blobs = blobs
+        self._taken = taken / "taken"
+        self._serial = 0
+        self._results: dict[str, str] = {}
         self._describe = describe
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -54,10 +62,10 @@ class Desk:
                     self._start(self._pool(seat, answer), answer)
                 case "blob":
                     digest, size = msgspec.msgpack.decode(body, type=tuple[str, int])
-                    self._start(self._blob(digest, size, answer), answer)
+                    self._start(self._blob(seat, digest, size, answer), answer)
                 case "put":
                     path, digest, size = msgspec.msgpack.decode(body, type=tuple[str, str, int])
-                    self._start(self._put(path, digest, size, answer), answer)
+                    self._start(self._put(seat, path, digest, size, answer), answer)
                 case "checkpoint":
                     saved = msgspec.msgpack.decode(body, type=tuple[Token, int, Blob, str])
                     self._start(self._checkpoint(seat, *saved, answer=answer), answer)
@@ -72,11 +80,29 @@ class Desk:
         client_id = await seat.relay.new_client()
         answer(msgspec.msgpack.encode({**self._describe(), "client_id": client_id}))
 
-    async def _blob(self, digest: str, size: int, answer: Answer) -> None:
-        answer(str(await self._blobs.path(digest, size)).encode())
+    async def _blob(self, seat: Seat, digest: str, size: int, answer: Answer) -> None:
+        confined = _confined(seat)
+        if confined is None:
+            answer(str(await self._blobs.path(digest, size)).encode())
+            return
+        from fallow.agent.doubts import RESULT_BYTES_MAX, is_digest
 
-    async def _put(self, path: str, digest: str, size: int, answer: Answer) -> None:
-        await self._blobs.store(path, digest, size)
+        if not is_digest(digest) or not 0 <= size <= RESULT_BYTES_MAX:
+            answer(NOTHING)
+            return
+        path = await self._blobs.path(digest, size)
+        answer((await asyncio.to_thread(confined.expose, str(path), digest)).encode())
+
+    async def _put(self, seat: Seat, path: str, digest: str, size: int, answer: Answer) -> None:
+        confined = _confined(seat)
+        if confined is not None:
+            path = await self._take(confined, path, digest, size)
+        try:
+            await self._blobs.store(path, digest, size)
+        finally:
+            if confined is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
         answer(msgspec.msgpack.encode(True))
 
     async def _checkpoint(self, seat: Seat, token: Token, index: int, state: Blob, path: str, answer: Answer) -> None:
@@ -102,6 +128,44 @@ class Desk:
         else:
             log.info("the state of task %d of %s was not kept: %s", index, job_id, reply)
             answer(NOTHING)
+    async def take_result(self, path: str, digest: str, size: int) -> str:
+        """Copy a result file that a sandbox wrote, and remove it there; returns the copy's path. `path`: on the host,
+        as Confined.result_path gave it. Raises NotAResult where it is not what it was said to be."""
+        from fallow.agent.confined import Tampered, copy_checked
+
+        if path in self._results:
+            return self._results[path]  # it was taken, and could not be stored yet
+        folder, _, name = path.rpartition("/")
+        target = self._new_path()
+
+        def copy() -> None:
+            folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                copy_checked(folder_fd, name, target, digest, size)
+                os.unlink(name, dir_fd=folder_fd)
+            finally:
+                os.close(folder_fd)
+
+        try:
+            await asyncio.to_thread(copy)
+        except (Tampered, FileNotFoundError, NotADirectoryError) as error:
+            raise NotAResult(str(error)) from None
+        self._results[path] = target
+        return target
+
+    def stored(self, path: str) -> None:
+        """What was taken from there is in the store."""
+        self._results.pop(path, None)
+
+    async def _take(self, confined: Confined, path: str, digest: str, size: int) -> str:
+        target = self._new_path()
+        await asyncio.to_thread(confined.take, path, target, digest, size)
+        return target
+
+    def _new_path(self) -> str:
+        self._serial += 1
+        self._taken.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return str(self._taken / str(self._serial))
 
     def _start(self, work: Coroutine[Any, Any, None], answer: Answer) -> None:
         def ended(task: asyncio.Task[None]) -> None:
@@ -115,3 +179,9 @@ class Desk:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(ended)
+
+
+def _confined(seat: Seat) -> Confined | None:
+    """What the sandbox of the seat's worker sees; None for a plain process."""
+    process = seat.process
+    return process.confined if process is not None else None

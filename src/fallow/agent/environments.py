@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Container, Mapping
@@ -48,6 +49,28 @@ def environment_digest(env: EnvSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
+_NAMED = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._,\s-]*\])?\s*(\(?[<>=!~][^@;#/\\\"'$`|&{}]*\)?)?\s*(;[^@#/\\$`|&{}]*)?\Z"
+)
+"""A package by its name, with extras, versions and markers: no address, no path, no option of the installer."""
+
+
+def refuse_foreign(env: EnvSpec) -> None:
+    """On machines of strangers' customers only wheels are installed, from the package index that the machine's owner
+    has set: nothing of them runs before it is inside a sandbox, and no line can name a file or an address of the
+    owner's network. Raises EnvironmentFailed."""
+    if env.allow_sdist:
+        raise EnvironmentFailed(
+            "machines of strangers build no source distributions: leave sdist=True out, or have a wheel built and "
+            "ship pure Python modules with the function."
+        )
+    for line in env.requirements:
+        if not _NAMED.match(line.strip()):
+            raise EnvironmentFailed(
+                f"machines of strangers install packages by name and version only, and {line[:200]!r} is more than that."
+            )
+
+
 class Environments:
     """Builds under `root`. `pythons` tells the interpreters of other minor versions, when they are known; `in_use`
     the interpreters whose environments must stay."""
@@ -59,6 +82,8 @@ class Environments:
         self._pythons = pythons
         self._in_use = in_use
         self._builds: dict[str, asyncio.Task[str]] = {}
+        self.trusted = True
+        """False: customers are strangers, and building runs none of their code: see `refuse_foreign`."""
 
     def ready(self, env: EnvSpec) -> str | None:
         """The interpreter, if it is there without any building."""
@@ -98,6 +123,8 @@ class Environments:
     # ------------------------------------------------------------ building
 
     async def _build(self, env: EnvSpec, digest: str) -> str:
+        if not self.trusted:
+            refuse_foreign(env)
         interpreter = self._interpreter(env)
         uv = uv_program()
         if uv is None:
@@ -137,6 +164,8 @@ class Environments:
         except EnvironmentFailed as error:
             if not any(words in str(error).lower() for words in PASSING_WORDS):
                 raise
+            if not self.trusted:
+                raise  # parts of it may be there, and uv would run them with the environment's interpreter
             log.warning("building an environment failed for the network's sake; once more: %s", error)
             await asyncio.sleep(1.0)
             await _run(command)

@@ -52,7 +52,9 @@ class Jobs:
         modules: Path,
         node_name: str,
         in_use: Callable[[], Container[JobId]],
+        confined: bool = False,
     ) -> None:
+        self._confined = confined
         self._environments = environments
         self._blobs = blobs
         self._modules = modules
@@ -144,7 +146,7 @@ class Jobs:
         python = self._environments.ready(spec.env)
         if python is None or spec.function.data is None or spec.env.modules is not None:
             return None
-        return Ready(spec, _kind(spec, python, ""), bytes(spec.function.data))
+        return Ready(spec, self._kind(spec, python, ""), bytes(spec.function.data))
 
     async def _prepare(self, spec: JobSpec) -> Ready | NotReady:
         try:
@@ -161,7 +163,7 @@ class Jobs:
         except Exception as error:
             log.exception("job %s cannot be prepared", spec.job_id)
             return NotReady("environment", f"{self._node_name} cannot prepare the job: {error}", fatal=False)
-        ready = Ready(spec, _kind(spec, python, modules), function)
+        ready = Ready(spec, self._kind(spec, python, modules), function)
         self._keep(ready)
         return ready
 
@@ -174,6 +176,8 @@ class Jobs:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, unpack_modules, blob.digest, archive, self._modules)
 
-
-def _kind(spec: JobSpec, python: str, modules: str) -> WorkerKind:
-    return WorkerKind(python, modules, max(1, spec.resources.cpu), spec.resources.gpu)
+    def _kind(self, spec: JobSpec, python: str, modules: str) -> WorkerKind:
+        cpu = max(1, spec.resources.cpu)
+        if not self._confined:
+            return WorkerKind(python, modules, cpu, spec.resources.gpu)
+        return WorkerKind(python, modules, cpu, spec.resources.gpu, str(spec.job_id), spec.network)

@@ -15,7 +15,7 @@ from fallow.model.ids import JobId, Token
 from fallow.model.parts import Death
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from fallow.agent.slot import Slot
 
@@ -41,7 +41,7 @@ class Seat:
         self.is_doomed = False
         """The worker was told that it is about to be ended: it gets no more orders."""
         node = lane.slot.node
-        self.relay = WorkerRelay(lambda: node.connection, lambda: self.process)
+        self.relay = WorkerRelay(lambda: node.connection, lambda: self.process, bool(kind.tenant))
 
     def reported(self, report: Report) -> None:
         if self.lane.seat is self:
@@ -150,6 +150,19 @@ class Lane:
         if self.seat is None or not self.seat.kind.gpu.count or self.running is not None or self.waiting is not None:
             return
         if self.seat.kind != self.slot.wanted_kind():
+            self._release()
+
+    @property
+    def tenant(self) -> str:
+        """The job whose sandbox the lane's worker is in, or is being started in."""
+        kind = self.seat.kind if self.seat is not None else self._starting_kind if self._starting else None
+        return kind.tenant if kind is not None else ""
+
+    def release_other_tenants(self, live: Container[JobId]) -> None:
+        """Let a worker go whose job has ended."""
+        if self.seat is None or not self.seat.kind.tenant or self.running is not None or self.waiting is not None:
+            return
+        if JobId(self.seat.kind.tenant) not in live:
             self._release()
 
     def _failed(self, words: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import math
 import signal
 import time
 from pathlib import Path
@@ -28,13 +28,14 @@ from fallow.agent.control import (
 )
 from fallow.agent.earnings import WorkBook
 from fallow.agent.limits.bandwidth import Throttle
+from fallow.agent.limits.disk import Disk
 from fallow.agent.limits.keeper import GpuState, Keeper
 from fallow.agent.limits.offer import lent_spec
 from fallow.agent.limits.price import read_price
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
-from fallow.core.quantities import write_size, write_time
-from fallow.model.errors import PoolRefused, SettingError
+from fallow.core.quantities import write_time
+from fallow.model.errors import SettingError
 from fallow.model.lending import LendingSettings
 
 if TYPE_CHECKING:
@@ -46,15 +47,22 @@ log = logging.getLogger("fallow.agent")
 TICK_S = 1.0
 PRUNE_EVERY_S = 60.0
 SAVE_EVERY_S = 60.0
-DISK_RESERVE_BYTES = 64 << 20
-"""Left free on the disk, whatever is lent."""
+PRICE_LOOK_S = 2.0
+"""A changed setting is noticed so soon."""
+BY_WORD = "by your word"
+"""So the watch begins the reason of a pause that the owner ordered."""
+RESUME_LOOKS = 40
 MANUAL = "by `fallow node pause`"
 
 
 class Lender:
-    """`folder`: the agent's own; `settings_file`: of all agents of its home. `settings` are those it started with."""
+    """`folder`: the agent's own; `settings_file`: of all agents of its home. `settings` are those it started with, and
+    those without a file. `watches`: the machine is its owner's first; False: a pool's own machine, on which nothing but
+    the owner's word stops work as long as there is no settings file."""
 
-    def __init__(self, node: Node, folder: Path, settings_file: Path, settings: LendingSettings) -> None:
+    def __init__(
+        self, node: Node, folder: Path, settings_file: Path, settings: LendingSettings, watches: bool = True
+    ) -> None:
         self.node = node
         self.folder = folder
         self.settings_file = settings_file
@@ -69,19 +77,17 @@ class Lender:
         self.state_unix_s = time.time()
         self._state = ""
         self.job_since: dict[str, float] = {}
-        self.watch: Watch | None = None
-        """None: on a pool of one's own nobody is watched, unless a settings file says so."""
-        self._is_started = False
-        self._price: float | None = None
-        self._price_due_s = 0.0
-        self._asking_price: asyncio.Task[None] | None = None
         self.work = WorkBook(folder)
         self.caches = Caches(folder, node.jobs.paths_in_use)
         self.throttle = Throttle()
-        self.keeper = Keeper(node, self._gpus)
+        self.keeper = Keeper(node, gpu_states, PowerLimits().set)
         self._control = ControlServer(folder, self._answer)
+        self.watch = self._make_watch() if watches else None
+        self.price_per_kwh: float | None = None
+        self.price_problem = ""
+        self._pricing: asyncio.Task[None] | None = None
         self._life: asyncio.Task[None] | None = None
-        self._making_room = asyncio.Lock()
+        self.disk = Disk(folder, self.caches)
         self._tasks_seen = 0
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
@@ -94,18 +100,18 @@ class Lender:
         with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
         self._life = asyncio.ensure_future(self._live())
-        self._is_started = True
-        self._watch_owner()
+        self._pricing = asyncio.ensure_future(self._read_prices())
+        if self.watch is not None:
+            self.watch.start()
 
     async def close(self) -> None:
         if self.watch is not None:
             self.watch.close()
-        if self._asking_price is not None:
-            self._asking_price.cancel()
-        if self._life is not None:
-            self._life.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._life
+        for task in (self._life, self._pricing):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await self.keeper.close()
         await self._control.close()
         with contextlib.suppress(OSError):
@@ -124,6 +130,9 @@ class Lender:
         self.settings_problem = ""
         self.settings_unix_s = time.time()
         self._apply(settings)
+        if self.watch is None and self.settings_file.exists():
+            self.watch = self._make_watch()
+            self.watch.start()
         log.info("the settings in %s are in force", self.settings_file)
 
     def _hung_up(self) -> None:
@@ -133,36 +142,14 @@ class Lender:
     def _apply(self, settings: LendingSettings) -> None:
         self.settings = settings
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
-        self._price_due_s = 0.0
-        if self._is_started:
-            self._watch_owner()
-
-    def _watch_owner(self) -> None:
-        """Begin or end to watch, as the settings are now."""
-        if not self.settings.owner.watch and not self.settings_file.exists():
-            return
+        self.node.workers.priority = (settings.share.nice, settings.share.idle_io)
         if self.watch is not None:
-            self.watch.set_settings(self.settings)
-            return
+            self.watch.set_settings(settings)
+
+    def _make_watch(self) -> Watch:
         from fallow.agent.owner.of_node import watch_of
 
-        self.watch = watch_of(self.node, self.settings, lambda: self._price)
-        self.watch.start()
-
-    def _ask_price(self, now_s: float) -> None:
-        price = self.settings.price
-        if not price.source or now_s < self._price_due_s:
-            return
-        if self._asking_price is None or self._asking_price.done():
-            self._price_due_s = now_s + price.every_s
-            self._asking_price = asyncio.ensure_future(self._read_price(price.source))
-
-    async def _read_price(self, source: str) -> None:
-        try:
-            self._price = await read_price(source)
-        except SettingError as error:
-            log.warning("%s", error)
-            self._price = None
+        return watch_of(self.node, self.settings, lambda: self.price_per_kwh)
 
     # ------------------------------------------------------------ orders
 
@@ -174,6 +161,7 @@ class Lender:
                 self.pause(for_s)
             case Resume():
                 self.resume()
+                await self._until_looked()
             case Drain():
                 self.drain()
             case Reload():
@@ -194,9 +182,9 @@ class Lender:
         words = f"for {write_time(round(for_s))}" if for_s else ""
         self.keeper.duties.release()
         if self.watch is not None:
-            self.watch.pause(for_s or float("inf"))
-            return
-        self._stop_work(f"paused {words} {MANUAL}".replace("  ", " "))
+            self.watch.pause(for_s or math.inf)
+        else:
+            self.node.preempt(None, " ".join(f"{words} {MANUAL}".split()), self.settings.owner.grace_s)
 
     def resume(self) -> None:
         """End a pause and a drain of the owner's."""
@@ -205,17 +193,19 @@ class Lender:
         if self.is_drained:
             self.is_drained = False
             self.node.drain_by_owner(False)
-        if was_paused and self.watch is not None:
-            self.watch.resume()
-        elif was_paused:
-            self._let_work()
+        if was_paused:
+            if self.watch is not None:
+                self.watch.resume()
+            else:
+                self.node.allow(None)
         self.note_state()
 
-    def _stop_work(self, reason: str) -> None:
-        self.node.preempt(None, reason, self.settings.owner.grace_s)
-
-    def _let_work(self) -> None:
-        self.node.allow(None)
+    async def _until_looked(self) -> None:
+        """The watch looks again within moments; what it finds is what the owner wants to hear."""
+        for _ in range(RESUME_LOOKS):
+            if not self.node.paused.startswith(BY_WORD):
+                return
+            await asyncio.sleep(0.05)
 
     def drain(self) -> None:
         """Finish what runs, and take no more until `resume`."""
@@ -244,50 +234,28 @@ class Lender:
 
         return await asyncio.to_thread(probe_report, self.settings.sandbox)
 
-    # ------------------------------------------------------------ disk
-
     async def make_room(self, size: int) -> None:
         """Free so many bytes of the lent disk. Raises PoolRefused in words where that cannot be had."""
-        async with self._making_room:
-            limit = self.settings.share.disk_bytes
-            if limit and size > limit:
-                raise PoolRefused(
-                    f"{write_size(size)} do not fit into the {write_size(limit)} of disk that this machine lends.",
-                    "store_full",
-                )
-            usage = await asyncio.to_thread(self._room_for, size, limit)
-            self.node.jobs.forget_missing()
-            if usage is not None:
-                raise PoolRefused(usage, "store_full")
-
-    def _room_for(self, size: int, limit: int) -> str | None:
-        """Blocks. Words where there is no room."""
-        free = _free_bytes(self.folder)
-        now = time.time()
-        usage = self.caches.look(now)
-        taken = usage.kept_bytes + usage.scratch_bytes
-        allowed = limit - size if limit else taken
-        shortage = size + DISK_RESERVE_BYTES - free if free is not None else 0
-        if shortage > 0:
-            allowed = min(allowed, taken - shortage)
-        if taken <= allowed:
-            return None
-        usage = self.caches.prune(max(1, allowed), now)
-        left = usage.kept_bytes + usage.scratch_bytes
-        free = _free_bytes(self.folder)
-        if free is not None and free < size + DISK_RESERVE_BYTES:
-            return (
-                f"the disk under {self.folder} is full: {write_size(free)} are free, {write_size(size)} and "
-                f"a reserve of {write_size(DISK_RESERVE_BYTES)} are needed, and nothing more can be removed."
-            )
-        if limit and left + size > limit:
-            return (
-                f"the {write_size(limit)} of disk that this machine lends are full: {write_size(left)} are in use, and "
-                f"{write_size(size)} more are needed."
-            )
-        return None
+        await self.disk.make_room(size, self.settings.share.disk_bytes)
+        self.node.jobs.forget_missing()
 
     # ------------------------------------------------------------ life
+
+    async def _read_prices(self) -> None:
+        """The price of electricity, every now and then; what cannot be read is unknown, which counts as too high."""
+        while True:
+            price = self.settings.price
+            if price.source:
+                try:
+                    self.price_per_kwh, self.price_problem = await read_price(price.source), ""
+                except (SettingError, OSError) as error:
+                    self.price_per_kwh, self.price_problem = None, str(error)
+                    log.warning("the price of electricity is unknown: %s", error)
+            else:
+                self.price_per_kwh, self.price_problem = None, ""
+            deadline = time.monotonic() + (price.every_s if price.source else PRICE_LOOK_S)
+            while time.monotonic() < deadline and self.settings.price == price:
+                await asyncio.sleep(PRICE_LOOK_S)
 
     async def _live(self) -> None:
         last_s = time.monotonic()
@@ -312,7 +280,6 @@ class Lender:
     def _tick(self, now_s: float, passed_s: float) -> None:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:
             self.resume()
-        self._ask_price(now_s)
         cpu_s = gpu_s = 0.0
         jobs: dict[str, float] = {}
         for slot in self.node.slots:
@@ -327,13 +294,32 @@ class Lender:
         self.note_state()
         self.keeper.tick(self.settings)
 
-    def _gpus(self) -> dict[str, GpuState]:
-        return {}
+
+def gpu_states() -> dict[str, GpuState]:
+    """By uuid, as the driver tells."""
+    from fallow.agent.devices.nvml import nvml
+
+    return {uuid: GpuState(one.power_w, one.temperature_c) for uuid, one in nvml().readings().items()}
 
 
-def _free_bytes(folder: Path) -> int | None:
-    try:
-        about = os.statvfs(folder)
-    except (OSError, AttributeError):
-        return None
-    return about.f_bavail * about.f_frsize
+class PowerLimits:
+    """Power limits that drivers hold by themselves, where they let this user; what was in force before comes back."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def set(self, uuid: str, power_w: float) -> bool:
+        """0: as it was before. Says whether the driver holds at most this much now."""
+        from fallow.agent.devices.nvml import nvml
+
+        driver = nvml()
+        if not power_w:
+            before = self._before.pop(uuid, 0.0)
+            return bool(before) and not driver.set_power_limit(uuid, before)
+        before_w = driver.reading(uuid).power_limit_w
+        if before_w is None or driver.set_power_limit(uuid, power_w):
+            return False
+        self._before.setdefault(uuid, before_w)
+        now_w = driver.reading(uuid).power_limit_w
+        # A driver does not go below what its card needs: then the work is paused for parts of each second as well.
+        return now_w is not None and now_w <= power_w + 1.0

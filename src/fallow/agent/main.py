@@ -18,10 +18,12 @@ from msgspec import Struct
 from fallow.agent.identity import Claim, claim_home
 from fallow.agent.workers import Workers, own_kind
 from fallow.model.errors import SettingError
-from fallow.model.lending import LendingSettings, OwnerSettings
+from fallow.model.lending import LendingSettings, OwnerSettings, SandboxSettings, ShareSettings
+from fallow.model.tiers import Tier
 from fallow.wire.address import PoolAddress
 
 if TYPE_CHECKING:
+    from fallow.agent.confined import Confinement
     from fallow.agent.lender import Lender
     from fallow.agent.node import Node
 
@@ -29,6 +31,8 @@ log = logging.getLogger("fallow.agent")
 
 ENDED_AT_ONCE = 130
 LEND_AFTER_S = 2.0
+MEMORY_SHARE = 0.9
+"""Of the machine's memory, for one sandbox."""
 
 
 class AgentOptions(Struct, frozen=True):
@@ -49,13 +53,16 @@ class AgentOptions(Struct, frozen=True):
     lending: LendingSettings | None = None
     """What the owner of the machine lends, as settings.load_settings read it from the home; None: everything, as on
     the machine of a pool of one's own, where the owner can still ask and pause."""
+    own_pool: bool = True
+    """Every customer is oneself: plain processes. False: each job in a sandbox, as `sandbox` says."""
+    sandbox: SandboxSettings = SandboxSettings()
 
 
 def run_agent(options: AgentOptions) -> int:
     """Run an agent until SIGTERM or SIGINT; returns the exit code.
 
     The first signal lets it hand in what is done and say goodbye, a second ends it at once. Raises PoolRefused where
-    the pool does not take the token, and SettingError where the home cannot be used."""
+    the pool does not take the token, SettingError where the home cannot be used, and SandboxUnavailable."""
     claim = claim_home(options.home)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -78,7 +85,12 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
     ended, hurry = asyncio.Event(), asyncio.Event()
     _listen_to_signals(ended, hurry)
     scratch = _scratch(options.scratch or claim.folder)
-    workers = Workers(scratch)
+    try:
+        confinement = _confinement(options)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    workers = Workers(scratch, confinement)
     workers.warm(own_kind())
     # The zygote starts on another processor, while this process imports what the rest of the agent needs.
     await asyncio.sleep(0)
@@ -121,11 +133,11 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         await node.close()
 
 
-async def _lend(node: Node, folder: Path, home: Path, settings: LendingSettings) -> Lender:
+async def _lend(node: Node, folder: Path, home: Path, settings: LendingSettings, watches: bool = True) -> Lender:
     from fallow.agent.lender import Lender
     from fallow.agent.settings import settings_path
 
-    lender = Lender(node, folder, settings_path(home), settings)
+    lender = Lender(node, folder, settings_path(home), settings, watches)
     await lender.start()
     return lender
 
@@ -134,15 +146,45 @@ async def _lend_later(node: Node, folder: Path, home: Path) -> Lender:
     """The local node of a pool of one's own: its start waits for nothing of this. Nobody is watched unless a settings
     file says so."""
     await asyncio.sleep(LEND_AFTER_S)
+    from fallow.agent.settings import settings_path
+
+    own = LendingSettings(owner=OwnerSettings(watch=False), share=ShareSettings(nice=0, idle_io=False))
     try:
-        lender = await _lend(node, folder, home, LendingSettings(owner=OwnerSettings(watch=False)))
+        lender = await _lend(node, folder, home, own, watches=settings_path(home).exists())
     except SettingError as error:
         log.warning("the owner of this machine cannot be heard: %s", error)
         raise
-    if lender.settings_file.exists():
+    if lender.watch is not None:
         with contextlib.suppress(SettingError):
             lender.reload()
     return lender
+def _confinement(options: AgentOptions) -> Confinement | None:
+    """The sandbox of every job; None for plain processes, and then nothing of it is loaded. Raises
+    SandboxUnavailable."""
+    settings = options.sandbox
+    if options.own_pool and settings.backend in ("auto", "process"):
+        return None
+    from fallow.agent.confined import Confinement
+    from fallow.agent.probe import cpu_count, memory_bytes
+    from fallow.sandbox.choose import choose
+    from fallow.sandbox.protocol import Limits
+
+    sandbox = choose(settings, options.own_pool)
+    if sandbox.tier == Tier.PROCESS:
+        return None
+    slots = options.slots or cpu_count()
+    # Of one sandbox, which holds the workers of one job in all slots.
+    share = (options.lending or LendingSettings()).share
+    machine = int(memory_bytes() * MEMORY_SHARE)
+    limits = Limits(
+        memory_bytes=min(machine, share.memory_bytes or machine),
+        processes=settings.max_processes * slots,
+        cpu_share=share.cpu_share,
+        disk_bytes=min(settings.task_disk_bytes * slots, share.disk_bytes or settings.task_disk_bytes * slots),
+        nice=share.nice,
+        idle_io=share.idle_io,
+    )
+    return Confinement(sandbox, limits, settings.network and sandbox.probe().network, settings.least)
 
 
 def _listen_to_signals(ended: asyncio.Event, hurry: asyncio.Event) -> None:

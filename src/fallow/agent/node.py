@@ -96,18 +96,30 @@ class Node:
             from fallow.agent.limits.offer import lent_spec
 
             self.spec = lent_spec(self.spec, lending)
+        if workers.confinement is not None:
+            confinement = workers.confinement
+            self.spec = msgspec.structs.replace(
+                self.spec,
+                tier=int(confinement.sandbox.tier),
+                least_tier=int(confinement.least),
+                network=confinement.network,
+                shares_gpus=False,
+            )
         self.scratch = scratch
         self.link: Link | None = None
-        self.default_kind = own_kind()
         self.workers = workers
+        confined = workers.confinement is not None
+        self.default_kind = None if confined else own_kind()
+        """Of workers that are kept warm for any job; None: every job has workers of its own."""
         self.gpus = Gpus(self.spec.devices, self.spec.shares_gpus)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
-        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use)
+        self.environments.trusted = not confined
+        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use, confined)
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)
-        self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id})
+        self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id}, scratch)
         self.outbox = Outbox(self._send_hand_in, self._store_result, scratch / "outbox", time.monotonic)
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
         self.after_stop: list[Callable[[int], None]] = []
@@ -148,12 +160,20 @@ class Node:
 
     async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:
         job = self.jobs.get(job_id)
+        if self.workers.confinement is not None:
+            taken = await self.desk.take_result(path, digest, size)
+            await self.blobs.store(taken, digest, size, durable=job is None or job.spec.detached)
+            self.desk.stored(path)
+            return
         await self.blobs.store(path, digest, size, durable=job is None or job.spec.detached)
 
     # ------------------------------------------------------------ life
 
     def start_workers(self) -> None:
         """Warm up: a zygote, and a worker for each slot, in the background."""
+        if self.default_kind is None:
+            self.workers.warm(own_kind())
+            return
         for slot in self.slots:
             slot.lanes[0].want_worker(self.default_kind)
 
@@ -262,12 +282,24 @@ class Node:
             self._look_at_gpus()
             for slot in self.slots:
                 slot.tick()
+            if self.workers.confinement is not None:
+                self._end_sandboxes()
             self._seconds += 1
             if self._seconds % SWEEP_EVERY_S == 0:
                 await self.workers.sweep(self.default_kind)
         except Exception:
             # A beat that fails must not be the last one: without beats the node is taken for lost.
             log.exception("the agent's timer met an error")
+
+    def _end_sandboxes(self) -> None:
+        """Those of jobs that have ended go at once, whatever still runs in them."""
+        live = self._jobs_in_use()
+        for slot in self.slots:
+            for lane in slot.lanes.values():
+                lane.release_other_tenants(live)
+                if lane.tenant:
+                    live.add(JobId(lane.tenant))
+        self.workers.end_tenants(live)
 
     def beat(self) -> None:
         """Say what this node holds."""

@@ -33,6 +33,10 @@ StoreFile = Callable[[JobId, str, str, int], Awaitable[None]]
 LeaseKey = tuple[JobId, Token]
 
 
+class NotAResult(Exception):
+    """What a file holds is not what the worker said: it is not stored, now or later."""
+
+
 class Entry:
     """One hand-in that is not acknowledged."""
 
@@ -51,6 +55,12 @@ class Entry:
     @property
     def is_stored(self) -> bool:
         return not self.files
+
+    def drop_page(self, digest: str) -> None:
+        """Hand in without this page: its tasks count as lost with the lease."""
+        if self.hand_in is not None:
+            left = tuple(page for page in self.hand_in.results if page.page.digest != digest)
+            self.hand_in = msgspec.structs.replace(self.hand_in, results=left)
 
 
 class Outbox:
@@ -182,6 +192,10 @@ class Outbox:
             while True:
                 try:
                     await self._store_file(key[0], path, digest, sizes[digest])
+                    break
+                except NotAResult as error:
+                    log.warning("results of %s are dropped, as if they had never come: %s", key[0], error)
+                    entry.drop_page(digest)
                     break
                 except Exception as error:
                     log.warning(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +16,22 @@ import msgspec
 
 from fallow.model.ids import ClientId, JobId, is_id, new_id
 from fallow.wire import subjects
-from fallow.wire.messages import CancelJob, SubmitJob, decode, encode
+from fallow.wire.messages import (
+    AppendCalls,
+    AppendInputs,
+    CancelCalls,
+    CancelJob,
+    FetchResults,
+    GetJob,
+    GetLogs,
+    GetPool,
+    Ping,
+    RetryFailed,
+    SubmitJob,
+    SyncCalls,
+    decode,
+    encode,
+)
 
 if TYPE_CHECKING:
     from fallow.wire.connection import Connection
@@ -31,6 +47,21 @@ CLIENTS_LIMIT = 64
 """Clients of one worker whose messages are passed on; the oldest goes when there are more."""
 
 Answer = Callable[[bytes], None]
+
+KNOWN_JOBS_LIMIT = 1024
+"""Jobs that one sandboxed worker has submitted and may still speak of."""
+OF_OWN_JOBS = (
+    AppendInputs,
+    FetchResults,
+    GetJob,
+    CancelJob,
+    RetryFailed,
+    Ping,
+    GetLogs,
+    AppendCalls,
+    SyncCalls,
+    CancelCalls,
+)
 
 NOBODY = b""
 """The answer to a request that nobody answered in time."""
@@ -57,7 +88,12 @@ def may_relay(subject: str) -> bool:
 class WorkerRelay:
     """The relay of one worker. Close it with the worker."""
 
-    def __init__(self, connection: Callable[[], Connection | None], worker: Callable[[], Told | None]) -> None:
+    def __init__(
+        self, connection: Callable[[], Connection | None], worker: Callable[[], Told | None], confined: bool = False
+    ) -> None:
+        self._confined = confined
+        """It may speak of jobs alone that it has submitted itself, and for clients that were made for it."""
+        self._known: OrderedDict[JobId, None] = OrderedDict()
         self._connection = connection
         self._worker = worker
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,20 +104,38 @@ class WorkerRelay:
     def request(self, body: bytes, answer: Answer) -> None:
         """Relay msgpack [subject, bytes, timeout_s]; the answer is the reply, or NOBODY."""
         subject, data, timeout_s = _request.decode(body)
-        if not may_relay(subject) or len(self._tasks) >= REQUESTS_LIMIT:
+        allowed = may_relay(subject) and (not self._confined or self._may_say(subject, data))
+        if not allowed or len(self._tasks) >= REQUESTS_LIMIT:
             log.warning("a task's request to %s was not relayed", subject)
             answer(NOBODY)
             return
-        self._start(self._request(subject, data, min(timeout_s, REQUEST_TIMEOUT_MAX_S), answer))
+        self._start(self._request(subject, data, max(0.0, min(timeout_s, REQUEST_TIMEOUT_MAX_S)), answer))
 
     def publish(self, body: bytes) -> None:
         """Relay msgpack [subject, bytes]."""
         subject, data = _publish.decode(body)
         connection = self._connection()
-        if connection is None or not may_relay(subject):
+        if connection is None or not may_relay(subject) or (self._confined and not self._may_say(subject, data)):
             log.warning("a task's message to %s was not relayed", subject)
             return
         connection.send(subject, decode(data))
+
+    def _may_say(self, subject: str, data: bytes) -> bool:
+        """Whether a stranger's task may send this. Raises msgspec.DecodeError."""
+        message = decode(data)
+        client_id = getattr(message, "client_id", None)
+        if client_id is not None and client_id not in self._clients:
+            return False
+        if subject == subjects.POOL:
+            if isinstance(message, SubmitJob):
+                if message.spec.client_id not in self._clients:
+                    return False
+                self._known[message.spec.job_id] = None
+                if len(self._known) > KNOWN_JOBS_LIMIT:
+                    self._known.popitem(last=False)
+                return True
+            return isinstance(message, GetPool)
+        return JobId(subject.removeprefix(subjects.job(JobId("")))) in self._known and isinstance(message, OF_OWN_JOBS)
 
     async def new_client(self) -> ClientId:
         """An identifier for a nested client; what is pushed to it is passed on from now on."""

@@ -44,6 +44,7 @@ def status_report(lender: Lender) -> dict[str, Any]:
             "today": _worked(lender, lender.work.today),
             "total": _worked(lender, lender.work.total),
         },
+        "price": {"per_kwh": lender.price_per_kwh, "problem": lender.price_problem},
         "machine": _machine(lender),
         "sandbox": {
             "tier": node.spec.tier,
@@ -125,15 +126,39 @@ def _machine(lender: Lender) -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "memory_used_bytes": memory_used_bytes(),
         "cpu_c": cpu_temperature_c(),
-        "gpus": [
-            {"model": device.model, "uuid": device.uuid, "memory_bytes": device.memory_bytes}
-            for device in lender.node.spec.devices
-        ],
+        "gpus": _gpus(lender),
         "agent_memory_bytes": private_bytes(os.getpid()),
         "work_cpu_share": use.cpu_share,
         "work_memory_bytes": use.memory_bytes,
         "duty": lender.keeper.duties.shares,
     }
+
+
+def _gpus(lender: Lender) -> list[dict[str, Any]]:
+    """Those that are lent, with what their driver tells now."""
+    devices = lender.node.spec.devices
+    if not devices:
+        return []
+    from fallow.agent.devices.nvml import nvml
+
+    readings = nvml().readings()
+    found = []
+    for device in devices:
+        now = readings.get(device.uuid)
+        found.append(
+            {
+                "model": device.model,
+                "uuid": device.uuid,
+                "memory_bytes": device.memory_bytes,
+                "driver": device.driver,
+                "fault": device.fault,
+                "share": now.utilisation if now is not None else None,
+                "temperature_c": now.temperature_c if now is not None else None,
+                "power_w": now.power_w if now is not None else None,
+                "memory_free_bytes": now.memory_free_bytes if now is not None else None,
+            }
+        )
+    return found
 
 
 def cpu_percent() -> float:

@@ -39,9 +39,9 @@ def survey(
     home: Path,
     slots: int,
     own_pool: bool,
-    measured: bool,
+    measure: bool,
 ) -> Survey:
-    """Looks, and where `measured` also measures: about two seconds. Blocks."""
+    """Looks, and where `measure` also measures: about two seconds. Blocks."""
     found = probe_node(NodeId(""), "", cpu_count(), home, fallow.__version__)
     lent = lent_spec(
         msgspec.structs.replace(found, slots=lent_slots(settings, found.cpu_count, slots)),
@@ -51,9 +51,9 @@ def survey(
         found=found,
         lent=lent,
         cpu_model=cpu_model(),
-        network=asyncio.run(measure_network(address)) if measured else Network(),
+        network=asyncio.run(measure_network(address)) if measure else Network(),
         sandbox=_sandbox(settings, own_pool),
-        scores=_scores(home) if measured else {},
+        scores=_scores(home, lent) if measure else {},
     )
 
 
@@ -73,10 +73,8 @@ def cpu_model() -> str:
 
 def _sandbox(settings: LendingSettings, own_pool: bool) -> dict[str, Any]:
     """The probe of the sandbox that would be used; `problem` where none can be had."""
-    try:
-        from fallow.sandbox.choose import choose
-    except ImportError:
-        return {}
+    from fallow.sandbox.choose import choose
+
     try:
         probe = choose(settings.sandbox, own_pool).probe()
     except FallowError as error:
@@ -85,10 +83,10 @@ def _sandbox(settings: LendingSettings, own_pool: bool) -> dict[str, Any]:
     return built
 
 
-def _scores(home: Path) -> dict[str, Any]:
-    try:
-        from fallow.agent.devices.benchmark import run_benchmark
-    except ImportError:
-        return {}
-    built: dict[str, Any] = msgspec.to_builtins(run_benchmark(BENCHMARK_S))
+def _scores(home: Path, spec: NodeSpec) -> dict[str, Any]:
+    """Kept ones of this very hardware, or new ones: about a second."""
+    from fallow.agent.devices.benchmark import measured
+
+    scores = asyncio.run(measured(home, spec, BENCHMARK_S))
+    built: dict[str, Any] = msgspec.to_builtins(scores) if scores is not None else {}
     return built

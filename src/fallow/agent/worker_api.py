@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from fallow.model.ids import Interval, JobId, Token
 from fallow.model.job import Blob, JobSpec
 from fallow.wire.messages import Death, InputPage, ResultPage, RetryLater
+
+if TYPE_CHECKING:
+    from fallow.agent.confined import Confined
 
 
 class RunOrder(Struct, frozen=True):
@@ -83,6 +86,9 @@ class WorkerProcess(Protocol):
     @property
     def job_id(self) -> JobId | None:
         """What it has loaded."""
+
+    confined: Confined | None
+    """What its sandbox sees of this machine; None for a plain process."""
 
     def run(self, spec: JobSpec, function: bytes | None, order: RunOrder) -> None:
         """Begin an order (one at a time). `function`: the payload, needed when `spec.job_id` is not loaded yet."""

@@ -12,6 +12,8 @@ from fallow.worker.orders import LABEL, LABEL_END
 from fallow.worker.output import LINE_LIMIT, Bucket, Gap
 
 READ_BYTES = 256 * 1024
+DRAIN_READS = 64
+"""More than a pipe holds: what a task has started may go on writing."""
 KEPT_LINES = 60
 """Last unlabelled lines of stderr: the words of a crash."""
 
@@ -46,7 +48,9 @@ class OutputPipe:
     def drain(self, index: int) -> list[OutputLine]:
         """All that is left: the worker is gone, or an order ended."""
         out: list[OutputLine] = []
-        while lines := self.read(index):
+        for _ in range(DRAIN_READS):
+            if not (lines := self.read(index)):
+                break
             out += lines
         if self._partial:
             self._line(self._partial, index, out)

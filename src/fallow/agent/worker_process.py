@@ -14,17 +14,22 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fallow.agent.exit_words import death_of, task_stack
 from fallow.agent.memory import private_bytes
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
 from fallow.agent.worker_output import OutputPipe
 from fallow.model.ids import Digest, JobId, Token
 from fallow.model.job import Blob, JobSpec
+from fallow.model.tiers import Tier
 from fallow.wire.messages import Death, ResultPage, RetryLater
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
 
 if TYPE_CHECKING:
+    from fallow.agent.confined import Confined
+    from fallow.agent.doubts import Doubts
     from fallow.agent.zygote import Zygote
 
 POLL_S = 0.05
@@ -37,6 +42,9 @@ SHOW_S = 0.05
 STOP_GRACE_S = 10.0
 """A worker that was told to stop, and runs nothing, is killed after this (its exit methods may take a while)."""
 _READS_AT_ONCE = 8
+DRAIN_READS = 4096
+UNREAD_BYTES = 64 * 1024 * 1024
+"""What may wait for a sandboxed worker that does not read."""
 
 
 class WorkerMap:
@@ -68,8 +76,15 @@ class Process:
         out: int,
         error: int,
         scratch: str,
+        confined: Confined | None = None,
     ) -> None:
         self.slot = slot
+        self.confined = confined
+        """What its sandbox sees; None for a plain process."""
+        self._doubts: Doubts | None = None
+        self._shown: list[str] = []
+        """Files of the current order that were shown to the sandbox."""
+        self._deaf = False
         self._zygote = zygote
         self._serial = serial
         self._callbacks = callbacks
@@ -79,10 +94,16 @@ class Process:
         self._scratch = scratch
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
+        if confined is not None:
+            from fallow.agent.doubts import FRAME_BYTES, Doubts
+
+            self._doubts = Doubts()
+            self._reader = FrameReader(FRAME_BYTES)
         self._unsent: deque[memoryview] = deque()
         self._pipes = (OutputPipe(out, "stdout"), OutputPipe(error, "stderr"))
         self._waits_to_write = False
         self._pid = 0
+        self._was_started = False
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._job_id: JobId | None = None
         self._token: Token | None = None
@@ -149,10 +170,15 @@ class Process:
         words[orders.LIMIT] = self._limit = order.stop
         self._token, self._spec, self._job_id = order.token, spec, spec.job_id
         self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
+        paths = order.paths
+        if self._doubts is not None:
+            self._doubts.begin(order.token, order.start, order.stop)
+            if paths:
+                paths = self._show(paths)
         for pipe in self._pipes:
             pipe.last_words.clear()
         pages = tuple(
-            orders.OrderPage(page.start, page.stop, page.page.data, order.paths.get(page.start, ""))
+            orders.OrderPage(page.start, page.stop, page.page.data, paths.get(page.start, ""))
             for page in order.pages
         )
         self._send(
@@ -168,9 +194,24 @@ class Process:
                 spec.retry,
                 spec.reduce,
                 order.checkpoints,
+                spec.least_tier >= Tier.ISOLATED,
             )
         )
         self._zygote.watch()
+
+    def _show(self, paths: dict[int, str]) -> dict[int, str]:
+        """Show the sandbox these files. Where one cannot be shown the worker says so of its tasks."""
+        assert self.confined is not None
+        shown: dict[int, str] = {}
+        for start, path in paths.items():
+            name = f"page-{self._serial}-{start}"
+            self._shown.append(name)
+            try:
+                self.confined.withdraw(name)
+                shown[start] = self.confined.expose(path, name)
+            except OSError:
+                shown[start] = f"/inputs/{name}"
+        return shown
 
     def _account(self, job_id: JobId, function: bytes | None) -> bytes | None:
         """Keep the worker's account of loaded functions; returns the payload if it must be sent."""
@@ -300,8 +341,24 @@ class Process:
         if self._gone:
             return
         self._unsent.append(memoryview(frame(orders.encode(message))))
+        if self._doubts is not None and len(self._unsent) > 1 and not self._may_wait():
+            return
         if len(self._unsent) == 1:
             self._write()
+
+    def _may_wait(self) -> bool:
+        """Say whether so much may wait for a worker that does not read."""
+        if sum(map(len, self._unsent)) <= UNREAD_BYTES:
+            return True
+        self._misbehaved("it asks without reading the answers")
+        return False
+
+    def _misbehaved(self, words: str) -> None:
+        """Nothing that Fallow's own worker does: something in the sandbox speaks in its place."""
+        with contextlib.suppress(ValueError, OSError):
+            self._loop.remove_reader(self._sock.fileno())
+        self._deaf = True
+        self.kill("worker_lost", f"the worker broke its protocol with this node: {words}")
 
     def _write(self) -> None:
         try:
@@ -328,19 +385,33 @@ class Process:
             for _ in range(_READS_AT_ONCE):
                 for body in self._reader.receive(self._sock):
                     self._heard(orders.decode_from_worker(body))
+                    if self._deaf:
+                        return
                 if self._gone or not self._reader.may_have_more:
                     return
         except BlockingIOError:
             return
         except (EOFError, OSError):
             self._loop.remove_reader(self._sock.fileno())
+        except (ValueError, msgspec.DecodeError) as error:
+            self._misbehaved(str(error))
 
     def _heard(self, message: orders.FromWorker) -> None:
+        if self._doubts is not None and (words := self._doubts.about(message)):
+            self._misbehaved(words)
+            return
         if isinstance(message, orders.Report):
             self._reported(message)
         elif isinstance(message, orders.Ask):
             serial = message.serial
-            self._callbacks.asked(message.kind, message.body, lambda body: self._send(orders.Answer(serial, body)))
+            doubts = self._doubts
+
+            def answer(body: bytes) -> None:
+                if doubts is not None:
+                    doubts.answered()
+                self._send(orders.Answer(serial, body))
+
+            self._callbacks.asked(message.kind, message.body, answer)
         else:
             self._setup = Death(-1, "setup", message.message, message.detail)
 
@@ -352,11 +423,12 @@ class Process:
         if report.ended and report.token == self._token:
             self._token = None
             self._begin_grace()
+            self._hide()
         self._callbacks.reported(
             Report(
                 token=report.token,
                 results=tuple(_result_page(page) for page in report.results),
-                files={page.digest: page.path for page in report.results if page.path},
+                files={page.digest: self._file(page.path) for page in report.results if page.path},
                 give_back=give_back,
                 retry_later=tuple(RetryLater(*later) for later in report.retry_later),
                 ended=report.ended,
@@ -365,6 +437,16 @@ class Process:
                 reduced=report.reduced,
             )
         )
+
+    def _file(self, path: str) -> str:
+        """Where it lies on the host. (Doubts have seen to it that it is in the scratch folder.)"""
+        return path if self.confined is None else self.confined.result_path(path) or ""
+
+    def _hide(self) -> None:
+        if self.confined is not None:
+            for name in self._shown:
+                self.confined.withdraw(name)
+            self._shown.clear()
 
     # ------------------------------------------------ output
 
@@ -381,8 +463,9 @@ class Process:
     # ------------------------------------------------ start and end
 
     def started(self, pid: int) -> None:
-        """The zygote has forked it."""
+        """The zygote has forked it. 0: it is gone again."""
         self._pid = pid
+        self._was_started = True
 
     def ended(self, status: int, oom: bool, words: str) -> None:
         """The process is gone (`words`: because of what, where it is known). Hands on what it sent before that."""
@@ -396,7 +479,7 @@ class Process:
         self._close()
         if not self.exited.done():
             self.exited.set_result(status)
-        if not self._pid or (self._stopping and self._token is None):
+        if not self._was_started or (self._stopping and self._token is None):
             return  # it never was, or it ended as it was told
         if self._token is not None and self._observe(time.monotonic()) >= 0:
             self.lost_s = max(0.0, time.monotonic() - max(self._since, self.saved_s))
@@ -416,10 +499,15 @@ class Process:
         return Death(death.index, death.kind, words, detail) if words else death
 
     def _drain(self) -> None:
-        with contextlib.suppress(BlockingIOError, EOFError, OSError):
-            while True:
+        if self._deaf:
+            return
+        with contextlib.suppress(BlockingIOError, EOFError, OSError, ValueError, msgspec.DecodeError):
+            # (Something that it started may hold the socket and go on writing.)
+            for _ in range(DRAIN_READS):
                 for body in self._reader.receive(self._sock):
                     self._heard(orders.decode_from_worker(body))
+                    if self._deaf:
+                        return
 
     def _close(self) -> None:
         if self._grace is not None:
@@ -430,7 +518,11 @@ class Process:
         for pipe in self._pipes:
             self._loop.remove_reader(pipe.descriptor)
             pipe.close()
-        shutil.rmtree(os.path.join(self._scratch, f"worker-{self._serial}"), ignore_errors=True)
+        self._hide()
+        if self.confined is None:
+            shutil.rmtree(os.path.join(self._scratch, f"worker-{self._serial}"), ignore_errors=True)
+        else:
+            self.confined.remove(f"worker-{self._serial}")
 
 
 def _result_page(page: orders.WrittenPage) -> ResultPage:

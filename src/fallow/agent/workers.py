@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import glob
 import logging
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from fallow.agent.limits.priority import lower_priority
 from fallow.agent.worker_api import WorkerCallbacks, WorkerProcess
 from fallow.model.job import GpuSpec
 
 if TYPE_CHECKING:
+    from fallow.agent.confined import Confinement
     from fallow.agent.zygote import Zygote
 
 log = logging.getLogger("fallow.agent")
@@ -24,6 +28,8 @@ log = logging.getLogger("fallow.agent")
 ZYGOTES_LIMIT = 4
 """Zygotes without workers that are kept for later."""
 IDLE_S = 120.0
+SPARE_AFTER_S = 0.3
+"""A new sandbox in reserve is begun so long after one was taken: the job that took it comes first."""
 
 
 class WorkerKind(Struct, frozen=True):
@@ -36,6 +42,18 @@ class WorkerKind(Struct, frozen=True):
     cpu: int = 1
     """Threads that BLAS and OpenMP get."""
     gpu: GpuSpec = GpuSpec()
+    tenant: str = ""
+    """The job whose sandbox it lives in: what one customer's code has touched runs nothing of another's. '': plain."""
+    network: bool = False
+    """Public addresses, from inside a sandbox."""
+
+
+_Key = tuple[str, str, str]
+"""What tells zygotes apart: interpreter, job, and the devices that a sandbox was given."""
+
+
+def _key(kind: WorkerKind, devices: str) -> _Key:
+    return kind.python, kind.tenant, devices if kind.tenant else ""
 
 
 def own_kind() -> WorkerKind:
@@ -44,36 +62,68 @@ def own_kind() -> WorkerKind:
 
 
 class Workers:
-    """Starts workers, and the zygotes that they need. `scratch`: a folder for this run of the agent."""
+    """Starts workers, and the zygotes that they need. `scratch`: a folder for this run of the agent. `confinement`:
+    each job in a sandbox of its own; None: plain processes, on a pool of one's own."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, confinement: Confinement | None = None) -> None:
         self._scratch = scratch
-        self._zygotes: dict[str, asyncio.Task[Zygote]] = {}
-        self._used_s: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self.confinement = confinement
+        self._spare: asyncio.Task[Zygote] | None = None
+        """A sandbox that no job has touched yet, in the agent's own interpreter."""
+        self._zygotes: dict[_Key, asyncio.Task[Zygote]] = {}
+        self._used_s: dict[_Key, float] = {}
+        self._counts: dict[WorkerKind, int] = {}
         self._serial = 0
+        self.priority = (0, False)
+        """Niceness of zygotes and workers, and whether they read and write only when nobody else does."""
+        self._closed = False
+        self._ending: set[asyncio.Task[None]] = set()
 
     def warm(self, kind: WorkerKind) -> None:
         """Start the zygote of this kind now."""
-        self._zygote(kind.python)
+        if self.confinement is not None:
+            self._keep_spare()
+        else:
+            self._zygote(kind, "")
 
-    def _zygote(self, python: str) -> asyncio.Task[Zygote]:
-        task = self._zygotes.get(python)
+    def _keep_spare(self) -> None:
+        if self._spare is None and not self._closed:
+            self._spare = self._begin(own_kind(), "")
+
+    def _begin(self, kind: WorkerKind, devices: str) -> asyncio.Task[Zygote]:
+        task = asyncio.ensure_future(self._start_zygote(kind, devices))
+        # A failure is told to whoever wants a worker; nobody may want one.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    def _zygote(self, kind: WorkerKind, devices: str) -> asyncio.Task[Zygote]:
+        key = _key(kind, devices)
+        task = self._zygotes.get(key)
         if task is not None and task.done() and (task.cancelled() or task.exception() is not None):
             task = None
         if task is None:
-            task = asyncio.ensure_future(self._start_zygote(python))
-            # A failure is told to whoever wants a worker; nobody may want one.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._zygotes[python] = task
-        self._used_s[python] = time.monotonic()
+            if self._fits_spare(kind):
+                task, self._spare = self._spare, None
+                asyncio.get_running_loop().call_later(SPARE_AFTER_S, self._keep_spare)
+            task = task or self._begin(kind, devices)
+            self._zygotes[key] = task
+        self._used_s[key] = time.monotonic()
         return task
 
-    async def _start_zygote(self, python: str) -> Zygote:
+    def _fits_spare(self, kind: WorkerKind) -> bool:
+        if self._spare is None or kind.network or kind.gpu.count or kind.python != sys.executable:
+            return False
+        if self._spare.done() and (self._spare.cancelled() or self._spare.exception() is not None):
+            self._spare = None
+        return self._spare is not None
+
+    async def _start_zygote(self, kind: WorkerKind, devices: str) -> Zygote:
         from fallow.agent.zygote import start_zygote
 
         self._serial += 1
-        return await start_zygote(python, (), self._scratch / f"zygote-{self._serial}", 1)
+        scratch = self._scratch / f"zygote-{self._serial}"
+        nodes = gpu_nodes(devices) if kind.gpu.count and self.confinement is not None else ()
+        return await start_zygote(kind.python, (), scratch, 1, self.confinement, kind.network, nodes)
 
     async def start(
         self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks, environment: Mapping[str, str]
@@ -91,10 +141,15 @@ class Workers:
     async def _spawn(
         self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks, environment: Mapping[str, str]
     ) -> WorkerProcess:
-        zygote = await asyncio.shield(self._zygote(kind.python))
-        self._counts[kind.python] = self._counts.get(kind.python, 0) + 1
+        devices = environment.get("CUDA_VISIBLE_DEVICES", "") if kind.gpu.count else ""
+        zygote = await asyncio.shield(self._zygote(kind, devices))
+        self._counts[kind] = self._counts.get(kind, 0) + 1
         try:
+            lower_priority(zygote.pid, *self.priority)
             sys_path = (kind.modules,) if kind.modules else ()
+            if zygote.confined is not None and kind.modules:
+                name = f"modules-{os.path.basename(kind.modules)}"
+                sys_path = (await asyncio.to_thread(zygote.confined.expose_folder, kind.modules, name),)
             return await zygote.start_worker(slot, callbacks, kind.cpu, sys_path, environment=environment)
         except BaseException:
             self.ended(kind)
@@ -114,32 +169,62 @@ class Workers:
 
     def ended(self, kind: WorkerKind) -> None:
         """A worker of this kind is gone, or on its way."""
-        self._counts[kind.python] = max(0, self._counts.get(kind.python, 0) - 1)
-        self._used_s[kind.python] = time.monotonic()
-
-    async def sweep(self, keep: WorkerKind) -> None:
-        """End zygotes that nobody has needed for a while; never the one of `keep`."""
-        idle = [
-            python
-            for python, task in self._zygotes.items()
-            if task.done() and not self._counts.get(python) and python != keep.python
-        ]
-        idle.sort(key=lambda python: self._used_s[python])
+        self._counts[kind] = max(0, self._counts.get(kind, 0) - 1)
+        if not self._counts[kind]:
+            del self._counts[kind]
         now = time.monotonic()
-        for at, python in enumerate(idle):
-            if at < len(idle) - ZYGOTES_LIMIT or now - self._used_s[python] > IDLE_S:
-                await self._end(python)
+        for key in self._zygotes:
+            if key[:2] == _key(kind, "")[:2]:
+                self._used_s[key] = now
+
+    async def sweep(self, keep: WorkerKind | None) -> None:
+        """End zygotes that nobody has needed for a while; never the one of `keep`."""
+        kept = _key(keep, "") if keep is not None else None
+        used = {_key(kind, "")[:2] for kind in self._counts}
+        idle = [
+            key for key, task in self._zygotes.items() if task.done() and key[:2] not in used and key != kept
+        ]
+        idle.sort(key=lambda key: self._used_s[key])
+        now = time.monotonic()
+        for at, key in enumerate(idle):
+            if at < len(idle) - ZYGOTES_LIMIT or now - self._used_s[key] > IDLE_S:
+                await self._end(key)
+
+    def end_tenants(self, tenants: Container[str]) -> None:
+        """End the sandboxes of all jobs but these, with what still runs in them."""
+        for key in [key for key in self._zygotes if key[1] and key[1] not in tenants]:
+            ending = asyncio.ensure_future(self._end(key))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        for python in list(self._zygotes):
-            await self._end(python)
+        self._closed = True
+        for key in list(self._zygotes):
+            await self._end(key)
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await _stop(spare)
+        if self._ending:
+            await asyncio.wait(self._ending)
 
-    async def _end(self, python: str) -> None:
-        task = self._zygotes.pop(python)
-        self._used_s.pop(python, None)
-        self._counts.pop(python, None)
-        if not task.done():
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            zygote = await task
-            await zygote.stop()
+    async def _end(self, key: _Key) -> None:
+        task = self._zygotes.pop(key, None)
+        self._used_s.pop(key, None)
+        if task is not None:
+            await _stop(task)
+
+
+async def _stop(task: asyncio.Task[Zygote]) -> None:
+    if not task.done():
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        zygote = await task
+        await zygote.stop()
+
+
+def gpu_nodes(visible: str) -> tuple[str, ...]:
+    """Device files of GPUs by CUDA_VISIBLE_DEVICES, with the driver's own."""
+    numbers = [word for word in visible.split(",") if word.isdigit()]
+    wanted = [f"/dev/nvidia{number}" for number in numbers] if numbers else glob.glob("/dev/nvidia[0-9]*")
+    wanted += ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
+    return tuple(path for path in wanted if os.path.exists(path))

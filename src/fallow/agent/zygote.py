@@ -13,17 +13,29 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from fallow.agent.memory import MachineMemory, choose_victim, private_bytes
 from fallow.agent.worker_api import WorkerCallbacks
 from fallow.agent.worker_process import POLL_S, Process, WorkerMap
-from fallow.model.errors import EnvironmentFailed
+from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
+from fallow.sandbox.plain import PlainSandbox
+from fallow.sandbox.protocol import Program
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
 from fallow.worker.zygote import THREAD_VARIABLES
 
+if TYPE_CHECKING:
+    from fallow.agent.confined import Confined, Confinement
+    from fallow.sandbox.protocol import Running
+
 START_WITHIN_S = 60.0
 END_WITHIN_S = 10.0
+
+INSIDE_SCRATCH = "/scratch"
+"""As agent.confined has it, which plain pools do not load."""
 
 _CODE = (
     "import sys; sys.path[:0] = {path!r}; "
@@ -31,6 +43,12 @@ _CODE = (
 )
 
 SPAWN_ATTEMPTS = 2
+KILL_WITHIN_S = 2.0
+"""A sandbox whose worker has not ended so long after the zygote was told to kill it is ended as a whole."""
+CONTROL_FRAME_BYTES = 64 * 1024
+"""What the zygote of a sandbox may say at once."""
+_PASSED_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+"""All that a sandbox gets of the agent's environment."""
 
 
 class _ZygoteLost(Exception):
@@ -40,15 +58,31 @@ class _ZygoteLost(Exception):
 class Zygote:
     """Forks workers. Starts again by itself when it was lost. Use from one event loop."""
 
-    def __init__(self, python: Path, sys_path: Sequence[str], scratch: Path, cpu: int) -> None:
+    def __init__(
+        self,
+        python: Path,
+        sys_path: Sequence[str],
+        scratch: Path,
+        cpu: int,
+        confinement: Confinement | None = None,
+        network: bool = False,
+        devices: Sequence[str] = (),
+    ) -> None:
         self._python = python
+        self._confinement = confinement
+        self._network = network
+        self._devices = tuple(devices)
+        self.confined: Confined | None = None
+        """What the sandbox sees; None for a plain process."""
         self._sys_path = tuple(sys_path)
         self._scratch = scratch
         self._folders: list[Path] = []
         """One for each start: an old zygote may be removing its own while the new one begins."""
         self._cpu = cpu
         self._loop = asyncio.get_running_loop()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
+        self._past: list[Confined] = []
+        """Of sandboxes that were lost: results may still be taken from their folders."""
         self._control: socket.socket | None = None
         self._reader = FrameReader()
         self._ready: asyncio.Future[None] | None = None
@@ -76,11 +110,11 @@ class Zygote:
     # ------------------------------------------------ start and end
 
     async def start(self) -> None:
-        """Raises EnvironmentFailed with the interpreter's own words."""
+        """Raises EnvironmentFailed with the interpreter's own words, SandboxUnavailable with the remedy."""
         async with self._starting:
             if self.is_alive:
                 return
-            self._launch()
+            await self._launch()
             assert self._ready is not None
             try:
                 await asyncio.wait_for(asyncio.shield(self._ready), START_WITHIN_S)
@@ -89,40 +123,74 @@ class Zygote:
                 self._lost()
                 raise EnvironmentFailed(words) from None
 
-    def _launch(self) -> None:
+    async def _launch(self) -> None:
         ours, theirs = socket.socketpair()
         if self._folders:
             self._scratch = self._folders[0].with_name(f"{self._folders[0].name}-{len(self._folders)}")
         self._folders.append(self._scratch)
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._log = self._scratch / "zygote.log"
-        code = _CODE.format(
-            path=list(self._sys_path), descriptor=theirs.fileno(), parent=os.getpid(), scratch=str(self._scratch)
-        )
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FALLOW_"))}
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
-        environment["PYTHONUNBUFFERED"] = "1"
         try:
-            with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
-                    [str(self._python), "-P", "-c", code],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(theirs.fileno(),),
-                    env=environment,
-                    cwd=self._scratch,
-                    start_new_session=True,
-                )
-        except OSError as error:
+            if self._confinement is None:
+                # Pools of one's own: nothing waits for another thread here.
+                self._process = PlainSandbox().start(self._plain_program(theirs.fileno()))
+            else:
+                self._process = await self._start_confined(self._confinement, theirs.fileno())
+        except SandboxUnavailable as error:
             ours.close()
-            raise EnvironmentFailed(f"{self._python} cannot be run: {error}") from None
+            if self._confinement is not None:
+                raise
+            raise EnvironmentFailed(str(error)) from None
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self._control = ours
-        self._reader = FrameReader()
+        self._reader = FrameReader(CONTROL_FRAME_BYTES) if self.confined is not None else FrameReader()
         self._ready = self._loop.create_future()
         self._loop.add_reader(ours.fileno(), self._readable)
+
+    def _code(self, descriptor: int, path: Sequence[str], parent: int, scratch: str) -> tuple[str, ...]:
+        code = _CODE.format(path=list(path), descriptor=descriptor, parent=parent, scratch=scratch)
+        return (str(self._python), "-P", "-c", code)
+
+    def _plain_program(self, descriptor: int) -> Program:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FALLOW_"))}
+        environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
+        environment["PYTHONUNBUFFERED"] = "1"
+        return Program(
+            argv=self._code(descriptor, self._sys_path, os.getpid(), str(self._scratch)),
+            environment=environment,
+            cwd=str(self._scratch),
+            descriptors=(descriptor,),
+            log=str(self._log),
+        )
+
+    async def _start_confined(self, confinement: Confinement, descriptor: int) -> Running:
+        from fallow.agent.confined import PACKAGE, SCRATCH, Confined
+
+        if self._process is not None:
+            await self._loop.run_in_executor(None, self._process.close)
+        if self.confined is not None:
+            self._past.append(self.confined)
+        self.confined = Confined(self._scratch / "inside")
+        environment = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
+        environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
+        environment |= {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "PYTHONUNBUFFERED": "1"}
+        # 0 for the parent: the agent has no number in there.
+        program = Program(
+            argv=self._code(descriptor, (PACKAGE, *self._sys_path), 0, SCRATCH),
+            environment=environment,
+            cwd=SCRATCH,
+            descriptors=(descriptor,),
+            mounts=self.confined.mounts(str(self._python)),
+            limits=confinement.limits,
+            network=self._network,
+            devices=self._devices,
+            log=str(self._log),
+        )
+        return await self._loop.run_in_executor(None, confinement.sandbox.start, program)
 
     def _last_words(self) -> str:
         if self._log is None:
@@ -136,6 +204,9 @@ class Zygote:
         process = self._process
         self._lost()
         if process is None:
+            return
+        if self.confined is not None:
+            await self._loop.run_in_executor(None, self._clean)
             return
         for _ in range(int(END_WITHIN_S / 0.005)):
             if process.poll() is not None:
@@ -155,10 +226,11 @@ class Zygote:
             self._clean()
 
     def _clean(self) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
+        if self._process is not None:
+            self._process.close()
+        for confined in (*self._past, self.confined):
+            if confined is not None:
+                confined.close()
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -184,10 +256,12 @@ class Zygote:
                 future.set_exception(_ZygoteLost(f"{words} while it started a worker. {self._last_words()}"))
         self._spawning.clear()
         workers, self._workers = self._workers, {}
+        if self.confined is not None and process is not None:
+            process.kill()
         for worker in workers.values():
             # Linux kills the worker itself when its parent ends, but not what its task has started.
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if worker.pid:
+                if worker.pid and self.confined is None:
                     os.killpg(worker.pid, signal.SIGKILL)
             worker.ended(-signal.SIGKILL, False, words)
 
@@ -236,12 +310,13 @@ class Zygote:
             os.set_blocking(descriptor, False)
         spawned: asyncio.Future[int] = self._loop.create_future()
         self._spawning[serial] = spawned
-        worker = Process(self, serial, slot, callbacks, ours, shared, out_read, error_read, str(self._scratch))
-        self._workers[serial] = worker
-        cwd = cwd or str(self._scratch / f"worker-{serial}")
-        order = orders.Spawn(
-            serial, cpu or self._cpu, str(self._scratch), tuple(sys_path), cwd, dict(environment or {})
+        worker = Process(
+            self, serial, slot, callbacks, ours, shared, out_read, error_read, str(self._scratch), self.confined
         )
+        self._workers[serial] = worker
+        scratch = str(self._scratch) if self.confined is None else INSIDE_SCRATCH
+        cwd = cwd or f"{scratch}/worker-{serial}"
+        order = orders.Spawn(serial, cpu or self._cpu, scratch, tuple(sys_path), cwd, dict(environment or {}))
         try:
             socket.send_fds(
                 control,
@@ -254,12 +329,23 @@ class Zygote:
             theirs.close()
             for descriptor in (out_write, error_write, shared.descriptor):
                 os.close(descriptor)
-        worker.started(await spawned)
+        if self.confined is not None:  # what runs in there may have been tampered with
+            try:
+                await asyncio.wait_for(asyncio.shield(spawned), START_WITHIN_S)
+            except TimeoutError:
+                self._lost()
+        await spawned
         return worker
 
     def kill_worker(self, serial: int) -> None:
         """SIGKILL to the worker and its group, by the zygote: it knows that the number is still the worker's."""
         self._send(orders.Kill(serial))
+        if self.confined is not None:
+            self._loop.call_later(KILL_WITHIN_S, self._make_sure, serial)
+
+    def _make_sure(self, serial: int) -> None:
+        if serial in self._workers and self.is_alive:
+            self._lost()
 
     def ask_worker(self, serial: int) -> None:
         """SIGTERM to the worker and its group."""
@@ -286,27 +372,36 @@ class Zygote:
             return
         try:
             frames = self._reader.receive(control)
-        except (EOFError, OSError):
+            messages = [orders.decode_from_zygote(body) for body in frames]
+        except (EOFError, OSError, ValueError, msgspec.DecodeError):
+            # (Only one whose memory was tampered with says what cannot be read.)
             self._lost()
             return
-        for body in frames:
-            self._heard(orders.decode_from_zygote(body))
+        for message in messages:
+            self._heard(message)
 
     def _heard(self, message: orders.FromZygote) -> None:
         if isinstance(message, orders.Ready):
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
         elif isinstance(message, orders.Spawned):
-            future = self._spawning.pop(message.serial, None)
-            if future is not None and not future.done():
-                future.set_result(message.pid)
+            pid = self._host_pid(message.pid)
             worker = self._workers.get(message.serial)
             if worker is not None:
-                worker.started(message.pid)
+                worker.started(pid)
+            future = self._spawning.pop(message.serial, None)
+            if future is not None and not future.done():
+                future.set_result(pid)
         else:
             worker = self._workers.pop(message.serial, None)
             if worker is not None:
                 worker.ended(message.status, message.oom, "")
+
+    def _host_pid(self, pid: int) -> int:
+        """0 where it is not known: gone already, or no process of the sandbox."""
+        if self.confined is None or self._process is None:
+            return pid
+        return self._process.host_pid(pid)
 
     # ------------------------------------------------ the watch
 
@@ -342,14 +437,21 @@ class Zygote:
 
 
 async def start_zygote(
-    python: Path | str = "", sys_path: Sequence[str] = (), scratch: Path | str = "", cpu: int = 1
+    python: Path | str = "",
+    sys_path: Sequence[str] = (),
+    scratch: Path | str = "",
+    cpu: int = 1,
+    confinement: Confinement | None = None,
+    network: bool = False,
+    devices: Sequence[str] = (),
 ) -> Zygote:
     """Start a zygote with the interpreter `python` (empty: this one). `scratch`: in it a folder is made, and removed
-    with the zygote's end; workers keep large results there. Raises EnvironmentFailed."""
+    with the zygote's end; workers keep large results there. `confinement`: in a sandbox, with these devices, and with
+    the network where `network` is set. Raises EnvironmentFailed and SandboxUnavailable."""
     parent = Path(scratch or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="zygote-", dir=parent))
-    zygote = Zygote(Path(python or sys.executable), sys_path, folder, cpu)
+    zygote = Zygote(Path(python or sys.executable), sys_path, folder, cpu, confinement, network, devices)
     try:
         await zygote.start()
     except BaseException:

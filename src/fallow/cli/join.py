@@ -24,6 +24,7 @@ from fallow.wire.messages import PoolInfo
 
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class JoinOptions(Struct, frozen=True):
@@ -35,6 +36,8 @@ class JoinOptions(Struct, frozen=True):
     from_file: str = ""
     dry_run: bool = False
     as_json: bool = False
+    own_pool: bool | None = None
+    """None: what the address suggests."""
 
 
 def run_join(wanted: JoinOptions) -> int:
@@ -49,6 +52,7 @@ def run_join(wanted: JoinOptions) -> int:
 
     file = settings_path(agent_home)
     settings = load_settings(file)
+    own = is_loopback(address) if wanted.own_pool is None else wanted.own_pool
     quiet = wanted.dry_run and wanted.as_json
     pool = _wait_for_pool(address, quiet)
     if not wanted.dry_run and write_defaults(file):
@@ -61,7 +65,9 @@ def run_join(wanted: JoinOptions) -> int:
         from fallow.agent.survey import survey
         from fallow.cli.join_show import print_survey
 
-        seen = survey(address, settings, home, wanted.slots, own_pool=False, measured=True)
+        agent_home.mkdir(exist_ok=True, mode=0o700)
+
+        seen = survey(address, settings, agent_home, wanted.slots, own, measure=True)
         print_survey(seen, settings, pool, str(file), wanted.as_json)
         if wanted.dry_run:
             if not wanted.as_json:
@@ -73,10 +79,24 @@ def run_join(wanted: JoinOptions) -> int:
         words = "1 slot" if slots == 1 else f"{slots} slots" if wanted.slots else f"a slot per CPU ({slots})"
         print(f"{name!r} works for the pool {pool.name!r} with {words}. Ctrl-C ends it.", flush=True)
 
-    options = AgentOptions(address=address, name=name, slots=slots, home=agent_home, ready=ready, lending=settings)
+    options = AgentOptions(
+        address=address,
+        name=name,
+        slots=slots,
+        home=agent_home,
+        ready=ready,
+        lending=settings,
+        own_pool=own,
+        sandbox=settings.sandbox,
+    )
     code = run_agent(options)
     print(f"{name!r} has left the pool {pool.name!r}.", flush=True)
     return code
+
+
+def is_loopback(address: PoolAddress) -> bool:
+    """Whether all of the pool's servers are on this machine: then whoever uses it is at this machine too."""
+    return all(server.rpartition(":")[0].strip("[]") in LOOPBACK for server in address.servers)
 
 
 def _wait_for_pool(address: PoolAddress, quiet: bool = False) -> PoolInfo:

@@ -103,10 +103,13 @@ def _sandbox_rows(sandbox: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _score_words(scores: dict[str, Any]) -> str:
-    parts = []
-    for name, value in scores.items():
-        if isinstance(value, float) and value:
-            parts.append(f"{name.replace('_', ' ')} {value:.3g}")
+    parts = [f"a slot runs at {scores['speed']:.2f} of the reference machine"]
+    if scores["memory_bytes_per_s"]:
+        parts.append(f"memory {scores['memory_bytes_per_s'] / 1e9:.1f} GB/s")
+    if scores["disk_bytes_per_s"]:
+        parts.append(f"disk {scores['disk_bytes_per_s'] / 1e6:.0f} MB/s")
+    parts += [f"GPU {speed:,.0f} Gflop/s" for speed in scores["gpus"].values()]
+    parts += [f"GPU not measured: {words}" for words in scores["gpu_words"].values()]
     return ", ".join(parts)
 
 

@@ -118,6 +118,14 @@ def join(
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be lent, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
+    own_pool: Annotated[
+        bool | None,
+        typer.Option(
+            "--own-pool/--strangers",
+            help="Whose jobs come here: your own alone, as plain processes, or anybody's, in a sandbox. Default: "
+            "strangers', unless the pool is on this machine.",
+        ),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Let this machine work for a pool, until Ctrl-C.
@@ -130,7 +138,7 @@ def join(
     set_home(home)
     from fallow.cli.join import JoinOptions, run_join
 
-    raise typer.Exit(run_join(JoinOptions(address, name, slots, from_file, dry_run, as_json)))
+    raise typer.Exit(run_join(JoinOptions(address, name, slots, from_file, dry_run, as_json, own_pool)))
 
 
 @app.command()

@@ -256,10 +256,11 @@ def _limits(changes: list[str], as_json: bool) -> None:
         print_limits(shown, str(file))
         return
     from fallow.agent.settings import find_key
+    from fallow.cli.node_show import value_words
 
     for change in changes:
         key = find_key(change.partition("=")[0].strip())
-        print(f"{key.path} = {shown[key.path]}")
+        print(f"{key.path} = {value_words(shown[key.path])}")
     print(f"Written to {file}; {'in force now' if running else 'in force when an agent starts'}.")
 
 

@@ -37,6 +37,7 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
         )
     for when in ("today", "total"):
         lines.append(f"  {when:<9} {_worked_words(body['worked'][when])}")
+    lines += [f"  watch     {words}" for words in _watch_words(body["watch"])]
     lines += _machine_lines(body["machine"])
     lines.append(f"  sandbox   {_sandbox_words(body['sandbox'])}")
     lines.append(f"  limits    {_limit_words(body['limits'])}")
@@ -59,6 +60,16 @@ def _worked_words(worked: dict[str, Any]) -> str:
     if earn := worked["would_earn"]:
         words += f"; would earn {earn['amount']:.2f} {earn['currency']} ({earn['basis']})"
     return words
+
+
+def _watch_words(owner: dict[str, Any] | None) -> list[str]:
+    """What the watch for the owner has to say beyond the reason of a pause."""
+    if owner is None:
+        return []
+    devices = [
+        f"{name}: {one['reason']}" for name, one in owner["devices"].items() if one["paused"] and name != "cpu"
+    ]
+    return [*owner["notes"], *devices, *owner["troubles"]]
 
 
 def _machine_lines(machine: dict[str, Any]) -> list[str]:
@@ -117,12 +128,12 @@ def print_limits(limits: dict[str, Any], file: str) -> None:
     for key in KEYS:
         value = limits[key.path]
         changed = "*" if value != key.of(defaults) else ""
-        rows.append([changed, key.path, _value_words(value), key.about])
+        rows.append([changed, key.path, value_words(value), key.about])
     print_table(["", "SETTING", "VALUE", "MEANING"], rows, "")
     print(f"\n* set in {file}. Change one: fallow node limits owner.idle='5 min' (nothing after = for the default).")
 
 
-def _value_words(value: Any) -> str:
+def value_words(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):

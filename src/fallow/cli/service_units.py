@@ -30,7 +30,7 @@ def join_command(program: tuple[str, ...], address_file: Path, extra: tuple[str,
 
 def systemd_unit(service: Service) -> str:
     """For ~/.config/systemd/user. Stopping is patient: what is done is handed in first."""
-    command = " ".join(_systemd_word(word) for word in service.command)
+    command = " ".join(_systemd_word(word.replace("$", "$$")) for word in service.command)
     return f"""# Written by `fallow service install`; `fallow service uninstall` removes it.
 [Unit]
 Description=Fallow node: lends this computer while nobody uses it
@@ -55,7 +55,7 @@ WantedBy=default.target
 
 
 def _systemd_word(word: str) -> str:
-    """Quoted for a unit file, where % and $ mean something."""
+    """Quoted for a unit file, where % means something."""
     escaped = word.replace("\\", "\\\\").replace(chr(34), "\\" + chr(34)).replace("%", "%%")
     return f'"{escaped}"' if any(char in word for char in " \t\"'\\;#") else escaped
 

@@ -178,6 +178,7 @@ async def _serve(options: CoordinatorOptions) -> None:
             embedded=options.embedded,
             slots=context.nodes.slot_count() if session.leads else service.peers.pool_slots,
             unix_s=time.time(),
+            strangers=context.nodes.has_strangers() if session.leads else service.peers.pool_strangers,
         )
 
     service = Service(context, pool_info, blobs.sign)

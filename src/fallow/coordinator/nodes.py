@@ -279,6 +279,10 @@ class NodeRegistry:
     def slot_count(self) -> int:
         return sum(entry.spec.slots for entry in self.entries.values() if entry.state is NodeState.ALIVE)
 
+    def has_strangers(self) -> bool:
+        """Whether nodes work here that run nothing without a sandbox."""
+        return any(entry.spec.least_tier > 0 for entry in self.entries.values() if entry.state is NodeState.ALIVE)
+
     def infos(self, now: float) -> tuple[NodeInfo, ...]:
         infos = []
         for entry in self.entries.values():

@@ -478,6 +478,7 @@ class OwnedJob:
             reason_kind=progress.reason_kind,
             slots=self._slots(),
             single=self.spec.single,
+            least_tier=self.spec.least_tier,
         )
 
     def _slots(self) -> int:

@@ -66,6 +66,7 @@ class Peers:
         self.on_lost: Callable[[], None] = lambda: None
         self.on_drain: Callable[[DrainCoordinator, str], None] = lambda message, reply: None
         self.pool_slots = 0
+        self.pool_strangers = False
         self.leader = ""
 
     # ------------------------------------------------------------ from others
@@ -89,6 +90,7 @@ class Peers:
                 self.on_change()
             case PoolState() if message.leader != own:
                 self.pool_slots = message.slots
+                self.pool_strangers = message.strangers
                 self.leader = message.leader
             case Handover():
                 if message.to == own:
@@ -167,7 +169,10 @@ class Peers:
             OwnerReport(self._context.owner, self._seq, () if leaving else jobs, tasks, leaving, wasted_s),
         )
         if self._context.session.leads:
-            state = PoolState(self._context.owner, self._context.session.leader_term, self._context.nodes.slot_count())
+            nodes = self._context.nodes
+            state = PoolState(
+                self._context.owner, self._context.session.leader_term, nodes.slot_count(), nodes.has_strangers()
+            )
             self._context.connection.send(subjects.OWNERS, state)
 
     def _job_report(self, owned: OwnedJob) -> JobReport:

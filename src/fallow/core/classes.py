@@ -26,8 +26,8 @@ SLOT_MASK = (1 << SLOT_BITS) - 1
 LEAST_SPEED, MOST_SPEED = 1e-6, 1e9
 """Nodes may claim anything."""
 
-Need = tuple[str, int, int, GpuSpec]
-"""What decides where a job could run: Python, CPUs, bytes of memory, GPUs."""
+Need = tuple[str, int, int, GpuSpec, int, bool]
+"""What decides where a job could run: Python, CPUs, bytes of memory, GPUs, least tier of sandbox, network."""
 
 
 class PlannedJob:
@@ -58,7 +58,15 @@ class PlannedJob:
         self.gpus = self.gpu.count
         """Devices that a group needs, whole ones or a part of one."""
         self.whole_gpus = self.gpus if self.gpu.share >= 1 else 0
-        self.need: Need = (spec.env.python, self.cpu, spec.resources.memory_bytes, spec.resources.gpu)
+        need = spec.resources
+        self.need: Need = (
+            spec.env.python,
+            self.cpu,
+            need.memory_bytes,
+            need.gpu,
+            spec.least_tier,
+            spec.network,
+        )
         self.refused = demand.refused
         self.is_plain = not demand.refused and not spec.max_nodes
         """All nodes of a class are the same to it."""
@@ -137,7 +145,8 @@ class PlannedNode:
 
 
 class NodeClass:
-    """Nodes with the same slots, Pythons and devices, and nearly the same speed and memory (within an eighth)."""
+    """Nodes with the same slots, Pythons, devices and sandboxes, and nearly the same speed and memory (within an
+    eighth)."""
 
     __slots__ = (
         "_gpu_speed",
@@ -215,7 +224,7 @@ def nothing(slots: int) -> tuple[None, ...]:
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, devices, speed, bounds of memory): nodes with equal keys are of one class."""
+    """(slots, Pythons, devices, sandboxes, speed, bounds of memory): nodes with equal keys are of one class."""
     shift = max(0, spec.memory_bytes.bit_length() - 3)
     low = (spec.memory_bytes >> shift) << shift
     devices = (
@@ -223,7 +232,8 @@ def class_key(spec: NodeSpec) -> tuple[object, ...]:
         if spec.devices
         else ()
     )
-    return spec.slots, spec.pythons, devices, speed_step(spec.speed), low, low + (1 << shift) - 1
+    walls = (spec.tier, spec.least_tier, spec.network)
+    return spec.slots, spec.pythons, devices, walls, speed_step(spec.speed), low, low + (1 << shift) - 1
 
 
 def speed_step(speed: float) -> int:

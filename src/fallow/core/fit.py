@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fallow.core.gpus import room
 from fallow.model.job import GpuSpec, JobSpec
 from fallow.model.node import Device, NodeSpec
+from fallow.model.tiers import Tier
 
 
 def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
@@ -14,6 +15,8 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
     need = spec.resources
     if spec.env.python and spec.env.python not in node.pythons:
         return f"needs Python {spec.env.python}, and {node.name} has {', '.join(node.pythons)}"
+    if reason := _tier_misfit(spec, node):
+        return reason
     if need.cpu > node.slots:
         return f"needs {need.cpu} CPUs, and {node.name} lends {node.slots}"
     if need.memory_bytes > node.memory_bytes:
@@ -38,6 +41,24 @@ def _device_words(devices: Sequence[Device]) -> str:
         )
         or "no GPU"
     )
+
+
+def _tier_misfit(spec: JobSpec, node: NodeSpec) -> str | None:
+    if spec.least_tier > node.tier:
+        return f"needs a sandbox of the tier {_word(spec.least_tier)!r}, and {node.name} gives {_word(node.tier)!r}"
+    if spec.least_tier == Tier.PROCESS and node.least_tier > Tier.PROCESS:
+        # What comes back from there is read as plain data, which a job must have asked for.
+        return (
+            f"asks for no sandbox, and {node.name} is lent by a stranger and runs nothing without one: "
+            "sandbox='isolated' lets it run there"
+        )
+    if spec.network and spec.least_tier > Tier.PROCESS and not node.network:
+        return f"needs the network inside its sandbox, and {node.name} does not lend it"
+    return None
+
+
+def _word(tier: int) -> str:
+    return Tier(tier).word if tier in Tier.__members__.values() else str(tier)
 
 
 def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:

@@ -149,3 +149,5 @@ class JobInfo(Struct, frozen=True):
     """Slots that work on it now."""
     single: bool = False
     """One spawned call, not a map."""
+    least_tier: int = 0
+    """As its JobSpec has it: above PROCESS its results are plain data."""

@@ -14,7 +14,7 @@ import secrets
 import select
 import subprocess
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -239,7 +239,7 @@ class _Start:
             if not children(self._process.pid) and self._process.wait(START_WITHIN_S):
                 self._refuse("bubblewrap could not set up the sandbox", log)
 
-    def _refuse(self, what: str, log: int) -> Any:
+    def _refuse(self, what: str, log: int) -> NoReturn:
         words = _read_until(log, b"", 1.0).decode(errors="replace").strip()[-1000:]
         raise SandboxUnavailable(f"{what}: {words or 'it said nothing'}.", remedy_for(words))
 

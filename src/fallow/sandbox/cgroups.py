@@ -1,8 +1,8 @@
 """Control groups, versions 1, 2 and hybrid: memory, processes and CPU share of one sandbox together.
 
 A group is made for each sandbox and removed with it. As root it lies below the agent's own group (version 1) or below
-the root of the tree (version 2); a plain user needs a delegated version 2 tree (`Delegate=yes` in a systemd unit), and the
-agent then moves itself into a leaf of its own, since a group with processes cannot hand out controllers.
+the root of the tree (version 2); a plain user needs a delegated version 2 tree (`Delegate=yes` in a systemd unit), and
+the agent then moves itself into a leaf of its own, since a group with processes cannot hand out controllers.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _version_2(root: Path, own: str) -> Place | None:
             else:
                 _move_into_leaf(base)
             _hand_out(parent, offered)
-            return Place(2, {name: parent for name in offered})
+            return Place(2, dict.fromkeys(offered, parent))
     return None
 
 

@@ -30,8 +30,8 @@ AUTOMATIC = ("bubblewrap",)
 
 
 def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
-    """The backend to use, probed. `own_pool`: every customer is oneself, and a plain process will do unless a backend is
-    named.
+    """The backend to use, probed. `own_pool`: every customer is oneself, and a plain process will do unless a
+    backend is named.
 
     Raises SandboxUnavailable with what would help, where it does not work or is below the least tier.
     """
@@ -50,7 +50,7 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
         sandbox = BACKENDS[name](settings)
         if sandbox.tier < least:
             raise SandboxUnavailable(
-                f"Strangers' code runs here in the tier '{least.word}' or above, and {name} gives '{sandbox.tier.word}'.",
+                f"Strangers' code runs here in the tier '{least.word}' or above; {name} gives '{sandbox.tier.word}'.",
                 "Choose another backend, or, for a pool whose every customer is yourself, say --own-pool.",
             )
         probe = sandbox.probe()

@@ -1,4 +1,4 @@
-"""Whom a sandboxed program runs as on the host: the agent's user, or, where that is root, a user that nothing else is."""
+"""Whom a sandboxed program runs as on the host: the agent's user, or, for root, a user that nothing else is."""
 
 from __future__ import annotations
 

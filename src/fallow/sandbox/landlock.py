@@ -1,7 +1,7 @@
 """Landlock for the calling process and all that it starts: which files, ports and neighbours it may reach.
 
-Standard library only, for any Python from 3.9: the launcher loads it inside the sandbox. It stands behind the mounts and
-namespaces: a file that a mistake there lets in is still refused here.
+Standard library only, for any Python from 3.9: the launcher loads it inside the sandbox. It stands behind the mounts
+and namespaces: a file that a mistake there lets in is still refused here.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -I -S launcher.py STATUS_FD PLAN_FD
 
-PLAN_FD holds JSON: not arguments nor environment, which other users of the machine could read. Standard library only, for
-any Python from 3.9; it runs by its path, beside landlock.py. What goes wrong is written to STATUS_FD, which otherwise
-closes as the program starts.
+PLAN_FD holds JSON: not arguments nor environment, which other users of the machine could read. Standard library only,
+for any Python from 3.9; it runs by its path, beside landlock.py. What goes wrong is written to STATUS_FD,
+which otherwise closes as the program starts.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def _close_all_but(kept: set) -> None:  # type: ignore[type-arg]
                 pass
 
 
-def _limit(which: int, value: int) -> None:
+def _limit(which: int | None, value: int) -> None:
     """Never above what the machine allows already."""
+    if which is None:
+        return
     hard = resource.getrlimit(which)[1]
     bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(which, (bound, bound))

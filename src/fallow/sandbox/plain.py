@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 
-import psutil
-
 from fallow.model.errors import SandboxUnavailable
 from fallow.model.tiers import Tier
 from fallow.sandbox.protocol import Layer, Probe, Program
@@ -74,6 +72,8 @@ class PlainRunning:
 
     def kill(self) -> None:
         """What it has started is found by its parents and its process group: a plain process can slip away."""
+        import psutil  # 15 ms, and seldom needed: a pool of one's own starts through this module
+
         below: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
             below = psutil.Process(self._process.pid).children(recursive=True)
@@ -85,6 +85,8 @@ class PlainRunning:
                 process.kill()
 
     def host_pid(self, inner_pid: int) -> int:
+        import psutil
+
         return inner_pid if psutil.pid_exists(inner_pid) else 0
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """The one thread that starts sandboxes.
 
-One thread, because a parent-death signal is sent when the *thread* that forked ends: this one lives as long as the agent.
-Where the agent is root it also has a mount namespace of its own, in which what the unprivileged user could not walk to
-(an interpreter or folder below /root) is bound to a place that it can; the machine's own mounts stay as they are.
+One thread, because a parent-death signal is sent when the *thread* that forked ends: this one lives as long as the
+agent. Where the agent is root it also has a mount namespace of its own: what the unprivileged user could not walk to
+(an interpreter or folder below root's home) is bound there to a place that it can. The machine's own mounts stay as
+they are.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ class Spawner:
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """As subprocess.Popen."""
-        return self._threads.submit(subprocess.Popen, command, **options).result()
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, **options)
+
+        return self._threads.submit(start).result()
 
     def stage(self, paths: Sequence[str]) -> dict[str, str]:
         """Where `popen`ed programs of any user find these; those that they can reach anyway are left out.

@@ -45,6 +45,8 @@ class App:
         env: Env | None = None,
         max_nodes: int | None = None,
         speculate: bool = True,
+        sandbox: str | None = None,
+        network: bool = False,
         name: str | None = None,
     ) -> Callable[[Callable[P, R]], Function[P, R]]: ...
 
@@ -54,7 +56,10 @@ class App:
         timeout: seconds per task. retries: attempts after the first for tasks that raise or run out of time, a number
         or fallow.Retry(...). cpu: CPU slots of one task. memory: limit of one worker, '2GB'. gpu: '24GB', 'H100:2', a
         list of models, or a part of one (0.25, 'A100:0.5'). env: fallow.Env(...). max_nodes: nodes that work on one job
-        at most. speculate=False: no task is run twice at the end to save time."""
+        at most. speculate=False: no task is run twice at the end to save time. sandbox: the least that it runs in:
+        'process' (machines of one's own alone), 'isolated', 'kernel' or 'machine'; results out of a sandbox are plain
+        data. Left out, it is 'isolated' where the pool has strangers' machines. network=True: public addresses from
+        inside the sandbox."""
         checked = self._options(options)
 
         def decorate(fn: Callable[..., Any]) -> Function[Any, Any]:
@@ -87,7 +92,8 @@ class App:
         except TypeError as error:
             words = str(error).replace("read_options()", "@app.function")
             raise SettingError(
-                f"{words}. The options are timeout, retries, cpu, memory, gpu, env, max_nodes, speculate and name."
+                f"{words}. The options are timeout, retries, cpu, memory, gpu, env, max_nodes, speculate, sandbox, "
+                "network and name."
             ) from None
         if checked.env is None and self.env is not None:
             checked = checked.updated(env=self.env)

@@ -34,7 +34,7 @@ from fallow.wire.messages import (
     SubmitJob,
     SyncCalls,
 )
-from fallow.wire.page import Failure, decode_page, encode_inputs
+from fallow.wire.page import Failure, PageError, decode_page, encode_inputs
 
 if TYPE_CHECKING:
     from fallow.sdk.client import Client
@@ -64,6 +64,7 @@ class Calls:
         self.spec = spec
         self.job_id = spec.job_id
         self.name = spec.name
+        self._plain = spec.least_tier > 0
         self.ended: BaseException | None = None
         self.epoch = 0
         self._printer = printer
@@ -91,7 +92,7 @@ class Calls:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call and wait for it."""
-        reply = Reply()
+        reply = Reply(self._plain)
         # Encoded here: errors are the caller's, and the loop stays free.
         self._enqueue(reply, None, _encode_call((args, kwargs)))
         try:
@@ -330,7 +331,9 @@ class Calls:
             sinks = [self._take(index) for index in range(start, stop)]
         self._received.add(start, stop)
         try:
-            items = decode_page(buffer)
+            items = decode_page(buffer, self._plain)
+            if not shift <= start < stop <= shift + len(items):
+                raise PageError(f"a page of {len(items)} results came for the calls {start} to {stop - 1}")
         except Exception as error:
             for one in sinks:
                 if one is not None:
@@ -344,7 +347,7 @@ class Calls:
                 continue
             item = items[index - shift]
             if type(item) is Failure:
-                one.set_exception(task_exception(item, -1, self.name))
+                one.set_exception(task_exception(item, -1, self.name, self._plain))
             else:
                 one.set_result(item)
 

@@ -175,7 +175,7 @@ class Executor(StandardExecutor):
         job = start_map(call)
         stream = ResultStream(job)
         stream.prefetch()
-        live = _Map(stream, Reading(function.name, False), self, after)
+        live = _Map(stream, Reading(function.name, False, job.spec.least_tier > 0), self, after)
         with self._lock:
             self._maps.add(live)
         return live

@@ -83,10 +83,13 @@ def ending(state: str, reason: str, reason_kind: str, name: str) -> JobError | N
     return None
 
 
-def task_exception(failure: Failure, index: int, name: str) -> BaseException:
-    """The exception of task `index` (-1: a single call) of the function `name`."""
+def task_exception(failure: Failure, index: int, name: str, plain: bool = False) -> BaseException:
+    """The exception of task `index` (-1: a single call) of the function `name`. `plain`: a stranger may have written
+    the failure, so that nothing of it is unpickled."""
+    if plain:
+        failure = _printable(failure)
     if failure.kind == "raised":
-        error = _original(failure)
+        error = _builtin(failure) if plain else _original(failure)
         if error is None:
             error = RemoteError(f"{failure.type_name}: {failure.message}", index, failure.traceback)
     elif failure.kind == "unserialisable":
@@ -112,6 +115,60 @@ def fault_exception(fault: FaultPage, name: str, *, single: bool = False) -> Bas
     if index >= 0:
         error.add_note(f"In task {index} of {name}.")
     return error
+
+
+_BUILTIN = {
+    kind.__name__: kind
+    for kind in (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        BufferError,
+        EOFError,
+        FileExistsError,
+        FileNotFoundError,
+        FloatingPointError,
+        ImportError,
+        IndexError,
+        KeyError,
+        LookupError,
+        MemoryError,
+        ModuleNotFoundError,
+        NameError,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        PermissionError,
+        RecursionError,
+        ReferenceError,
+        RuntimeError,
+        TimeoutError,
+        TypeError,
+        UnboundLocalError,
+        ValueError,
+        ZeroDivisionError,
+    )
+}
+"""Exceptions that a stranger's failure may name; all others come as RemoteError. None of them ends a program, as
+SystemExit would."""
+_TEXT_LIMIT = 64 * 1024
+
+
+def _builtin(failure: Failure) -> BaseException | None:
+    kind = _BUILTIN.get(failure.type_name)
+    return kind(failure.message) if kind is not None else None
+
+
+def _printable(failure: Failure) -> Failure:
+    """Without bytes of an exception, and without what would steer a terminal."""
+    from msgspec.structs import replace
+
+    texts = {
+        name: "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text[:_TEXT_LIMIT])
+        for name in ("kind", "type_name", "message", "traceback")
+        if isinstance(text := getattr(failure, name), str)
+    }
+    return replace(failure, exception=None, **texts)
 
 
 def _original(failure: Failure) -> BaseException | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fallow.model.errors import JobError, SettingError
 from fallow.model.ids import ClientId, JobId
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
+from fallow.model.tiers import Tier
 from fallow.sdk.client import Client, get_client
 from fallow.sdk.function import Twin
 
@@ -37,7 +38,11 @@ class JobHandle:
         single: bool = False,
         job: MapJob | None = None,
         after: Callable[[], None] | None = None,
+        least_tier: int = -1,
     ) -> None:
+        tier = job.spec.least_tier if job is not None else least_tier
+        self._plain = tier != Tier.PROCESS
+        """Results are read as plain data; so they are where it is not known what the job asked for."""
         self.id = job_id
         self.name = name
         self._single = single
@@ -84,7 +89,7 @@ class JobHandle:
         from fallow.sdk.results import Reading, iterate_async
 
         stream = self._stream(start, stop)
-        async for item in iterate_async(stream, Reading(self.name, return_exceptions)):
+        async for item in iterate_async(stream, Reading(self.name, return_exceptions, self._plain)):
             yield item
 
     def result(self, index: int, timeout: float | None = None) -> Any:
@@ -117,7 +122,7 @@ class JobHandle:
                     raise
                 raise TimeoutError(f"{self.name} ({self.id}) has not ended within {timeout:g} s; it goes on.") from None
 
-        parts = iterate_parts(self._stream(start, stop), Reading(self.name, return_exceptions), _nothing, wait)
+        parts = iterate_parts(self._stream(start, stop), Reading(self.name, return_exceptions, self._plain), _nothing, wait)
         return itertools.chain.from_iterable(parts)
 
     def _finished(self) -> None:
@@ -241,7 +246,7 @@ def job(text: str) -> JobHandle:
         raise SettingError(f"fallow.job({text!r}): give the id or the name of a job.")
     client = get_client().ready()
     info = client.submit_blocking(client.ask(subjects.POOL, FindJob(text))).info
-    return JobHandle(client, info.job_id, info.name, single=info.single)
+    return JobHandle(client, info.job_id, info.name, single=info.single, least_tier=info.least_tier)
 
 
 def jobs(limit: int = 100, *, active: bool = False) -> list[JobInfo]:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from fallow.model.errors import SettingError
 from fallow.model.job import GpuSpec, Resources, RetryPolicy
+from fallow.model.tiers import TIER_WORDS
 
 if TYPE_CHECKING:
     from fallow.sdk.env import Env
@@ -68,6 +69,9 @@ class Options(Struct, frozen=True):
     env: Env | None = None
     max_nodes: int = 0
     speculate: bool = True
+    least_tier: int = -1
+    """Of the sandbox (model.tiers.Tier); -1: as the pool needs it, see specs.make_spec."""
+    network: bool = False
 
     def updated(self, **changes: Any) -> Options:
         """The same with other settings, given as to `read_options`."""
@@ -77,7 +81,9 @@ class Options(Struct, frozen=True):
             names += ["timeout_s"]
         if "retries" in changes:
             names += ["retry", "retry_on"]
-        names += [name for name in ("env", "max_nodes", "speculate") if name in changes]
+        names += [name for name in ("env", "max_nodes", "speculate", "network") if name in changes]
+        if "sandbox" in changes:
+            names += ["least_tier"]
         result = replace(self, **{name: getattr(fresh, name) for name in names})
         parts = {"cpu": "cpu", "memory": "memory_bytes", "gpu": "gpu"}
         new = {part: getattr(fresh.resources, part) for key, part in parts.items() if key in changes}
@@ -97,6 +103,8 @@ def read_options(
     env: Env | None = None,
     max_nodes: int | None = None,
     speculate: bool = True,
+    sandbox: str | None = None,
+    network: bool = False,
 ) -> Options:
     """Check what the user set. Raises SettingError that says what is wrong and what is expected."""
     retry = retries if isinstance(retries, Retry) else Retry(_retries(retries), backoff_s=0.0)
@@ -112,7 +120,25 @@ def read_options(
         env=_env(env),
         max_nodes=_whole("max_nodes", max_nodes, 1, 1_000_000) if max_nodes is not None else 0,
         speculate=bool(speculate),
+        least_tier=read_sandbox(sandbox),
+        network=_flag("network", network),
     )
+
+
+def read_sandbox(value: str | None) -> int:
+    """The tier by its word; -1 for None."""
+    if value is None:
+        return -1
+    tier = TIER_WORDS.get(value) if isinstance(value, str) else None
+    if tier is None:
+        raise SettingError(f"sandbox={value!r}: write one of {', '.join(map(repr, TIER_WORDS))}.")
+    return int(tier)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={value!r}: write True or False.")
+    return value
 
 
 def read_size(name: str, value: str | int) -> int:

@@ -6,7 +6,7 @@ import threading
 from typing import Any, Protocol
 
 from fallow.sdk.failures import task_exception
-from fallow.wire.page import Failure, decode_page
+from fallow.wire.page import Failure, PageError, decode_page
 
 
 class Sink(Protocol):
@@ -22,9 +22,10 @@ class Sink(Protocol):
 class Reply:
     """What a thread that waits for one call waits on: a lock is all it takes."""
 
-    __slots__ = ("_error", "_lock", "_page", "index")
+    __slots__ = ("_error", "_lock", "_page", "index", "plain")
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
+        self.plain = plain
         self._lock = threading.Lock()
         self._lock.acquire()
         self._page: tuple[Any, int] | None = None
@@ -53,7 +54,10 @@ class Reply:
             assert self._error is not None
             raise self._error
         buffer, offset = self._page
-        item = decode_page(buffer)[offset]
+        items = decode_page(buffer, self.plain)
+        if not 0 <= offset < len(items):
+            raise PageError(f"a page of {len(items)} results came for the one at {offset}")
+        item = items[offset]
         if type(item) is Failure:
-            raise task_exception(item, -1, name)
+            raise task_exception(item, -1, name, self.plain)
         return item

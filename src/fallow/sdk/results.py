@@ -10,7 +10,7 @@ from typing import Any
 
 from fallow.sdk.failures import fault_exception, task_exception
 from fallow.sdk.mapjob import Batch, MapJob, Part
-from fallow.wire.page import Failure, decode_page
+from fallow.wire.page import Failure, PageError, decode_page
 
 
 class ResultStream:
@@ -69,19 +69,23 @@ class ResultStream:
 class Reading:
     """How a caller wants to see failures."""
 
-    def __init__(self, name: str, return_exceptions: bool) -> None:
+    def __init__(self, name: str, return_exceptions: bool, plain: bool) -> None:
         self.name = name
+        self.plain = plain
+        """The job may run on strangers' machines: what they say is data, and is checked."""
         self.return_exceptions = return_exceptions
 
     def items(self, part: Part) -> Iterator[Any]:
         """An iterator over the results of the part. Items that failed raise from it, and it can go on after that."""
         if part.fault is not None:
             return _Failing(iter((None,)), part.start, self, fault_exception(part.fault, self.name))
-        items = decode_page(part.buffer)
+        items = decode_page(part.buffer, self.plain)
         low, high = part.start - part.page_start, part.stop - part.page_start
+        if self.plain and not 0 <= low <= high <= len(items):
+            raise PageError(f"a page of {len(items)} results came for the tasks {part.start} to {part.stop - 1}")
         if low or high != len(items):
             items = items[low:high]
-        if part.failed_count:
+        if part.failed_count or self.plain:
             return _Failing(iter(items), part.start, self)
         return iter(items)
 
@@ -106,7 +110,7 @@ class _Failing:
         if self._fault is not None:
             error: BaseException = self._fault
         elif type(item) is Failure:
-            error = task_exception(item, self._index, self._reading.name)
+            error = task_exception(item, self._index, self._reading.name, self._reading.plain)
         else:
             return item
         if self._reading.return_exceptions:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobKind, JobSpec
+from fallow.model.tiers import Tier
 from fallow.sdk.env import env_spec
 from fallow.sdk.modules import zip_local_modules
 from fallow.sdk.options import Options
@@ -65,7 +66,19 @@ def make_spec(
         created_unix_s=time.time(),
         page_tasks=page_tasks,
         single=single,
+        least_tier=_least_tier(client, options),
+        network=options.network,
     )
+
+
+def _least_tier(client: Client, options: Options) -> int:
+    """What the function asks for. Where it does not say: a sandbox on a pool with strangers' machines, since their
+    results must not be unpickled here; none on a pool of one's own, which a script's own pool always is."""
+    if options.least_tier >= 0:
+        return options.least_tier
+    if client.found is not None and client.found.embedded is not None:
+        return Tier.PROCESS
+    return Tier.ISOLATED if client.ready().info.strangers else Tier.PROCESS
 
 
 def dump_payload(

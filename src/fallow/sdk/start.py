@@ -145,7 +145,7 @@ def _run_attached(call: MapCall, after: Callable[[], None] | None = None) -> Any
     job = start_map(call)
     stream = ResultStream(job, ordered=call.ordered)
     stream.prefetch()
-    reading = Reading(call.label, call.return_exceptions)
+    reading = Reading(call.label, call.return_exceptions, job.spec.least_tier > 0)
 
     def done(ended: bool) -> None:
         job.close(cancel=not ended)
@@ -177,7 +177,7 @@ def _run_detached(call: MapCall) -> Any:
         raise
     if job.input_error is not None:
         raise job.input_error
-    return JobHandle(job.client, job.job_id, job.spec.name)
+    return JobHandle(job.client, job.job_id, job.spec.name, least_tier=job.spec.least_tier)
 
 
 def _refuse_detached(client: Client, detached: bool) -> None:
@@ -234,7 +234,7 @@ async def map_async(
         return
     job = await asyncio.to_thread(start_map, call)
     stream = ResultStream(job, ordered=call.ordered)
-    results = iterate_async(stream, Reading(call.label, call.return_exceptions))
+    results = iterate_async(stream, Reading(call.label, call.return_exceptions, job.spec.least_tier > 0))
     try:
         async for item in results:
             yield item

@@ -197,6 +197,8 @@ class PoolInfo(Msg, frozen=True):
     embedded: bool = False
     slots: int = 0
     unix_s: float = 0.0
+    strangers: bool = False
+    """Some of its nodes are lent by strangers: they run nothing without a sandbox."""
 
 
 class Submitted(Msg, frozen=True):
@@ -573,6 +575,7 @@ class PoolState(Msg, frozen=True):
     leader: str
     epoch: int
     slots: int
+    strangers: bool = False
 
 
 class Handover(Msg, frozen=True):

@@ -3,7 +3,8 @@
 A page is a header, a body and tables, all little-endian:
 
     header   24 bytes: b"FP", version, kind, failures length (u32), body length (u64), number of buffers (u32), zeros
-    body     RANGE: start, stop, step as int64. PLAIN: msgpack list. PICKLE: one pickle (protocol 5) of the list
+    body     RANGE: start, stop, step as int64. PLAIN: msgpack list. PICKLE: one pickle (protocol 5) of the list.
+             DATA: as wire.plain has it, for results of jobs that may run on strangers' machines
     failures msgpack map from offset in the page to Failure (results only); the items there are None in the body
     table    PICKLE: (offset, length) as u64 of every out-of-band buffer; the buffers start at multiples of 64
 
@@ -17,17 +18,20 @@ import pickle
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from fallow.model.errors import UnserialisableError, UnserialisableInput, UnserialisableResult
 
+if TYPE_CHECKING:
+    from fallow.wire.plain import NotPlain
+
 _Error = TypeVar("_Error", bound=UnserialisableError)
 Buffer = bytes | bytearray | memoryview
 
-RANGE, PLAIN, PICKLE = 0, 1, 2
+RANGE, PLAIN, PICKLE, DATA = 0, 1, 2, 3
 
 _HEADER = struct.Struct("<2sBBIQI4x")
 _SPAN = struct.Struct("<qqq")
@@ -48,6 +52,10 @@ WRITABLE_COPY_BYTES = 512 * 1024
 
 class PageError(ValueError):
     """Bytes that are no page, or one of a newer version."""
+
+
+class NotPlainPage(PageError):
+    """A page that would run code when it is decoded, where plain data alone may come."""
 
 
 class Failure(Struct, frozen=True, array_like=True):
@@ -86,8 +94,11 @@ def encode_inputs(items: Sequence[object]) -> list[Buffer]:
         raise _name_item(items, error, UnserialisableInput, "input") from None
 
 
-def encode_results(values: list[object], failures: Mapping[int, Failure] | None = None) -> list[Buffer]:
+def encode_results(
+    values: list[object], failures: Mapping[int, Failure] | None = None, plain: bool = False
+) -> list[Buffer]:
     """Encode results as segments. `failures`: by offset in `values`; what the list holds there does not matter.
+    `plain`: as plain data alone.
 
     Raises UnserialisableResult that names the first item that cannot be encoded; see `split_unserialisable`."""
     tail = b""
@@ -96,15 +107,24 @@ def encode_results(values: list[object], failures: Mapping[int, Failure] | None 
         values = list(values)
         for offset in failures:
             values[offset] = None
+    if plain:
+        return _encode_data(values, tail)
     try:
         return _encode(values, tail)
     except _NotSerialisable as error:
         raise _name_item(values, error, UnserialisableResult, "result") from None
 
 
-def split_unserialisable(values: Sequence[object], named: int = 16) -> dict[int, UnserialisableResult]:
+def split_unserialisable(
+    values: Sequence[object], named: int = 16, plain: bool = False
+) -> dict[int, UnserialisableResult]:
     """Every value that cannot be encoded, by offset; the first `named` say which object inside is to blame."""
     bad: dict[int, UnserialisableResult] = {}
+    if plain:
+        from fallow.wire.plain import find_not_plain
+
+        found = {offset: find_not_plain(value) for offset, value in enumerate(values)}
+        return {offset: _blame_plain(error, offset) for offset, error in found.items() if error is not None}
     for offset, value in enumerate(values):
         try:
             _pickle([value])
@@ -116,19 +136,24 @@ def split_unserialisable(values: Sequence[object], named: int = 16) -> dict[int,
     return bad
 
 
-def decode_page(buffer: Buffer | Any) -> Sequence[object]:
+def decode_page(buffer: Buffer | Any, plain: bool = False) -> Sequence[object]:
     """The items of a page: a list, or a range. Failures appear as Failure objects. Large arrays lie in `buffer`
     itself, which must stay unchanged while they live; they are read-only where it is (but see WRITABLE_COPY_BYTES).
+    `plain`: the bytes may be a stranger's, so nothing is unpickled, whatever they say of themselves.
 
-    Raises PageError for what is no page, and whatever unpickling raises (such as ModuleNotFoundError)."""
+    Raises PageError for what is no page, NotPlainPage, and whatever unpickling raises (as ModuleNotFoundError)."""
     view = memoryview(buffer).cast("B")
     kind, failures_size, body_size, count = _read_header(view)
+    if plain:
+        return _decode_data(view, kind, failures_size, body_size)
     body_end = _HEADER.size + body_size
     body = view[_HEADER.size : body_end]
     if kind == RANGE:
         return range(*_SPAN.unpack(body))
     if kind == PLAIN:
         items: list[object] = _decode_plain(body)
+    elif kind == DATA:
+        return _decode_data(view, kind, failures_size, body_size)
     else:
         if count and view.readonly and len(view) <= WRITABLE_COPY_BYTES:
             view = memoryview(bytearray(view))
@@ -141,9 +166,60 @@ def decode_page(buffer: Buffer | Any) -> Sequence[object]:
     return items
 
 
+def _decode_data(view: memoryview, kind: int, failures_size: int, body_size: int) -> Sequence[object]:
+    from fallow.wire.plain import PlainError, decode_plain
+
+    if kind not in (PLAIN, DATA):
+        raise NotPlainPage(
+            "a machine that may be a stranger's answered with more than plain data; it was not opened. "
+            "Whoever runs that machine has changed what came of the task, or runs another version of Fallow."
+        )
+    body_end = _HEADER.size + body_size
+    try:
+        items = decode_plain(view[_HEADER.size : body_end])
+        failures = _decode_failures(view[body_end : body_end + failures_size]) if failures_size else {}
+    except (PlainError, msgspec.MsgspecError) as error:
+        raise PageError(str(error)) from None
+    for offset, failure in failures.items():
+        if not 0 <= offset < len(items):
+            raise PageError(f"the page names a failure at {offset} of {len(items)} items")
+        items[offset] = failure
+    return items
+
+
 def page_is_plain(buffer: Buffer | Any) -> bool:
     """Say whether decoding the page runs nobody's code (exceptions inside failures stay pickled)."""
     return _read_header(memoryview(buffer).cast("B"))[0] != PICKLE
+
+
+def _encode_data(values: list[object], failures: bytes) -> list[Buffer]:
+    from fallow.wire.plain import NotPlain, encode_plain
+
+    kind = PLAIN
+    try:
+        if not set(map(type, values)) <= _PLAIN_TYPES:
+            raise OverflowError
+        body = _encode_msgpack(values)
+    except (OverflowError, UnicodeEncodeError, msgspec.MsgspecError):
+        kind = DATA
+        try:
+            body = encode_plain(values)
+        except NotPlain:
+            bad = split_unserialisable(values, plain=True)
+            raise next(iter(bad.values())) from None
+    return _join(_HEADER.pack(_MAGIC, _VERSION, kind, len(failures), len(body), 0), body, failures)
+
+
+def _blame_plain(error: NotPlain, offset: int) -> UnserialisableResult:
+    from fallow.wire.plain import RETURN_INSTEAD
+
+    path = f"the result{' -> ' + error.where if error.where else ''}"
+    return UnserialisableResult(
+        f"{path} is {error.what}. A job in a sandbox may run on strangers' machines, whose results are read as plain "
+        f"data only: {RETURN_INSTEAD}.",
+        path,
+        offset,
+    )
 
 
 def page_size(segments: Sequence[Buffer]) -> int:
@@ -155,7 +231,7 @@ def _read_header(view: memoryview) -> tuple[int, int, int, int]:
     if len(view) < _HEADER.size:
         raise PageError(f"a page has at least {_HEADER.size} bytes; these are {len(view)}")
     magic, version, kind, failures_size, body_size, count = _HEADER.unpack_from(view)
-    if magic != _MAGIC or version != _VERSION or kind > PICKLE:
+    if magic != _MAGIC or version != _VERSION or kind > DATA:
         raise PageError("these bytes are no page that this version of Fallow knows")
     if len(view) < _HEADER.size + body_size + failures_size + count * _ENTRY.size:
         raise PageError("the page is cut short")

@@ -18,9 +18,10 @@ def frame(body: bytes) -> bytes:
 
 
 class FrameReader:
-    """Collects what a socket gives into frames."""
+    """Collects what a socket gives into frames. One of more than `most` bytes raises ValueError before it is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_FRAME_BYTES) -> None:
+        self._most = most
         self._buffer = bytearray(_READ_BYTES)
         self._start = 0
         self._end = 0
@@ -53,6 +54,8 @@ class FrameReader:
         frames: list[bytes] = []
         while self._end - self._start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._buffer, self._start)
+            if size > self._most:
+                raise ValueError(f"a frame of {size:,} bytes is over the limit of {self._most:,}")
             stop = self._start + _LENGTH.size + size
             if stop > self._end:
                 break

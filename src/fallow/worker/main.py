@@ -109,6 +109,7 @@ class Worker:
     def _run(self, order: orders.Run) -> None:
         words = self._words
         function = self._function(order)
+        self._writer.plain = order.plain
         outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s)
         words[PHASE] = RUNNING
         state.begin(order)

@@ -58,6 +58,8 @@ class Run(_Frame):
     reduce: bool = False
     checkpoints: tuple[tuple[int, Blob], ...] = ()
     """(task, its saved state)"""
+    plain: bool = False
+    """Results and failures go out as plain data (see wire.plain)."""
 
 
 class Tell(_Frame):

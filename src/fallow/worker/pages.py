@@ -27,6 +27,8 @@ class PageWriter:
         self._prefix = prefix
         self._serial = 0
         self._item_bytes: float = _FIRST_GUESS_BYTES
+        self.plain = False
+        """As plain data alone; set for each order."""
 
     def write(
         self, start: int, values: list[Any], failures: Mapping[int, Failure], strict: bool = False
@@ -41,7 +43,7 @@ class PageWriter:
                 part = values[at : at + count] if at or count < len(values) else values
                 first = start + at
                 found = _within(failures, first, len(part))
-                segments, found = _encode(part, found, strict)
+                segments, found = _encode(part, found, strict, self.plain)
                 size = page_size(segments)
                 self._item_bytes = max(1.0, size / len(part))
                 if size <= INLINE_LIMIT_BYTES or len(part) == 1:
@@ -54,7 +56,7 @@ class PageWriter:
 
     def write_reduced(self, start: int, stop: int, value: Any) -> WrittenPage:
         """The combined result of tasks [start, stop): a page of one item."""
-        segments, found = _encode([value], {}, False)
+        segments, found = _encode([value], {}, False, self.plain)
         return self._kept_or_failed(start, stop, segments, list(range(start, stop)) if found else [])
 
     def _kept_or_failed(self, start: int, stop: int, segments: Sequence[Buffer], failed: list[int]) -> WrittenPage:
@@ -63,7 +65,7 @@ class PageWriter:
         except OSError as error:  # a full disk: the task is told, instead of the worker being lost over and over
             words = f"the node could not keep a result of {page_size(segments):,} bytes: {error}"
             failure = Failure("raised", type(error).__name__, words)
-            segments, _ = _encode([None] * (stop - start), dict.fromkeys(range(stop - start), failure), False)
+            segments, _ = _encode([None] * (stop - start), dict.fromkeys(range(stop - start), failure), False, self.plain)
             return self._page(start, stop, segments, list(range(start, stop)))
 
     def _count(self, value: Any) -> int:
@@ -120,16 +122,18 @@ def _within(failures: Mapping[int, Failure], first: int, count: int) -> dict[int
     return {index - first: failure for index, failure in failures.items() if first <= index < first + count}
 
 
-def _encode(part: list[Any], found: dict[int, Failure], strict: bool) -> tuple[list[Buffer], dict[int, Failure]]:
+def _encode(
+    part: list[Any], found: dict[int, Failure], strict: bool, plain: bool
+) -> tuple[list[Buffer], dict[int, Failure]]:
     try:
-        return encode_results(part, found), found
+        return encode_results(part, found, plain), found
     except Exception:
         if strict:
             raise
     values = [None if offset in found else value for offset, value in enumerate(part)]
-    bad = split_unserialisable(values)
+    bad = split_unserialisable(values, plain=plain)
     found = {
         **found,
         **{offset: Failure("unserialisable", error.where, str(error)) for offset, error in bad.items()},
     }
-    return encode_results(values, found), found
+    return encode_results(values, found, plain), found

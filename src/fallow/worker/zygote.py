@@ -187,13 +187,13 @@ def set_threads(cpu: int) -> None:
 
 
 def main(control_fd: int, parent: int, scratch: str) -> None:
-    """Run in a fresh interpreter: `control_fd` is the socket to the agent, whose pid is `parent`."""
+    """Run in a fresh interpreter: `control_fd` is the socket to the agent, whose pid is `parent` (0: it has none here)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=control_fd)
     os.set_inheritable(control_fd, False)
     reaping.adopt_orphans()
     reaping.die_with_parent(signal.SIGTERM)
-    if os.getppid() != parent:
+    if parent and os.getppid() != parent:
         return
     os.environ["FALLOW_WORKER"] = "1"
     os.makedirs(scratch, exist_ok=True)

@@ -166,6 +166,7 @@ async def test_settings_are_in_force_at_once(watched: Callable[..., tuple[Watch,
     await slots.until(lambda stopped: not stopped)
 
 
+@pytest.mark.slow
 async def test_a_game_on_a_gpu_stops_the_slots_that_hold_it_and_it_is_given_to_nobody(
     watched: Callable[..., tuple[Watch, Slots]], hand: Hand
 ) -> None:

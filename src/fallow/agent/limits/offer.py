@@ -8,7 +8,6 @@ from fallow.agent.devices.found import lent
 from fallow.core.duty import slots_of_share
 from fallow.model.lending import LendingSettings
 from fallow.model.node import NodeSpec
-from fallow.sandbox.protocol import Limits
 
 
 def lent_slots(settings: LendingSettings, cpu_count: int, asked: int = 0) -> int:
@@ -24,18 +23,4 @@ def lent_spec(spec: NodeSpec, settings: LendingSettings) -> NodeSpec:
     disk = min(spec.disk_free_bytes, share.disk_bytes) if share.disk_bytes else spec.disk_free_bytes
     return msgspec.structs.replace(
         spec, memory_bytes=memory, disk_free_bytes=disk, devices=lent(spec.devices, settings.gpu)
-    )
-
-
-def sandbox_limits(settings: LendingSettings, slots: int) -> Limits:
-    """Of one sandbox, where several may run at once: the sums hold together with limits.memory and limits.cpu, which
-    watch all of them."""
-    share = settings.share
-    return Limits(
-        memory_bytes=share.memory_bytes,
-        processes=settings.sandbox.max_processes,
-        cpu_share=share.cpu_share,
-        disk_bytes=min(settings.sandbox.task_disk_bytes, share.disk_bytes or settings.sandbox.task_disk_bytes),
-        nice=share.nice,
-        idle_io=share.idle_io,
     )

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import os
 import re
+import select
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 from fallow.model.errors import SettingError
@@ -29,7 +32,7 @@ async def read_price(source: str) -> float:
     """The price for a kWh. Raises SettingError in words when it cannot be had: whoever asks is to take it for too
     high."""
     if source.startswith("!"):
-        return parse_price(await _run(source[1:].strip(), source), source)
+        return parse_price(await asyncio.to_thread(_run, source[1:].strip(), source), source)
     try:
         with Path(source).expanduser().open("rb") as file:
             data = file.read(READ_LIMIT_BYTES)
@@ -38,31 +41,36 @@ async def read_price(source: str) -> float:
     return parse_price(data.decode(errors="replace"), source)
 
 
-async def _run(command: str, source: str) -> str:
-    """What the command printed. It runs as the owner, who wrote it, and not a moment longer than it may."""
-    process = await asyncio.create_subprocess_shell(
+def _run(command: str, source: str) -> str:
+    """What the command printed. It runs as the owner, who wrote it, and not a moment longer than it may. Blocks."""
+    process = subprocess.Popen(
         command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-        limit=READ_LIMIT_BYTES,
     )
     assert process.stdout is not None
+    deadline = time.monotonic() + COMMAND_WITHIN_S
+    data = b""
     try:
-        async with asyncio.timeout(COMMAND_WITHIN_S):
-            data = await process.stdout.read(READ_LIMIT_BYTES)
-            while len(data) < READ_LIMIT_BYTES and (more := await process.stdout.read(READ_LIMIT_BYTES - len(data))):
-                data += more
-            if len(data) < READ_LIMIT_BYTES:
-                await process.wait()
-    except TimeoutError:
-        raise SettingError(f"price.source {source!r} printed no price within {COMMAND_WITHIN_S:g} s.") from None
+        while len(data) < READ_LIMIT_BYTES:
+            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise SettingError(f"price.source {source!r} printed no price within {COMMAND_WITHIN_S:g} s.")
+            piece = os.read(process.stdout.fileno(), READ_LIMIT_BYTES - len(data))
+            if not piece:
+                break
+            data += piece
+        if not data:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    if process.returncode and not data:
-        raise SettingError(f"price.source {source!r} ended with exit code {process.returncode} and printed nothing.")
+        code = process.poll()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    if code and not data:
+        raise SettingError(f"price.source {source!r} ended with exit code {code} and printed nothing.")
     return data.decode(errors="replace")

@@ -1,0 +1,245 @@
+"""What a sandbox of workers sees of this machine, and how files leave it.
+
+Inside: SCRATCH is the one folder that may be written, INPUTS holds what the agent hands in, PACKAGE is Fallow itself.
+Nothing that comes out is taken for what it claims to be: it is opened without following links, and copied while its
+digest is computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import os
+import re
+import shutil
+import stat
+import struct
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import blake3
+from msgspec import Struct
+
+import fallow
+from fallow.model.tiers import Tier
+from fallow.sandbox.protocol import Limits, Mount
+
+if TYPE_CHECKING:
+    from fallow.sandbox.protocol import Sandbox
+
+SCRATCH = "/scratch"
+INPUTS = "/inputs"
+PACKAGE = "/fallow-package"
+_CODE = "/fallow-code"
+"""Inside. (A path for imports must be a folder that may be listed, and hold nothing but Fallow.)"""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_COPY_BYTES = 1 << 20
+
+
+class Tampered(Exception):
+    """What came out of a sandbox is not what it was said to be."""
+
+
+class Confinement(Struct, frozen=True):
+    """How this node keeps strangers' work from itself."""
+
+    sandbox: Sandbox
+    limits: Limits
+    """Of one sandbox, which holds all workers of one job on this node."""
+    network: bool = False
+    """Jobs that ask for it reach public addresses."""
+    least: Tier = Tier.ISOLATED
+    """Of what runs here."""
+
+
+class Confined:
+    """The folders of one sandbox, below `folder` on the host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scratch = folder / "scratch"
+        self.inputs = folder / "inputs"
+        folder.mkdir(parents=True, mode=0o700)
+        self.scratch.mkdir(mode=0o700)
+        self.inputs.mkdir()
+        package = folder / "package"
+        package.mkdir()
+        (package / "fallow").symlink_to(_CODE)
+        for shown in (self.inputs, package):
+            shown.chmod(0o755)  # the sandbox may run as another user
+        self._scratch_fd = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Kept open: results may still be on their way out when the sandbox has ended.
+
+    def mounts(self, python: str) -> tuple[Mount, ...]:
+        """For workers of this interpreter."""
+        package = str(Path(fallow.__file__).resolve().parent)
+        shown = [Mount(prefix) for prefix in interpreter_folders(python)]
+        return (
+            *shown,
+            Mount(package, _CODE),
+            Mount(str(self.folder / "package"), PACKAGE),
+            Mount(str(self.inputs), INPUTS),
+            Mount(str(self.scratch), SCRATCH, writable=True),
+        )
+
+    # ------------------------------------------------ in
+
+    def expose(self, path: str, name: str) -> str:
+        """Show a file of the agent, read only; returns its path inside. Raises OSError."""
+        target = self.inputs / name
+        if not target.exists():
+            _link_or_copy(path, str(target))
+        return f"{INPUTS}/{name}"
+
+    def expose_folder(self, path: str, name: str) -> str:
+        """The same for a folder with all that is in it. Raises OSError."""
+        target = self.inputs / name
+        if not target.exists():
+            partial = self.inputs / f".{name}"
+            shutil.copytree(path, partial, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True)
+            for parent, _, _ in os.walk(partial):
+                os.chmod(parent, 0o755)
+            os.rename(partial, target)
+        return f"{INPUTS}/{name}"
+
+    def withdraw(self, name: str) -> None:
+        """The file is not needed any more. Whoever has mapped it keeps it."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.inputs / name)
+
+    # ------------------------------------------------ out
+
+    def result_path(self, inside: str) -> str | None:
+        """Where a result file lies on the host, to be taken with `take`; None for any path but one in SCRATCH."""
+        folder, _, name = inside.rpartition("/")
+        return str(self.scratch / name) if folder == SCRATCH and _NAME.match(name) else None
+
+    def take(self, inside: str, into: str, digest: str, size: int) -> None:
+        """Copy a file that the sandbox wrote to the host path `into`. Raises Tampered where it is no plain file of
+        this size and digest; OSError where it cannot be copied, and then nothing is left of it."""
+        relative = os.path.relpath(inside, SCRATCH) if inside.startswith(SCRATCH + "/") else ""
+        if not relative:
+            raise Tampered(f"{inside!r} is not in the folder that tasks may write")
+        copy_checked(self._scratch_fd, relative, into, digest, size)
+
+    def remove(self, name: str) -> None:
+        """Remove a folder of the scratch folder."""
+        remove_tree(self.scratch / name)
+
+    def close(self) -> None:
+        """Remove all of it."""
+        if self._scratch_fd >= 0:
+            os.close(self._scratch_fd)
+            self._scratch_fd = -1
+        remove_tree(self.folder)
+
+
+def interpreter_folders(python: str) -> tuple[str, ...]:
+    """Folders that an interpreter needs and that are not the system's: its environment, and what that is built on."""
+    folders: list[str] = []
+    path = python
+    for _ in range(16):  # each link on the way to the real program
+        prefix = os.path.dirname(os.path.dirname(path))
+        is_python = os.path.exists(f"{prefix}/pyvenv.cfg") or glob.glob(f"{glob.escape(prefix)}/lib/python3*/os.py")
+        if is_python and prefix not in folders and not f"{prefix}/".startswith("/usr/") and prefix != "/":
+            folders.append(prefix)
+        if not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return tuple(folders)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    partial = f"{target}.part"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(partial)
+    try:
+        os.link(source, partial, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, partial, follow_symlinks=False)
+    about = os.stat(partial, follow_symlinks=False)
+    if stat.S_ISREG(about.st_mode) and about.st_mode & 0o444 != 0o444:
+        os.chmod(partial, stat.S_IMODE(about.st_mode) | 0o444)
+    os.rename(partial, target)
+    return target
+
+
+# ---------------------------------------------------------------- files of strangers
+
+_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
+_ENOSYS = 38
+
+
+def open_beneath(folder_fd: int, path: str) -> int:
+    """Open a file to read it, without following any link or leaving the folder. Raises OSError."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    how = struct.pack("<QQQ", flags, 0, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = int(libc.syscall(_OPENAT2, folder_fd, os.fsencode(path), how, len(how)))
+    if found >= 0:
+        return found
+    code = ctypes.get_errno()
+    if code == _ENOSYS and "/" not in path and path not in (".", ".."):  # before Linux 5.6
+        return os.open(path, flags, dir_fd=folder_fd)
+    raise OSError(code, os.strerror(code), path)
+
+
+def copy_checked(folder_fd: int, path: str, into: str, digest: str, size: int) -> None:
+    """Copy what lies at `path` beneath the folder to a new file. Raises Tampered or OSError, and leaves nothing then."""
+    try:
+        source = open_beneath(folder_fd, path)
+    except OSError as error:
+        raise Tampered(f"the file {path!r} cannot be opened: {error.strerror}") from None
+    try:
+        about = os.fstat(source)
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+            raise Tampered(f"{path!r} is no plain file with one name")
+        if about.st_size != size:
+            raise Tampered(f"{path!r} has {about.st_size:,} bytes instead of {size:,}")
+        _copy_hashed(source, path, into, digest, size)
+    finally:
+        os.close(source)
+
+
+def _copy_hashed(source: int, path: str, into: str, digest: str, size: int) -> None:
+    target = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        found = blake3.blake3()
+        left = size
+        # The sandbox may change the file meanwhile: what counts is what was copied.
+        while left > 0 and (piece := os.read(source, min(left, _COPY_BYTES))):
+            found.update(piece)
+            left -= len(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(target, view) :]
+        if left or found.hexdigest() != digest:
+            raise Tampered(f"{path!r} does not hold what it was said to hold")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(into)
+        raise
+    finally:
+        os.close(target)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder that a sandbox has written, whatever permissions it set. Follows no link."""
+
+    def again(function: object, path: str, _error: object) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(path), 0o700)
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.chmod(path, 0o700)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=again)
+    else:
+        shutil.rmtree(folder, onerror=again)
