@@ -58,7 +58,7 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
 
         @app.function
         def where(x):
-            return (os.getcwd().startswith("/scratch/"), os.getuid() != 0, {"a", x}, None)
+            return (os.getcwd().startswith("/scratch/"), os.getuid() != 0, {"a"}, None)
 
         @app.function
         def large(x):
@@ -129,7 +129,7 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
         str(file),
     )
     assert said[0] == str(sum(x * x for x in range(50_000)))
-    assert said[1] in ("(True, True, {'a', 1}, None)", "(True, True, {1, 'a'}, None)")
+    assert said[1] == "(True, True, {'a'}, None)"
     assert said[2] == "[1000000, 1000000, 1000000] True"
     assert said[3] == str([(400_000, 100_000, "from a file")] * 2)
     assert said[4] == "285"
@@ -258,14 +258,16 @@ HOSTILE = """
         elif kind == "another lease":
             say(report((99, 99), ended=True))
         elif kind == "beyond the lease":
-            import gc
-            order = next(x for x in gc.get_objects() if type(x) is orders.Run)
+            frame_ = sys._getframe()
+            while not isinstance(order := frame_.f_locals.get("order"), orders.Run):
+                frame_ = frame_.f_back
             say(report(order.token, give_back=((0, 1 << 40),), ended=True))
         elif kind == "stolen file":
             nested.current().ask("put", __import__("msgspec").msgpack.encode([path + "/canary.txt", "0" * 64, 13]))
             return "asked"
         elif kind == "kill zygote":
             os.kill(os.getppid(), 9)
+            __import__("time").sleep(60)
         elif kind == "stop zygote":
             os.kill(os.getppid(), 19)
             os._exit(0)

@@ -340,6 +340,7 @@ class Process:
             return
         except (EOFError, OSError):
             self._loop.remove_reader(self._sock.fileno())
+            self._zygote.expect_end(self._serial)
         except (ValueError, msgspec.DecodeError) as error:
             self._misbehaved(str(error))
 
