@@ -166,8 +166,7 @@ class Process:
         for pipe in self._pipes:
             pipe.last_words.clear()
         pages = tuple(
-            orders.OrderPage(page.start, page.stop, page.page.data, paths.get(page.start, ""))
-            for page in order.pages
+            orders.OrderPage(page.start, page.stop, page.page.data, paths.get(page.start, "")) for page in order.pages
         )
         self._send(
             orders.Run(

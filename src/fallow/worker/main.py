@@ -104,9 +104,7 @@ class Worker:
         words = self._words
         function = self._function(order)
         self._writer.plain = order.plain
-        outbox = Outbox(
-            order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s
-        )
+        outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s)
         words[PHASE] = RUNNING
         self._helper.begin(outbox)
         runner = Runner(order, function.loaded, words, outbox, function.chunk)
