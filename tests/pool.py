@@ -180,12 +180,12 @@ class Pool:
 
     # ------------------------------------------------------------ clients
 
-    def join(self, name: str, slots: int = 1, home: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a `fallow join` of this pool, with a home of its own."""
+    def join(self, name: str, slots: int = 1, home: Path | None = None, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a `fallow join` of this pool, with a home of its own and further arguments."""
         own = home or self.home.parent / f"{self.home.name}-node-{name}"
         lend_always(own)
         process = subprocess.Popen(
-            [sys.executable, "-m", "fallow.cli.main", "join", self.url, "--name", name, "--slots", str(slots)],
+            [sys.executable, "-m", "fallow.cli.main", "join", self.url, "--name", name, "--slots", str(slots), *arguments],
             env={**client_env(own), MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=open(f"{own}.txt", "wb"),  # noqa: SIM115

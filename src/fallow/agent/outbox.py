@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from fallow.model.ids import JobId, Token
+from fallow.model.parts import Death
 from fallow.wire.messages import HandIn, decode, encode
 
 log = logging.getLogger("fallow.agent")
@@ -57,10 +58,15 @@ class Entry:
         return not self.files
 
     def drop_page(self, digest: str) -> None:
-        """Hand in without this page: its tasks count as lost with the lease."""
-        if self.hand_in is not None:
-            left = tuple(page for page in self.hand_in.results if page.page.digest != digest)
-            self.hand_in = msgspec.structs.replace(self.hand_in, results=left)
+        """Hand in without this page, as if its worker had died: who does that again and again fails."""
+        if self.hand_in is None:
+            return
+        words = "a result was no plain file of the size and digest that its worker had said"
+        left = tuple(page for page in self.hand_in.results if page.page.digest != digest)
+        deaths = tuple(
+            Death(page.start, "worker_lost", words) for page in self.hand_in.results if page.page.digest == digest
+        )
+        self.hand_in = msgspec.structs.replace(self.hand_in, results=left, deaths=(*self.hand_in.deaths, *deaths))
 
 
 class Outbox:

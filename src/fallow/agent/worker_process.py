@@ -178,8 +178,7 @@ class Process:
         for pipe in self._pipes:
             pipe.last_words.clear()
         pages = tuple(
-            orders.OrderPage(page.start, page.stop, page.page.data, paths.get(page.start, ""))
-            for page in order.pages
+            orders.OrderPage(page.start, page.stop, page.page.data, paths.get(page.start, "")) for page in order.pages
         )
         self._send(
             orders.Run(
@@ -393,6 +392,7 @@ class Process:
             return
         except (EOFError, OSError):
             self._loop.remove_reader(self._sock.fileno())
+            self._zygote.expect_end(self._serial)
         except (ValueError, msgspec.DecodeError) as error:
             self._misbehaved(str(error))
 

@@ -181,9 +181,7 @@ class Workers:
         """End zygotes that nobody has needed for a while; never the one of `keep`."""
         kept = _key(keep, "") if keep is not None else None
         used = {_key(kind, "")[:2] for kind in self._counts}
-        idle = [
-            key for key, task in self._zygotes.items() if task.done() and key[:2] not in used and key != kept
-        ]
+        idle = [key for key, task in self._zygotes.items() if task.done() and key[:2] not in used and key != kept]
         idle.sort(key=lambda key: self._used_s[key])
         now = time.monotonic()
         for at, key in enumerate(idle):

@@ -340,6 +340,11 @@ class Zygote:
     def kill_worker(self, serial: int) -> None:
         """SIGKILL to the worker and its group, by the zygote: it knows that the number is still the worker's."""
         self._send(orders.Kill(serial))
+        self.expect_end(serial)
+
+    def expect_end(self, serial: int) -> None:
+        """The worker is as good as gone. A zygote in a sandbox may have been stopped by what runs there: then it does
+        not say so, and the sandbox is ended."""
         if self.confined is not None:
             self._loop.call_later(KILL_WITHIN_S, self._make_sure, serial)
 

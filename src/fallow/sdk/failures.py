@@ -5,6 +5,8 @@ A task's own exception comes back as itself, with the remote traceback as its ca
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +158,14 @@ _TEXT_LIMIT = 64 * 1024
 
 def _builtin(failure: Failure) -> BaseException | None:
     kind = _BUILTIN.get(failure.type_name)
-    return kind(failure.message) if kind is not None else None
+    if kind is None:
+        return None
+    message = failure.message
+    if kind is KeyError and len(message) < 1000 and message[:1] in ("'", '"'):
+        # Its str() is the repr() of the key.
+        with contextlib.suppress(ValueError, SyntaxError):
+            message = str(ast.literal_eval(message))
+    return kind(message)
 
 
 def _printable(failure: Failure) -> Failure:

@@ -122,7 +122,9 @@ class JobHandle:
                     raise
                 raise TimeoutError(f"{self.name} ({self.id}) has not ended within {timeout:g} s; it goes on.") from None
 
-        parts = iterate_parts(self._stream(start, stop), Reading(self.name, return_exceptions, self._plain), _nothing, wait)
+        parts = iterate_parts(
+            self._stream(start, stop), Reading(self.name, return_exceptions, self._plain), _nothing, wait
+        )
         return itertools.chain.from_iterable(parts)
 
     def _finished(self) -> None:

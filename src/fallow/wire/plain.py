@@ -24,14 +24,27 @@ _ARRAY_KINDS = frozenset("biufcSUmM")
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 _INTEGER_TEXT_LIMIT = 1 << 20
 
-TUPLE, SET, FROZENSET, PAIRS, INTEGER, TEXT, COMPLEX, DATETIME, DATE, TIME, SPAN, DECIMAL, UUID, ARRAY, SCALAR, BYTES = (
-    range(1, 17)
-)
+(
+    TUPLE,
+    SET,
+    FROZENSET,
+    PAIRS,
+    INTEGER,
+    TEXT,
+    COMPLEX,
+    DATETIME,
+    DATE,
+    TIME,
+    SPAN,
+    DECIMAL,
+    UUID,
+    ARRAY,
+    SCALAR,
+    BYTES,
+) = range(1, 17)
 _EXACT = frozenset({float, bool, bytes, type(None)})
 
-RETURN_INSTEAD = (
-    "return numbers, text, bytes, None, lists, tuples, dicts, sets, dates or NumPy arrays instead"
-)
+RETURN_INSTEAD = "return numbers, text, bytes, None, lists, tuples, dicts, sets, dates or NumPy arrays instead"
 
 
 class NotPlain(TypeError):

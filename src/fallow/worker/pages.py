@@ -65,7 +65,9 @@ class PageWriter:
         except OSError as error:  # a full disk: the task is told, instead of the worker being lost over and over
             words = f"the node could not keep a result of {page_size(segments):,} bytes: {error}"
             failure = Failure("raised", type(error).__name__, words)
-            segments, _ = _encode([None] * (stop - start), dict.fromkeys(range(stop - start), failure), False, self.plain)
+            segments, _ = _encode(
+                [None] * (stop - start), dict.fromkeys(range(stop - start), failure), False, self.plain
+            )
             return self._page(start, stop, segments, list(range(start, stop)))
 
     def _count(self, value: Any) -> int:
