@@ -13,6 +13,10 @@ How far a pool goes is measured by programs of their own, each with its --help:
     python -m bench agents --agents 1000
     python -m bench takeover
     python -m bench far
+
+What the sandbox of strangers' code costs over a plain process:
+
+    python -m bench sandbox
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("agents", "takeover", "far")
+PROGRAMS = ("agents", "takeover", "far", "sandbox")
 DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 

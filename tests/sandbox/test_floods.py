@@ -117,7 +117,7 @@ def test_why_it_ended_is_told(bubble: Box) -> None:
     running = bubble.start(FILES["many files"], LIMITS)
     assert running.wait(WITHIN_S) == -signal.SIGKILL
     running.close()
-    assert "16 MB of disk" in running.why  # type: ignore[attr-defined]
+    assert "of the 17 MB of disk" in running.why  # type: ignore[attr-defined]
 
 
 def test_usage_counts_blocks_and_does_not_follow_links(tmp_path: Path) -> None:

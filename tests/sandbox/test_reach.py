@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,19 +36,17 @@ def look(path):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Readable and writable by all: only the sandbox stands before it."""
-    home = tmp_path / "home"
+def home() -> Iterator[Path]:
+    """Readable and writable by all, and on the way to it too: only the sandbox stands before it."""
+    home = Path(tempfile.mkdtemp(prefix="fallow-home-"))
     (home / ".ssh").mkdir(parents=True)
     for path in (home / ".ssh" / "id_ed25519", home / "node.key"):
         path.write_text(SECRET)
         path.chmod(0o666)
     for folder in (home, home / ".ssh"):
         folder.chmod(0o777)
-    for folder in home.parents:
-        if os.access(folder, os.W_OK) and str(folder).startswith(str(tmp_path.parent)):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    return home
+    yield home
+    shutil.rmtree(home)
 
 
 def test_home_and_keys_cannot_be_read_by_any_way_in(jail: Box, home: Path) -> None:
