@@ -13,7 +13,7 @@ from fallow.agent.relay import NOBODY, WorkerRelay, may_relay
 from fallow.model.ids import ClientId, JobId
 from fallow.wire import subjects
 from fallow.wire.connection import Connection, connect
-from fallow.wire.messages import CallResults, GetPool, Ping, SubmitJob, decode, encode
+from fallow.wire.messages import CallResults, CancelJob, GetPool, Ping, SubmitJob, decode, encode
 from tests.agent.owner import NatsServer, Owner, spec
 
 CLIENT = ClientId("client-aaaaaa")
@@ -112,6 +112,28 @@ async def test_a_client_that_submits_a_job_hears_of_it(owner: Owner, connection:
     owner.connection.send(subjects.client(CLIENT), CallResults(JobId("job-aaaaaa"), 1, ()))
     await owner.until("the answer", lambda: worker.told)
     relay.close()
+
+
+async def test_what_a_worker_asked_for_is_cancelled_with_it(owner: Owner, connection: Connection) -> None:
+    def work(x: int) -> int:
+        return x
+
+    heard: list[Any] = []
+    await owner.connection.subscribe("fw.job.*", lambda message, _: heard.append(message))
+    await owner.connection.flush()
+    relay = WorkerRelay(lambda: connection, lambda: None)
+    open_job, cancelled, detached = spec(work), spec(work), spec(work)
+    detached = msgspec.structs.replace(detached, detached=True)
+    ids = [JobId(f"job-{letter * 6}") for letter in "abc"]
+    jobs = [msgspec.structs.replace(job, job_id=i) for job, i in zip((open_job, cancelled, detached), ids, strict=True)]
+    for job in jobs:
+        await ask(relay, subjects.POOL, encode(SubmitJob(job)), 0.1)
+    await ask(relay, subjects.job(ids[1]), encode(CancelJob(ids[1], "enough")), 0.1)
+    relay.close()
+    await owner.until("the end of what was open", lambda: any(m.job_id == ids[0] for m in heard))
+    await connection.flush()
+    await owner.connection.flush()
+    assert [(m.job_id, type(m)) for m in heard] == [(ids[1], CancelJob), (ids[0], CancelJob)]
 
 
 async def test_requests_at_once_are_bounded(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:

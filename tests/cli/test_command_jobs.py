@@ -174,3 +174,21 @@ def test_arguments_that_name_files_of_this_machine_are_pointed_out(tmp_path: Pat
     assert "--files" in file_hint(line, RunOptions())
     assert file_hint(line, RunOptions(ship=(Path(file),))) == ""
     assert file_hint(split_arguments(["wc", "{}", ":::", "word"]), RunOptions()) == ""
+
+
+def test_the_summary_is_in_the_order_of_the_tasks_however_they_end(tmp_path: Path) -> None:
+    def numbers() -> list[str]:
+        with open(tmp_path / SUMMARY, newline="") as file:
+            return [row["number"] for row in csv.DictReader(file)]
+
+    collector = Collector(tmp_path)
+    collector.outcome(outcome(2))
+    assert numbers() == []
+    collector.outcome(outcome(0))
+    collector.lost(1, "b", "the node was lost")
+    assert numbers() == ["0", "1", "2"]
+    collector.outcome(outcome(11))
+    collector.outcome(outcome(9))
+    collector.close()
+    assert numbers() == ["0", "1", "2", "9", "11"], "what an interrupted job leaves is there too"
+    assert (collector.done, collector.failed) == (5, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fallow.cli.nats_server import find_server, free_port, port_is_free, server_config
+from fallow.cli.nats_server import find_server, free_port, port_is_free, server_config, server_threads
 from fallow.cli.supervisor import FIRST_DELAY_S, MAX_DELAY_S, restart_delay_s
 from fallow.cli.up import HomeLock, advertised_host, bracketed, choose_port, is_loopback, pool_token, split_listen
 from fallow.model.errors import SettingError
@@ -99,3 +99,7 @@ def test_restarts_back_off() -> None:
     assert delays[0] == FIRST_DELAY_S
     assert delays == sorted(delays)
     assert delays[-1] == MAX_DELAY_S
+
+
+def test_the_server_leaves_processors_to_those_it_wakes() -> None:
+    assert [server_threads(cpus) for cpus in (1, 2, 3, 4, 64)] == [1, 1, 1, 2, 32]

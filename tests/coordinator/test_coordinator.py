@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sqlite3
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -393,3 +396,67 @@ async def test_detached_job_is_read_after_a_restart(coordinator: CoordinatorProc
     found = await fetch_all(connection, job)
     assert sum(b - a for a, b in found) == 20
     assert new_id("job", os.urandom) != job.job_id
+
+
+def rows(folder: Path, query: str) -> int:
+    store = sqlite3.connect(f"file:{folder}/store.sqlite?mode=ro", uri=True)
+    try:
+        return int(store.execute(query).fetchone()[0])
+    finally:
+        store.close()
+
+
+async def test_counts_by_node_and_of_failures_survive_the_owner_though_their_results_are_gone(
+    coordinator: CoordinatorProcess, connection: Connection, tmp_path: Path
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    job = spec(CLIENT)
+    await submit(connection, job, 9)
+    done = 0
+    while done < 3:
+        lease = await agent.lease(job.job_id)
+        hand_in(agent, lease, results(lease.start, lease.stop, failed_count=1, failed=(lease.start,)))
+        await agent.acknowledged(lease)
+        done += lease.stop - lease.start
+        failed = len(agent.handed_in)
+    fetch = FetchResults(job.job_id, done - 1, consumed=done - 1, wait_s=0.0)
+    await ask(connection, subjects.job(job.job_id), fetch)
+    async with asyncio.timeout(30):
+        while rows(tmp_path, "select count(*) from result_pages") == failed:
+            await asyncio.sleep(0.02)
+    coordinator.kill()
+    coordinator.start()
+    info = (await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))).info
+    assert (sum(info.nodes.values()), info.counts.failed, info.counts.done) == (done, failed, done)
+    await run_all(agent, job, 9 - done)
+    info = (await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))).info
+    assert (info.state, info.nodes, info.counts.failed) == ("succeeded", {"hand": 9}, failed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the files of a running process")
+async def test_what_a_full_disk_refused_is_not_kept(
+    coordinator: CoordinatorProcess, connection: Connection, tmp_path: Path
+) -> None:
+    import resource
+
+    def files_limit(limit: int) -> None:
+        resource.prlimit(coordinator.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    early, refused = spec(CLIENT, detached=True), spec(CLIENT, detached=True)
+    await submit(connection, early, 2)
+    files_limit(4096)
+    answer = await ask(connection, subjects.POOL, SubmitJob(refused, (page(0, 2),), 2))
+    assert isinstance(answer, Refused), answer
+    assert (answer.kind, "full" in answer.message) == ("store_full", True)
+    again = await ask(connection, subjects.POOL, SubmitJob(early, (page(0, 2),), 2))
+    assert isinstance(again, Submitted), "what is in the store is not refused"
+    files_limit(resource.RLIM_INFINITY)
+    await run_all(agent, early, 2)
+    listed = (await ask(connection, subjects.POOL, ListJobs())).jobs
+    assert [info.job_id for info in listed] == [early.job_id]
+    assert isinstance(await ask(connection, subjects.POOL, FindJob(refused.job_id)), Refused)
+    await submit(connection, refused, 2)
+    await run_all(agent, refused, 2)

@@ -123,7 +123,7 @@ class World:
 
     def _report(self, held: Held, **fields: object) -> None:
         fields.setdefault("results", ())
-        self.hand_in(slot=held.slot, token=held.token, bounds=(held.start, held.stop), run_s=0.1, **fields)
+        self.hand_in(slot=held.slot, token=held.token, run_s=0.1, **fields)
 
     def give_back(self, token: Token, share: float) -> None:
         held = self.held.get(token)

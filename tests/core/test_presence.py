@@ -68,7 +68,6 @@ def test_where_nodes_beat_seldom_an_old_beat_makes_no_task_seem_slow(interval_s:
     job.hand_in(
         slot=other,
         token=first.token,
-        bounds=(0, 1),
         results=(ResultPage(0, 1, 0, blob),),
         ended=True,
         run_s=0.5,
@@ -82,7 +81,6 @@ def test_where_nodes_beat_seldom_an_old_beat_makes_no_task_seem_slow(interval_s:
     job.hand_in(
         slot=other,
         token=last.token,
-        bounds=(2, 3),
         results=(ResultPage(2, 3, 2, blob),),
         ended=True,
         run_s=0.5,

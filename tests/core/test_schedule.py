@@ -102,11 +102,10 @@ class World:
         results = (ResultPage(held.reported, stop, held.reported, PAGE),) if stop > held.reported else ()
         held.reported = stop
         ended = held.reported >= held.stop
-        bounds = (held.start, held.stop)
 
         def arrive() -> None:
             effects = self.job.hand_in(
-                slot=slot.key, token=held.token, bounds=bounds, results=results, give_back=give_back, ended=ended,
+                slot=slot.key, token=held.token, results=results, give_back=give_back, ended=ended,
                 run_s=run_s, now=self.now,
             )  # fmt: skip
             self.perform(effects)

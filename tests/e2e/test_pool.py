@@ -215,7 +215,7 @@ def test_cancel_ends_a_running_job(pool: Pool) -> None:
     assert state["state"] == "cancelled"
     again = pool.cli("cancel", job["job_id"])
     assert again.returncode == 0
-    assert "was cancelled already" in again.stdout
+    assert "has ended already (cancelled)" in again.stdout
     unknown = pool.cli("cancel", "no-such-job")
     assert unknown.returncode == 1
     assert "no-such-job" in unknown.stderr

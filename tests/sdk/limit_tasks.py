@@ -50,3 +50,8 @@ def enormous(x: int) -> int:
 @app.function(gpu="No Such Model:64")
 def needs_gpus(x: int) -> int:
     return x
+
+
+@app.function(cpu=4096)
+def needs_cpus(x: int) -> int:
+    return x

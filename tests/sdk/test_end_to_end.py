@@ -7,6 +7,7 @@ import itertools
 import operator
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -325,6 +326,55 @@ def test_retry_failed(tmp_path: Path) -> None:
         handle.get()
     gate.touch()
     assert handle.retry_failed().get(timeout=60) == [0, 1, 2, 3, 4]
+
+
+def test_retry_failed_waits_for_the_rest_of_the_job(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    app = fallow.App("x")
+
+    @app.function
+    def one_fails_and_one_waits(x: int) -> int:
+        if not os.path.exists(str(gate)):
+            if x == 0:
+                raise OSError("closed")
+            while not os.path.exists(str(gate)):
+                time.sleep(0.02)
+            time.sleep(0.5)
+        return x
+
+    handle = one_fails_and_one_waits.map(range(2), detached=True)
+    with pytest.raises(OSError, match="closed"):
+        handle.get()
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.2 s"):
+        handle.retry_failed(timeout=0.2)
+    gate.touch()
+    assert handle.retry_failed().get(timeout=60) == [0, 1]
+    assert sum(handle.status().nodes.values()) == 2
+
+
+def test_nested_jobs_end_with_the_worker_that_asked_for_them(tmp_path: Path) -> None:
+    app = fallow.App("x")
+
+    @app.function
+    def inner(x: int) -> int:
+        time.sleep(300)
+        return x
+
+    @app.function
+    def outer(folder: str) -> None:
+        handle = inner.spawn(1)
+        (Path(folder) / handle.id).touch()
+        os._exit(3)
+
+    with pytest.raises(errors.WorkerLost):
+        outer.remote(str(tmp_path))
+    started = [fallow.job(path.name) for path in tmp_path.iterdir()]
+    assert started
+    deadline = time.monotonic() + 30
+    while any(not handle.done for handle in started):
+        assert time.monotonic() < deadline, "nested jobs stayed open"
+        time.sleep(0.05)
+    assert {handle.status().reason for handle in started} == {"the worker whose task asked for it is gone"}
 
 
 def test_a_detached_job_whose_inputs_break_is_not_left_half(connected: Pool) -> None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from pathlib import Path
@@ -180,8 +181,10 @@ def test_iteration_goes_on_after_an_exception(executor: fallow.Executor, options
 def test_map_times_out(executor: fallow.Executor, options: dict[str, int], tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     results = executor.map(wait_file, [str(gate)], timeout=0.1, **options)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"not all there within the timeout given to Executor\.map") as caught:
         next(results)
+    assert type(caught.value) is TimeoutError, "as the standard executors raise it"
+    assert "OutOfTime" not in "".join(traceback.format_exception(caught.value))
     with pytest.raises(StopIteration):
         next(results)
     gate.touch()

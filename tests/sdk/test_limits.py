@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 
 import psutil
 import pytest
@@ -13,7 +14,10 @@ import fallow
 from fallow.model import errors
 from tests.pool import Pool
 from tests.sdk import tasks
-from tests.sdk.limit_tasks import allocates, cannot_be_built, crashes, enormous, large, needs_gpus, uses_six
+from tests.sdk.limit_tasks import allocates, cannot_be_built, crashes, enormous, large, needs_cpus, needs_gpus, uses_six
+
+REFUSED_S = 30.0
+"""It takes about a second where the nodes have been the same for a while; this is for machines that are busy."""
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 
@@ -49,12 +53,21 @@ def test_a_large_result() -> None:
     assert result[:2] == result[-2:] == b"\x07\x07"
 
 
-def test_what_no_node_could_run_is_refused_in_words() -> None:
-    for function in (enormous, needs_gpus):
-        with pytest.raises(errors.JobTooLarge):
-            list(function.map([1]))
-    with pytest.raises(errors.JobTooLarge, match="memory"):
-        enormous.remote(1)
+def test_what_no_node_could_run_is_refused_quickly_and_in_words() -> None:
+    """With the limit and what nodes there are: not waited for, since no node that could is on its way."""
+    memory = r"no node of this pool can run 'enormous(\(\))?': it needs 900 TB of memory, and \S+ has [\d.]+ GB"
+    gpus = r"no node of this pool can run 'needs_gpus(\(\))?': it needs 64 GPU of No Such Model, and \S+ has "
+    cpus = r"no node of this pool can run 'needs_cpus(\(\))?': it needs 4096 CPUs, and \S+ lends \d+"
+    for function, words in ((enormous, memory), (needs_gpus, gpus), (needs_cpus, cpus)):
+        calls = [lambda f: list(f.map([1]))]
+        if function is enormous:
+            calls += [lambda f: f.remote(1), lambda f: f.spawn(1).get()]
+        for call in calls:
+            began = time.monotonic()
+            with pytest.raises(errors.JobTooLarge, match=words):
+                call(function)
+            assert time.monotonic() - began < REFUSED_S
+    assert list(tasks.square.map([3])) == [9], "the pool goes on"
 
 
 @pytest.mark.parametrize("victim", ["coordinator", "local node", "nats-server"])

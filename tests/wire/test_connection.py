@@ -70,6 +70,27 @@ async def test_messages_of_all_sizes_keep_their_order_on_whatever_way(connection
         await asyncio.sleep(0.01)
 
 
+async def test_a_flush_ends_after_what_was_subscribed_before_it_is_known(
+    nats: NatsProcess, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a message that another sends right after it would go to nobody."""
+    transport = connection._client._transport
+    sent: list[bytes] = []
+    write, writelines = transport.write, transport.writelines
+    monkeypatch.setattr(transport, "write", lambda data: (sent.append(bytes(data)), write(data)))
+    monkeypatch.setattr(transport, "writelines", lambda lines: (sent.extend(map(bytes, lines)), writelines(lines)))
+    other = await connect(nats.address, "other")
+    inbox = Inbox()
+    for number in range(20):
+        await connection.subscribe(f"here.{number}", inbox)
+        await connection.flush()
+        other.send(f"here.{number}", Done(number))
+        assert (await inbox.take(Done)).epoch == number
+    await other.close()
+    words = b"".join(sent).decode()
+    assert words.index("SUB here.0 ") < words.index("PING"), words[:200]
+
+
 async def test_many_messages_keep_their_order_beyond_the_librarys_buffer(connection: Connection) -> None:
     inbox = Inbox()
     await connection.subscribe("here", inbox)

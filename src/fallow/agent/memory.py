@@ -53,18 +53,19 @@ class MachineMemory:
 
     def __init__(self) -> None:
         self.total = 0
+        self._info = _Fields(Path("/proc/meminfo"))
         self._group = _limited_group() if sys.platform == "linux" else None
         self.available = 1 << 62
         self.refresh()
 
     def refresh(self) -> None:
-        """Read anew (some 50 microseconds)."""
+        """Read anew (some 20 microseconds: this is done many times a second)."""
         if sys.platform != "linux":
             return
         try:
-            fields = _fields(Path("/proc/meminfo"))
-            self.total = fields["MemTotal:"] * 1024
-            self.available = fields["MemAvailable:"] * 1024
+            total, available = self._info.read(b"MemTotal:", b"MemAvailable:")
+            self.total = total * 1024
+            self.available = available * 1024
             if self._group is not None:
                 limit = int((self._group / "memory.max").read_text())
                 current = int((self._group / "memory.current").read_text())
@@ -74,6 +75,25 @@ class MachineMemory:
                 self.available = min(self.available, limit - current + cache)
         except (OSError, KeyError, ValueError):
             self.available = 1 << 62  # unknown: leave it to the kernel
+
+
+class _Fields:
+    """A file of lines 'name number ...' that the kernel writes anew for each read; it is opened once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def read(self, *names: bytes) -> list[int]:
+        """The numbers of these names. Raises OSError, or ValueError where one is missing."""
+        if self._descriptor < 0:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        text = os.pread(self._descriptor, 4096, 0)
+        return [int(text[text.index(name) + len(name) :].split(None, 1)[0]) for name in names]
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def _fields(path: Path) -> dict[str, int]:

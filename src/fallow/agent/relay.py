@@ -15,7 +15,7 @@ import msgspec
 
 from fallow.model.ids import ClientId, JobId, is_id, new_id
 from fallow.wire import subjects
-from fallow.wire.messages import SubmitJob, decode, encode
+from fallow.wire.messages import CancelJob, SubmitJob, decode, encode
 
 if TYPE_CHECKING:
     from fallow.wire.connection import Connection
@@ -25,6 +25,8 @@ log = logging.getLogger("fallow.agent")
 REQUESTS_LIMIT = 256
 """Requests of one worker that may be under way at once; further ones are answered as if nobody did."""
 REQUEST_TIMEOUT_MAX_S = 60.0
+JOBS_LIMIT = 256
+"""Nested jobs of one worker that are cancelled with it; the oldest have ended, or end when they miss their client."""
 CLIENTS_LIMIT = 64
 """Clients of one worker whose messages are passed on; the oldest goes when there are more."""
 
@@ -60,6 +62,8 @@ class WorkerRelay:
         self._worker = worker
         self._tasks: set[asyncio.Task[None]] = set()
         self._clients: dict[ClientId, Any] = {}
+        self._jobs: dict[JobId, None] = {}
+        """Attached jobs that were submitted through here."""
 
     def request(self, body: bytes, answer: Answer) -> None:
         """Relay msgpack [subject, bytes, timeout_s]; the answer is the reply, or NOBODY."""
@@ -118,6 +122,12 @@ class WorkerRelay:
             if isinstance(message, SubmitJob):
                 # Answers of its calls will be pushed to the client that submits.
                 await self.follow(message.spec.client_id)
+                if not message.spec.detached:
+                    self._jobs[message.spec.job_id] = None
+                    if len(self._jobs) > JOBS_LIMIT:
+                        del self._jobs[next(iter(self._jobs))]
+            elif isinstance(message, CancelJob):
+                self._jobs.pop(message.job_id, None)
             try:
                 reply = await connection.request_bytes(subject, data, timeout_s)
             except TimeoutError:
@@ -135,7 +145,13 @@ class WorkerRelay:
             log.warning("a task's request could not be relayed: %s", task.exception())
 
     def close(self) -> None:
+        """The worker is gone: nobody is left to read the results of what it asked for, or to cancel it."""
         for task in list(self._tasks):
             task.cancel()
+        connection = self._connection()
+        if connection is not None:
+            for job_id in self._jobs:
+                connection.send(subjects.job(job_id), CancelJob(job_id, "the worker whose task asked for it is gone"))
+        self._jobs.clear()
         for client_id in list(self._clients):
             self._start(self._unfollow(client_id))

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from msgspec import Struct
 
 from fallow.cli.run import RunOptions
-from fallow.cli.show import print_json
+from fallow.cli.show import counted, print_json
 from fallow.model.errors import SettingError, TaskError
 from fallow.worker.command import CommandFailed, CommandInput, CommandOutcome, CommandPlan, run_command
 
@@ -162,7 +162,7 @@ def folder_name(number: int, argument: str) -> str:
 
 
 class Collector:
-    """Writes what tasks made below one folder, and a summary with one line for each."""
+    """Writes what tasks made below one folder, and a summary with one line for each, in the order of the tasks."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -170,6 +170,9 @@ class Collector:
         self._file: TextIO = open(out / SUMMARY, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._rows = csv.writer(self._file)
         self._rows.writerow(_SUMMARY_COLUMNS)
+        self._next = 0
+        self._early: dict[int, tuple[object, ...]] = {}
+        """Lines of tasks that ended before an earlier one did."""
         self.done = 0
         self.failed = 0
 
@@ -200,12 +203,18 @@ class Collector:
     def _row(
         self, number: int, argument: str, code: object, seconds: float, host: str, folder: str, error: str
     ) -> None:
-        self._rows.writerow((number, argument, code, f"{seconds:.3f}", host, folder, error))
+        self._early[number] = (number, argument, code, f"{seconds:.3f}", host, folder, error)
+        while self._next in self._early:
+            self._rows.writerow(self._early.pop(self._next))
+            self._next += 1
         self._file.flush()
         self.done += 1
         self.failed += bool(error)
 
     def close(self) -> None:
+        for number in sorted(self._early):  # of a job that was interrupted
+            self._rows.writerow(self._early[number])
+        self._early.clear()
         self._file.close()
 
 
@@ -254,8 +263,8 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
     if options.as_json:
         print_json({"tasks": collector.done, "failed": collector.failed, "seconds": seconds, "out": str(options.out)})
     else:
-        words = f"{collector.done} tasks in {seconds:.1f} s, {collector.failed} failed; outputs in {options.out}/"
-        print(words + f", one line for each in {options.out / SUMMARY}.")
+        words = f"{counted(collector.done, 'task')} in {seconds:.1f} s, {collector.failed} failed; "
+        print(words + f"outputs in {options.out}/, one line for each in {options.out / SUMMARY}.")
     return 1 if collector.failed else 0
 
 

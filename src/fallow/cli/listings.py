@@ -106,7 +106,7 @@ def cancel_jobs(texts: list[str], reason: str, as_json: bool) -> int:
             print(f"fallow: {outcome[1]}", file=sys.stderr)
         elif not as_json:
             _, job, was_active = outcome
-            verb = "cancelled" if was_active else f"was {job.state} already"
+            verb = "cancelled" if was_active else f"has ended already ({job.state})"
             print(f"{job.job_id} ({job.name}) {verb}; {tasks_words(job)} tasks done.")
     if as_json:
         print_json([as_plain(outcome[1]) for outcome in outcomes if len(outcome) == 3])

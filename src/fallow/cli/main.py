@@ -129,7 +129,7 @@ def join(
 
 @app.command()
 def connect(
-    address: Annotated[str, typer.Argument(metavar="[TOKEN@HOST:PORT]", help="Nothing: say what is connected.")] = "",
+    address: Annotated[str, typer.Argument(metavar="TOKEN@HOST:PORT", help="Nothing: say what is connected.")] = "",
     home: Home = None,
 ) -> None:
     """Remember a pool: scripts and commands of this user run there from now on.
@@ -300,7 +300,7 @@ def top(
 )
 def run(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(metavar="[FILE.py[::FUNCTION]]", help="What to run.")] = "",
+    target: Annotated[str, typer.Argument(metavar="FILE.py[::FUNCTION]", help="What to run.")] = "",
     env: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Requirements or pyproject.toml to install on the nodes.")
     ] = None,

@@ -114,7 +114,16 @@ def start_server(
     program = find_server()
     config = folder / "nats.conf"
     write_private(config, server_config(host, port, token, cluster))
-    return exec_child("nats-server", [program, "-c", str(config)], log=folder / "nats.log", close=close)
+    variables = {"GOMAXPROCS": os.environ.get("GOMAXPROCS") or str(server_threads(os.cpu_count() or 1))}
+    return exec_child(
+        "nats-server", [program, "-c", str(config)], log=folder / "nats.log", close=close, variables=variables
+    )
+
+
+def server_threads(cpus: int) -> int:
+    """Processors that the server may keep busy at once: half of them. Where it takes all, its threads look for work
+    while the processes wait that it has just woken: on two processors that is a tenth of a call's time."""
+    return max(1, cpus // 2)
 
 
 def reachable_host(host: str) -> str:

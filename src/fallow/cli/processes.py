@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -144,12 +144,20 @@ def fork_child(
             os._exit(code)
 
 
-def exec_child(name: str, arguments: Sequence[str], *, log: Path, close: Sequence[int] = ()) -> Child:
-    """Start a program in a process of its own. An exec that fails is exit code 127 with words in the log."""
+def exec_child(
+    name: str,
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    close: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Child:
+    """Start a program in a process of its own, with these variables besides this process's. An exec that fails is
+    exit code 127 with words in the log."""
 
     def body(_ready: Callable[[], None]) -> int:
         try:
-            os.execv(arguments[0], list(arguments))
+            os.execve(arguments[0], list(arguments), {**os.environ, **(variables or {})})
         except OSError as error:
             print(f"cannot start {arguments[0]}: {error.strerror}", file=sys.stderr)
             return 127

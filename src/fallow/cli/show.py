@@ -38,6 +38,11 @@ def _is_number(text: str) -> bool:
     return text == "" or text == "-" or text[:1].isdigit()
 
 
+def counted(count: int, what: str) -> str:
+    """'1 node', '3 nodes'."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def bytes_words(size: float) -> str:
     """'3.2 GB', in powers of 1024."""
     for unit in ("B", "KB", "MB", "GB"):

@@ -16,6 +16,7 @@ from fallow.cli.show import (
     as_plain,
     bytes_words,
     count_words,
+    counted,
     duration_words,
     print_json,
     progress_bar,
@@ -116,7 +117,7 @@ def _print_plain(look: Look, rates: Rates) -> None:
     busy = sum(node.busy_slots for node in look.nodes)
     clock = time.strftime("%H:%M:%S", time.localtime(look.unix_s))
     rate = f", {count_words(rates.total[-1])} tasks/s" if rates.total else ""
-    print(f"{clock}  {len(look.nodes)} nodes, {busy}/{slots} slots busy{rate}")
+    print(f"{clock}  {counted(len(look.nodes), 'node')}, {busy}/{slots} slots busy{rate}")
     for job in look.jobs:
         print(f"  {job.job_id}  {job.name}  {job.state}  {tasks_words(job)}  {job.counts.failed} failed", flush=True)
 
@@ -151,7 +152,7 @@ def render(look: Look, rates: Rates, address: str, trouble: str, width: int) -> 
     now_rate = rates.total[-1] if rates.total else 0.0
     head = Text.assemble(
         ("fallow ", "bold green"),
-        f"{address}   {len(look.nodes)} nodes   {busy}/{slots} slots busy   ",
+        f"{address}   {counted(len(look.nodes), 'node')}   {busy}/{slots} slots busy   ",
         (f"{count_words(now_rate)} tasks/s ", "bold"),
         (sparkline(list(rates.total), max(10, min(HISTORY, width - 70))), "green"),
     )

@@ -48,6 +48,13 @@ class Context:
         if self.session.valid:
             self.connection.send(subject, message)
 
+    def node_name(self, node_id: NodeId) -> str:
+        """Its id where no name is known. A short job ends before its owner has heard from the node by name."""
+        if (name := self.node_names.get(node_id)) is not None:
+            return name
+        entry = self.nodes.entries.get(node_id)
+        return entry.spec.name if entry is not None else node_id
+
     def now(self) -> float:
         """Monotonic seconds."""
         return self.loop.time()

@@ -11,9 +11,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fallow.model.ids import JobId
-from fallow.store.protocol import Op, OwnershipLost, Store, StoreError, StoreFull
+from fallow.store.protocol import CreateJob, Op, OwnershipLost, Store, StoreError, StoreFull
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Journal:
         self._on_lost = on_lost
         self._waiting: list[tuple[Sequence[Op] | Callable[[], None], Callback | None]] = []
         self._waiting_ops = 0
+        self._withdrawals: list[tuple[JobId, Callable[[bool], None]]] = []
         self._condition = threading.Condition()
         self._closing = False
         self.trouble: StoreError | None = None
@@ -54,6 +56,13 @@ class Journal:
         """Do something with the store after everything that was appended before, then call `then` on the loop."""
         with self._condition:
             self._waiting.append((action, then))
+            self._condition.notify()
+
+    def withdraw(self, job_id: JobId, then: Callable[[bool], None]) -> None:
+        """While the store is full: forget everything of a job that is not in the store yet. `then` is called on the
+        loop with whether that was so; otherwise the job is written by now, or will be."""
+        with self._condition:
+            self._withdrawals.append((job_id, then))
             self._condition.notify()
 
     @property
@@ -78,10 +87,13 @@ class Journal:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._waiting and not self._closing:
+                while not self._waiting and not self._withdrawals and not self._closing:
                     self._condition.wait()
+                self._withdraw([])
                 if not self._waiting:
-                    return
+                    if self._closing:
+                        return
+                    continue
                 batch: list[tuple[Sequence[Op], Callback | None]] = []
                 action: tuple[Callable[[], None], Callback | None] | None = None
                 count = 0
@@ -132,7 +144,9 @@ class Journal:
                 with self._condition:
                     if self._closing:
                         return
-                    self._condition.wait(RETRY_S)
+                    if not self._withdrawals:
+                        self._condition.wait(RETRY_S)
+                    self._withdraw(batch)
                 continue
             break
         if self.trouble is not None:
@@ -146,8 +160,31 @@ class Journal:
         if kept:
             self._call(lambda: [then() for then in kept])
 
+    def _withdraw(self, batch: list[tuple[Sequence[Op], Callback | None]]) -> None:
+        """Take jobs that nobody is to know of out of what is being written (`batch`) and what waits. Only this
+        thread writes, so that it knows what the store has. Called with the condition's lock."""
+        asked, self._withdrawals = self._withdrawals, []
+        for job_id, then in asked:
+            created = any(_creates(entry[0], job_id) for entry in [*batch, *self._waiting])
+            # An engine that did not answer may have written all the same; one that is full has not.
+            withdrawn = created and isinstance(self.trouble, StoreFull)
+            if withdrawn:
+                batch[:] = [entry for entry in batch if not _concerns(entry[0], job_id)]
+                gone = [what for what, _ in self._waiting if _concerns(what, job_id)]
+                self._waiting_ops -= sum(len(what) for what in gone if not callable(what))
+                self._waiting = [entry for entry in self._waiting if not _concerns(entry[0], job_id)]
+            self._call(partial(then, withdrawn))
+
     def _call(self, callback: Callable[[], object]) -> None:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
             log.info("the event loop ended before a commit was told")
+
+
+def _concerns(what: Sequence[Op] | Callable[[], None], job_id: JobId) -> bool:
+    return not callable(what) and any(getattr(op, "job_id", None) == job_id or _creates([op], job_id) for op in what)
+
+
+def _creates(what: Sequence[Op] | Callable[[], None], job_id: JobId) -> bool:
+    return not callable(what) and any(isinstance(op, CreateJob) and op.spec.job_id == job_id for op in what)

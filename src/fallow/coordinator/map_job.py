@@ -69,6 +69,9 @@ class MapJob(OwnedJob):
         self._trim_at = 0.0
         self._info_due = 0.0
         self._trimmed = (0, 0)
+        self._taken_by_node: dict[str, int] = {}
+        self._taken_failed = 0
+        """What results that the client has and the store forgets had counted for."""
 
     # ------------------------------------------------------------ from the store
 
@@ -83,6 +86,9 @@ class MapJob(OwnedJob):
                 self.context.blobs.add(row.digest)
         covered = list(done)  # type: ignore[call-overload]
         failed = 0
+        if not stored.state.is_final:
+            self._taken_by_node, self._taken_failed = dict(stored.nodes), stored.failed
+            self._nodes_by_name, failed = dict(stored.nodes), stored.failed
         for row in results:
             entry = Recorded(
                 seq=row.seq,
@@ -103,7 +109,7 @@ class MapJob(OwnedJob):
             failed += row.failed_count
             self._next_seq = max(self._next_seq, row.seq + 1)
             self._nodes_by_name[row.node] = self._nodes_by_name.get(row.node, 0) + row.stop - row.start
-        if stored.nodes:
+        if stored.state.is_final:
             self._nodes_by_name = dict(stored.nodes)
         cursor = max([row.stop for row in inputs] + [stop for _, stop in covered] + [max(0, stored.consumed)])
         if stored.total >= 0:
@@ -310,6 +316,8 @@ class MapJob(OwnedJob):
             gone = self.results.drop_below_seq(self._consumed_seq)
         now = self.context.now()
         for entry in gone:
+            self._taken_by_node[entry.node] = self._taken_by_node.get(entry.node, 0) + entry.stop - entry.start
+            self._taken_failed += entry.failed_count
             if not entry.inline and entry.fault is None:
                 self.context.blobs.drop(entry.page.digest, now)
             elif entry.page.data is not None:
@@ -348,20 +356,20 @@ class MapJob(OwnedJob):
             ops.append(DropResultPages(self.job_id, self.epoch, below_seq=self._consumed_seq))
         else:
             ops.append(DropResultPages(self.job_id, self.epoch, below=self._consumed))
-        ops.append(SetJob(self.job_id, self.epoch, consumed=self._consumed))
+        ops.append(
+            SetJob(
+                self.job_id,
+                self.epoch,
+                consumed=self._consumed,
+                nodes=dict(self._taken_by_node),
+                failed=self._taken_failed,
+            )
+        )
         self.context.journal.append(ops)
 
     def forget_pages(self) -> None:
         """The job has ended and its client has everything: only its row stays."""
-        now = self.context.now()
-        for entry in self.results:
-            if not entry.inline and entry.fault is None:
-                self.context.blobs.drop(entry.page.digest, now)
-        for page in self.inputs.pages():
-            if page.page.data is None and not self.inputs.is_let_go(page.start):
-                self.context.blobs.drop(page.page.digest, now)
-        if self.spec.function.data is None:
-            self.context.blobs.drop(self.spec.function.digest, now)
+        self.drop_blobs()
         self.results.clear()
         self.inputs.drop_below(1 << 62)
         self.context.journal.append(
@@ -398,14 +406,25 @@ class MapJob(OwnedJob):
         self.progress.retry_failed(intervals)
         entries = list(self.results)
         self.results.clear()
+        self._nodes_by_name = dict(self._taken_by_node)
         for entry in entries:
             for piece in _without(entry, intervals):
                 piece.seq = self._draw_seq()
                 self.results.add(piece)
+                count = self._nodes_by_name.get(piece.node, 0)
+                self._nodes_by_name[piece.node] = count + piece.stop - piece.start
         self.known_state = self.progress.state
         ops: list[Op] = [
             ReplaceResults(self.job_id, self.epoch, tuple(intervals)),
-            SetJob(self.job_id, self.epoch, state=self.progress.state, reason="", ended_unix_s=0.0),
+            SetJob(
+                self.job_id,
+                self.epoch,
+                state=self.progress.state,
+                reason="",
+                ended_unix_s=0.0,
+                nodes=dict(self._taken_by_node),
+                failed=self._taken_failed,
+            ),
         ]
         self.context.journal.append(ops, lambda: self._reply(reply, JobStatus(self.epoch, self.info())))
         self.context.kick_matcher()

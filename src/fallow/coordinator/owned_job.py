@@ -116,7 +116,6 @@ class OwnedJob:
         effects = self.progress.hand_in(
             slot=slot,
             token=message.token,
-            bounds=(message.start, message.stop),
             results=message.results,
             give_back=message.give_back,
             deaths=message.deaths,
@@ -170,7 +169,7 @@ class OwnedJob:
         self.on_node_lost(node_id, reason)
 
     def node_name(self, node_id: str) -> str:
-        return self.context.node_names.get(NodeId(node_id), node_id)
+        return self.context.node_name(NodeId(node_id))
 
     def place(self, message: Place) -> None:
         """The leader wants a slot to work for this job."""
@@ -208,6 +207,26 @@ class OwnedJob:
         self.closed = True
         if self.spec.function.data is None:
             self.context.blobs.release(self.spec.function.digest)
+
+    def withdraw(self, reason: str) -> None:
+        """The job could not be taken in after all: nodes forget it, and what its client sent for it is not kept."""
+        if not self.progress.is_final:
+            self.progress.cancel(reason)
+            self._release_nodes(Ended(self.job_id, self.progress.state, reason))
+        self.drop_blobs()
+        self.closed = True
+
+    def drop_blobs(self) -> None:
+        """Nothing of the job needs its blobs any more."""
+        now = self.context.now()
+        for entry in self.results:
+            if not entry.inline and entry.fault is None:
+                self.context.blobs.drop(entry.page.digest, now)
+        for page in self.inputs.pages():
+            if page.page.data is None and not self.inputs.is_let_go(page.start):
+                self.context.blobs.drop(page.page.digest, now)
+        if self.spec.function.data is None:
+            self.context.blobs.drop(self.spec.function.digest, now)
 
     # ------------------------------------------------------------ effects
 
@@ -456,7 +475,7 @@ def info_of_stored(stored: StoredJob) -> JobInfo:
     from fallow.model.job import JobCounts
 
     kind, reason = split_reason(stored.reason)
-    # Of an attached job taken over by another coordinator, nodes are known only of what was left.
+    # Of a job that is not over, the row counts what its client has taken.
     complete = stored.state is JobState.SUCCEEDED and stored.total >= 0
     done = stored.total if complete else sum(stored.nodes.values())
     return JobInfo(

@@ -88,7 +88,7 @@ class Service:
         self.logs = JobLogs(context)
         self.peers = Peers(context)
         self.matcher = Matcher(context, self.directory, self.peers)
-        self.submission = Submission(context, self.directory, self._subscribe_job)
+        self.submission = Submission(context, self.directory, self._subscribe_job, self._unsubscribe_job)
         self.directory.on_loaded = self._subscribe_job
         context.kick_matcher = self.matcher.kick
         context.nodes.spec_of = self.directory.spec_of

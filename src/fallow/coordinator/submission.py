@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.map_job import MapJob
+from fallow.coordinator.owned_job import OwnedJob
 from fallow.core.effects import Effect
 from fallow.model.ids import JobId, is_id
 from fallow.model.job import JobSpec
@@ -19,23 +21,50 @@ ACTIVE_JOBS_LIMIT = 10_000
 class Submission:
     """See the module."""
 
-    def __init__(self, context: Context, directory: Directory, subscribe: Callable[[JobId], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        directory: Directory,
+        subscribe: Callable[[JobId], Awaitable[None]],
+        unsubscribe: Callable[[JobId], None],
+    ) -> None:
         self._context = context
         self._directory = directory
         self._subscribe = subscribe
+        self._unsubscribe = unsubscribe
+        self._unwritten: set[JobId] = set()
+        """Jobs that are taken in here and not in the store yet."""
 
     def submit(self, message: SubmitJob, reply: str) -> None:
         spec = message.spec
         refusal = self._refusal(spec)
-        if refusal is not None:
-            self._reply(reply, refusal)
-            return
         known = self._directory.active.get(spec.job_id)
-        if known is not None:
+        if refusal is None and known is not None:
             answer = Submitted(spec.job_id, known.epoch, known.progress.cursor)
             self._context.journal.append([], lambda: self._reply(reply, answer))
-            return
-        self._context.loop.create_task(self._create(message, reply))
+        elif refusal is None:
+            self._context.loop.create_task(self._create(message, reply))
+        elif known is None:
+            self._reply(reply, refusal)
+        elif spec.job_id not in self._unwritten:
+            self._reply(reply, Submitted(spec.job_id, known.epoch, 0))  # asked again: it is in the store already
+        elif refusal.kind == "store_full":
+            self._context.journal.withdraw(spec.job_id, partial(self._withdrawn, known, refusal, reply))
+        else:
+            self._reply(reply, refusal)  # it is asked again, and is then here
+
+    def _withdrawn(self, owned: OwnedJob, refusal: Refused, reply: str, withdrawn: bool) -> None:
+        """Whoever hears a refusal may count on it that nothing of the job is kept."""
+        if withdrawn:
+            self._unwritten.discard(owned.job_id)
+            self._unsubscribe(owned.job_id)
+            self._directory.forget(owned.job_id)
+            owned.withdraw(refusal.message)
+            self._reply(reply, refusal)
+        elif owned.job_id not in self._unwritten:
+            self._reply(reply, Submitted(owned.job_id, owned.epoch, 0))
+        else:
+            self._reply(reply, Refused("overloaded", refusal.message, retry_after_s=0.5))
 
     def _refusal(self, spec: JobSpec) -> Refused | None:
         if not is_id(spec.job_id) or not is_id(spec.client_id):
@@ -71,9 +100,14 @@ class Submission:
                     owned.known_state = owned.progress.state
                     ops.append(SetJob(spec.job_id, 1, state=owned.progress.state))
         answer = Submitted(spec.job_id, owned.epoch, owned.progress.cursor)
-        self._context.journal.append(ops, lambda: self._reply(reply, answer))
+        self._unwritten.add(spec.job_id)
+        self._context.journal.append(ops, partial(self._written, answer, reply))
         owned.perform(effects)
         self._context.kick_matcher()
+
+    def _written(self, answer: Submitted, reply: str) -> None:
+        self._unwritten.discard(answer.job_id)
+        self._reply(reply, answer)
 
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:

@@ -16,7 +16,7 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
     if need.cpu > node.slots:
         return f"needs {need.cpu} CPUs, and {node.name} lends {node.slots}"
     if need.memory_bytes > node.memory_bytes:
-        return f"needs {need.memory_bytes / 1e9:.3g} GB of memory, and {node.name} has {node.memory_bytes / 1e9:.3g} GB"
+        return f"needs {_size(need.memory_bytes)} of memory, and {node.name} has {_size(node.memory_bytes)}"
     if need.gpu.count:
         fitting = [
             device
@@ -25,9 +25,9 @@ def misfit(spec: JobSpec, node: NodeSpec) -> str | None:
             and (not need.gpu.models or any(m.lower() in device.model.lower() for m in need.gpu.models))
         ]
         if len(fitting) < need.gpu.count:
-            kinds = ", ".join(f"{d.model} ({d.memory_bytes / 1e9:.3g} GB)" for d in node.devices) or "no GPU"
+            kinds = ", ".join(f"{d.model} ({_size(d.memory_bytes)})" for d in node.devices) or "no GPU"
             wanted = " or ".join(need.gpu.models) or "any model"
-            least = f" with {need.gpu.min_memory_bytes / 1e9:.3g} GB" if need.gpu.min_memory_bytes else ""
+            least = f" with {_size(need.gpu.min_memory_bytes)}" if need.gpu.min_memory_bytes else ""
             return f"needs {need.gpu.count} GPU of {wanted}{least}, and {node.name} has {kinds}"
     return None
 
@@ -40,3 +40,8 @@ def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:
     shown = "; ".join(reason for reason in reasons[:3] if reason)
     more = f"; and {len(reasons) - 3} nodes more" if len(reasons) > 3 else ""
     return f"no node of this pool can run {spec.name!r}: it {shown}{more}"
+
+
+def _size(size: int) -> str:
+    """'25.3 GB', '900 TB'."""
+    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"

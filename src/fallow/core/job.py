@@ -194,7 +194,6 @@ class JobProgress(Progress):
         *,
         slot: SlotKey,
         token: Token,
-        bounds: Interval,
         results: Sequence[ResultPage],
         give_back: Sequence[Interval] = (),
         deaths: Sequence[Death] = (),

@@ -218,6 +218,12 @@ class Executor(StandardExecutor):
             self._maps.discard(live)
 
 
+MAP_TIMED_OUT = (
+    "the results of this map were not all there within the timeout given to Executor.map; "
+    "what of it had not ended is cancelled"
+)
+
+
 class _OutOfTime(TimeoutError):
     """The wait for a map has timed out (and not one of its tasks)."""
 
@@ -326,7 +332,7 @@ class _MapResults:
             return next(self._items)
         except _OutOfTime:
             self.close()
-            raise
+            raise TimeoutError(MAP_TIMED_OUT) from None
 
     def close(self) -> None:
         """Want no more: what has not begun is cancelled."""
@@ -380,7 +386,7 @@ class _BufferedMap:
         except TimeoutError:
             if not future.done():
                 self.close()
-                raise
+                raise TimeoutError(MAP_TIMED_OUT) from None
             self._next_ahead()
             raise
         except BaseException:

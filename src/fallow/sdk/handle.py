@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fallow.wire.messages import LogLine
 
 
+END_LOST_S = 2.0
+"""An answer about the job's end that is so late was lost: it is asked for again."""
 SINGLE = "()"
 """Ends the name of a job that is one spawned call, so that whoever finds it again gets its value, not a list."""
 
@@ -150,13 +152,36 @@ class JobHandle:
         self._ask(subjects.job(self.id), CancelJob(self.id, reason))
         self._finished()
 
-    def retry_failed(self) -> JobHandle:
-        """Run again what failed, in the same job, keeping all other results. Returns this handle."""
+    def retry_failed(self, timeout: float | None = None) -> JobHandle:
+        """Run again what failed, in the same job, keeping all other results. Waits for the job to end first: the
+        failure that `get` raised may have been one of many, or an early one. Returns this handle.
+
+        timeout: seconds to wait for the job's end, then TimeoutError. Raises PoolRefused where nothing failed, or
+        where the job as a whole failed or was cancelled."""
         from fallow.wire import subjects
         from fallow.wire.messages import RetryFailed
 
+        self._wait_ended(timeout)
         self._ask(subjects.job(self.id), RetryFailed(self.id))
         return self
+
+    def _wait_ended(self, timeout_s: float | None) -> None:
+        """Raises TimeoutError."""
+        from fallow.sdk.mapjob import FETCH_WAIT_S
+        from fallow.wire import subjects
+        from fallow.wire.messages import FetchResults
+
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        client = self._client.ready()
+        while True:
+            left_s = FETCH_WAIT_S if deadline is None else min(FETCH_WAIT_S, max(0.0, deadline - time.monotonic()))
+            # There is no result so far out: the answer comes when the job ends, or when it has waited long enough.
+            end = FetchResults(self.id, 1 << 62, wait_s=left_s)
+            reply = client.submit_blocking(client.ask(subjects.job(self.id), end, timeout_s=left_s + END_LOST_S))
+            if reply.exhausted:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{self.name} ({self.id}) has not ended within {timeout_s:g} s; it goes on.")
 
     def logs(self, after: int = 0, limit: int = 1000) -> tuple[LogLine, ...]:
         """Lines that its tasks printed, as far as the pool still has them; each with seq, node, index, stream, text."""

@@ -178,7 +178,7 @@ def _number(name: str, value: object, *, low: float, high: float) -> float:
             else f"{name}={value!r} is not a number."
         )
     if not low <= value <= high:
-        raise SettingError(f"{name}={value!r} must lie between {low:g} and {high:g}.")
+        raise SettingError(f"{name}={value!r} must lie between {low:,g} and {high:,.12g}.")
     return float(value)
 
 

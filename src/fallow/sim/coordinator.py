@@ -91,7 +91,6 @@ class Owned:
         effects = self.progress.hand_in(
             slot=item.slot.key,
             token=lease.token,
-            bounds=(lease.start, lease.stop),
             results=[ResultPage(start, stop, start, PAGE) for start, stop in item.results],
             give_back=item.give_back,
             deaths=item.deaths,

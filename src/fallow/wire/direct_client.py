@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg as NatsMessage
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
@@ -225,6 +225,15 @@ class DirectClient(Client):
         if written < len(data):
             self._raw.write(data[written:])
         return True
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        """The library writes a PING past what waits to be written, so that `flush` could end before a subscription
+        made earlier was known to the server. In turn, its answer says that all before it has arrived."""
+        self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
+        if self.is_connected:  # what waits is sent after a reconnection, where nobody counts on its PONG
+            self._pending.append(PING_PROTO)
+            self._pending_data_size += len(PING_PROTO)
+            await self._flush_pending()
 
     async def _resume(self) -> None:
         try:

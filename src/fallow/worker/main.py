@@ -19,7 +19,7 @@ from fallow.worker import nested, orders
 from fallow.worker.channel import Channel
 from fallow.worker.failures import traceback_text
 from fallow.worker.orders import IDLE, INDEX, LOADED_FUNCTIONS, LOADING, PHASE, RUNNING
-from fallow.worker.outbox import Outbox
+from fallow.worker.outbox import FIRST_HAND_IN_S, Outbox
 from fallow.worker.output import Output
 from fallow.worker.pages import PageWriter
 from fallow.worker.runner import Runner
@@ -67,11 +67,12 @@ class Helper:
 
 
 class Function:
-    """A loaded function, and the chunk that its last order ended with."""
+    """A loaded function, and the chunk and the interval of hand-ins that its last order ended with."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.chunk = 1
+        self.interval_s = FIRST_HAND_IN_S
 
 
 class Worker:
@@ -102,7 +103,9 @@ class Worker:
     def _run(self, order: orders.Run) -> None:
         words = self._words
         function = self._function(order)
-        outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce)
+        outbox = Outbox(
+            order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s
+        )
         words[PHASE] = RUNNING
         self._helper.begin(outbox)
         runner = Runner(order, function.loaded, words, outbox, function.chunk)
@@ -112,6 +115,7 @@ class Worker:
         self._output.finish()
         runner.end(later)
         function.chunk = max(1, runner.chunk)
+        function.interval_s = outbox.interval_s
         words[PHASE] = IDLE
 
     def _function(self, order: orders.Run) -> Function:

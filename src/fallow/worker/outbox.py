@@ -44,7 +44,7 @@ class Piece:
 
 
 class Outbox:
-    """`early`: results may be handed in before the order ends."""
+    """`early`: results may be handed in before the order ends, first after `interval_s`."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Outbox:
         writer: PageWriter,
         early: bool,
         clock: Callable[[], float] = time.perf_counter,
+        interval_s: float = FIRST_HAND_IN_S,
     ) -> None:
         self._order = order
         self._send = send
@@ -62,8 +63,9 @@ class Outbox:
         self._lock = threading.Lock()
         self._closed: list[Piece] = []
         self._open: Piece | None = None
-        self._interval = FIRST_HAND_IN_S
-        self._next = clock() + FIRST_HAND_IN_S
+        self.interval_s = interval_s
+        """Between early hand-ins; the job's next order goes on with it."""
+        self._next = clock() + interval_s
         self._ended = False
         self._ran_s = 0.0
         self._running_since: float | None = None
@@ -162,8 +164,8 @@ class Outbox:
             self._report(pages, give_back, retry_later, ended=True)
 
     def _hand_in(self, strict: bool) -> None:
-        self._interval = min(LONGEST_INTERVAL_S, self._interval * 2)
-        self._next = self._clock() + self._interval
+        self.interval_s = min(LONGEST_INTERVAL_S, self.interval_s * 2)
+        self._next = self._clock() + self.interval_s
         pieces = self._take()
         if not pieces:
             return
