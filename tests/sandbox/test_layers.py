@@ -37,13 +37,7 @@ def _wrong_mount(box: Box) -> bool:
     slipped.chmod(0o755)
     view: Any = bubblewrap
     kept = view.bwrap_arguments
-    view.bwrap_arguments = lambda *args: [
-        *kept(*args)[:-2],
-        "--ro-bind",
-        str(slipped),
-        "/srv",
-        *kept(*args)[-2:],
-    ]
+    view.bwrap_arguments = lambda *given: ["--ro-bind", str(slipped), "/srv", *kept(*given)]
     try:
         return "canary" in box.run("say(open('/srv/secret').read())").out
     finally:

@@ -9,6 +9,7 @@ the program, and what goes wrong, before or after.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -46,7 +47,7 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     rules = plan["landlock"]
     if rules is not None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-        import landlock  # type: ignore[import-not-found]
+        landlock = importlib.import_module("landlock")
 
         landlock.restrict(
             landlock.Rules(
