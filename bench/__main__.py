@@ -13,7 +13,11 @@ How far a pool goes is measured by programs of their own, each with its --help:
     python -m bench agents --agents 1000
     python -m bench takeover
     python -m bench far
+
+What the owner's return and the sandbox of strangers' code cost:
+
     python -m bench owner
+    python -m bench sandbox
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("agents", "takeover", "far", "owner")
+PROGRAMS = ("agents", "takeover", "far", "owner", "sandbox")
 DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 

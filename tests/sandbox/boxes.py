@@ -41,6 +41,7 @@ class Box:
     def program(self, code: str, limits: Limits = SMALL, **fields: object) -> Program:
         scratch = self.folder / "scratch"
         scratch.mkdir(exist_ok=True)
+        (scratch / "out").unlink(missing_ok=True)
         fields.setdefault("mounts", (Mount(str(scratch), writable=True),))
         return Program(
             argv=(interpreter(), "-I", "-S", "-c", PREAMBLE + code),

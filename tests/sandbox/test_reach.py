@@ -1,14 +1,17 @@
 """Attacks on what is the owner's: files, environment, descriptors, neighbours on the machine and in the network.
 
-Judged by canaries on the host: a secret that must not come out, a file that must stay as it was, a listener that must not
-be spoken to.
+Judged by canaries on the host: a secret that must not come out, a file that must stay as it was, a listener that must
+not be spoken to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,26 +37,25 @@ def look(path):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Readable and writable by all: only the sandbox stands before it."""
-    home = tmp_path / "home"
+def home() -> Iterator[Path]:
+    """Readable and writable by all, and on the way to it too: only the sandbox stands before it."""
+    home = Path(tempfile.mkdtemp(prefix="fallow-home-"))
     (home / ".ssh").mkdir(parents=True)
     for path in (home / ".ssh" / "id_ed25519", home / "node.key"):
         path.write_text(SECRET)
         path.chmod(0o666)
     for folder in (home, home / ".ssh"):
         folder.chmod(0o777)
-    for folder in home.parents:
-        if os.access(folder, os.W_OK) and str(folder).startswith(str(tmp_path.parent)):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    return home
+    yield home
+    shutil.rmtree(home)
 
 
 def test_home_and_keys_cannot_be_read_by_any_way_in(jail: Box, home: Path) -> None:
     done = jail.run(
         STEAL + f"home = {str(home)!r}\n"
         "ways = ['', '/proc/1/root', '/proc/self/root', '/proc/self/cwd/../..', '/proc/2/root/..',"
-        " '/proc/1/cwd', '/proc/thread-self/root', '/proc/self/fd/0/..', '/../..', '/oldroot', '/newroot', '/dev/fd/..']\n"
+        " '/proc/1/cwd', '/proc/thread-self/root', '/proc/self/fd/0/..', '/../..',"
+        " '/oldroot', '/newroot', '/dev/fd/..']\n"
         "for way in ways:\n"
         "    for file in ('', '/.ssh', '/.ssh/id_ed25519', '/node.key'):\n"
         "        look(way + home + file)\n"
@@ -129,6 +131,9 @@ def test_system_files_of_the_host_are_not_those_inside(jail: Box) -> None:
 # ------------------------------------------------ neighbours
 
 
+_SERIAL = itertools.count()
+
+
 class Listeners:
     """Of every kind that a machine has, on the host. `heard` names those that somebody spoke to."""
 
@@ -137,7 +142,7 @@ class Listeners:
         self.addresses: dict[str, object] = {}
         self._sockets: list[socket.socket] = []
         self._folder = folder
-        self._unique = os.getpid()
+        self._unique = f"{os.getpid()}-{next(_SERIAL)}"
 
     def open(self) -> None:
         self._add("tcp", socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0))
@@ -222,7 +227,8 @@ def test_no_packet_and_no_name_leaves(jail: Box) -> None:
         "for address in ('1.1.1.1', '192.168.1.1', '10.0.0.1', '169.254.169.254', '224.0.0.1', '255.255.255.255'):\n"
         "    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "    try: s.sendto(b'x', (address, 53)); say('sent ' + address)\n    except OSError as error: print(error)\n"
-        "try: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ('2606:4700:4700::1111', 53)); say('sent 6')\n"
+        "try: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b'x', ('2606:4700:4700::1111', 53));"
+        " say('sent 6')\n"
         "except OSError as error: print(error)\n"
         "try: socket.getaddrinfo('example.com', 80); say('resolved')\n"
         "except OSError as error: print(error)\nsay('done')"

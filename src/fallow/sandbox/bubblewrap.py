@@ -155,9 +155,8 @@ class _Start:
         self._set_priorities(init_pid)
         os.write(block_write, b"1")
         self._await_launch(status_read, log_read)
-        below = children(init_pid)
-        if not below:
-            raise SandboxUnavailable(f"{program.argv[0]} ended as soon as it had begun.")
+        # None where it has ended already: then there is nothing to signal either.
+        below = children(init_pid) or [init_pid]
         return self._jail(init_pid, below[0], log_read)
 
     def _jail(self, init_pid: int, pid: int, log: int) -> Jail:
@@ -231,13 +230,12 @@ class _Start:
 
     def _await_launch(self, status: int, log: int) -> None:
         words = _read_until(status, b"")
-        if words:
-            raise SandboxUnavailable(f"The sandbox could not start {self._program.argv[0]}: {words.decode()}.")
-        assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # Either the program runs, or bwrap ended before the launcher, and says why.
-            if not children(self._process.pid) and self._process.wait(START_WITHIN_S):
-                self._refuse("bubblewrap could not set up the sandbox", log)
+        if not words:
+            self._refuse("bubblewrap could not set up the sandbox", log)
+        if wrong := words.removeprefix(b"+"):
+            raise SandboxUnavailable(
+                f"The sandbox could not start {self._program.argv[0]}: {wrong.decode(errors='replace')}."
+            )
 
     def _refuse(self, what: str, log: int) -> NoReturn:
         words = _read_until(log, b"", 1.0).decode(errors="replace").strip()[-1000:]

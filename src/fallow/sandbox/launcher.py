@@ -3,12 +3,13 @@
     python -I -S launcher.py STATUS_FD PLAN_FD
 
 PLAN_FD holds JSON: not arguments nor environment, which other users of the machine could read. Standard library only,
-for any Python from 3.9; it runs by its path, beside landlock.py. What goes wrong is written to STATUS_FD,
-which otherwise closes as the program starts.
+for any Python from 3.9; it runs by its path, beside landlock.py. To STATUS_FD it writes a plus before it becomes
+the program, and what goes wrong, before or after.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -46,13 +47,14 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     rules = plan["landlock"]
     if rules is not None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-        import landlock  # type: ignore[import-not-found]
+        landlock = importlib.import_module("landlock")
 
         landlock.restrict(
             landlock.Rules(
                 tuple(rules["readable"]), tuple(rules["writable"]), tuple(rules["devices"]), rules["network"]
             )
         )
+    os.write(status, b"+")
     os.execve(plan["argv"][0], plan["argv"], plan["environment"])
 
 
