@@ -163,9 +163,14 @@ def test_joblib_and_scikit_style_work_run_unchanged(script: Script) -> None:
             joblib.Parallel(n_jobs=2, backend="fallow")(joblib.delayed(bad)(n) for n in range(5))
         except KeyError as error:
             print("raised", type(error).__name__)
+
+        def threads():
+            return os.environ["OMP_NUM_THREADS"]
+        with joblib.parallel_config("fallow", inner_max_num_threads=2):
+            print(joblib.Parallel(n_jobs=2)(joblib.delayed(threads)() for _ in range(2)))
         """
     )
-    assert done.stdout == "2\nraised KeyError\n", done.stderr
+    assert done.stdout == "2\nraised KeyError\n['2', '2']\n", done.stderr
 
 
 def test_the_pool_dying_under_a_script_is_said(script: Script) -> None:

@@ -229,6 +229,19 @@ def test_buffersize_bounds_what_is_drawn(executor: fallow.Executor) -> None:
     assert list(chunked) == list(range(10))
 
 
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_an_error_of_the_inputs_comes_after_the_results_before_it(executor: fallow.Executor, chunksize: int) -> None:
+    def inputs() -> Iterator[int]:
+        yield from range(4)
+        raise KeyError("input")
+
+    results = executor.map(tasks.square, inputs(), buffersize=1, chunksize=chunksize)
+    assert [next(results) for _ in range(4)] == [0, 1, 4, 9]
+    with pytest.raises(KeyError, match="input"):
+        next(results)
+    assert list(results) == []
+
+
 def test_results_of_a_map_after_shutdown() -> None:
     with fallow.Executor() as executor:
         results = executor.map(tasks.square.fn, range(5000))

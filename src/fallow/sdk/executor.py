@@ -43,7 +43,11 @@ class Executor(StandardExecutor):
         try:
             self._options: Options = read_options(**options)
         except TypeError as error:
-            raise SettingError(f"Executor: {error}.") from None
+            words = str(error).replace("read_options()", "Executor")
+            raise SettingError(
+                f"{words}. The options are max_workers, name, timeout, retries, cpu, memory, gpu, env, max_nodes and "
+                "speculate; what an initializer does belongs into a class: @app.cls with @fallow.enter."
+            ) from None
         self._name = name
         self._max_leases = max_workers or 0
         self._lock = threading.Lock()
@@ -368,6 +372,8 @@ class _BufferedMap:
         self._chunksize = chunksize
         self._futures: deque[Future[Any]] = deque()
         self._ready: deque[Any] = deque()
+        self._input_error: Exception | None = None
+        """What drawing the inputs raised: it comes out after the results of those before it."""
         for _ in range(buffersize):
             if not self._submit_next():
                 break
@@ -379,6 +385,9 @@ class _BufferedMap:
         if self._ready:
             return self._ready.popleft()
         if not self._futures:
+            error, self._input_error = self._input_error, None
+            if error is not None:
+                raise error
             raise StopIteration
         future = self._futures[0]
         try:
@@ -406,18 +415,20 @@ class _BufferedMap:
 
     def _submit_next(self) -> bool:
         executor = self._executor()
-        if executor is None:
+        if executor is None or self._input_error is not None:
+            return False
+        chunk: list[tuple[Any, ...]] = []
+        try:
+            chunk.extend(itertools.islice(self._inputs, self._chunksize))
+        except Exception as error:
+            self._input_error = error
+        if not chunk:
             return False
         if self._chunksize == 1:
-            args = next(self._inputs, None)
-            if args is None:
-                return False
-            self._futures.append(executor.submit(self._fn, *args))
-            return True
-        chunk = list(itertools.islice(self._inputs, self._chunksize))
-        if chunk:
+            self._futures.append(executor.submit(self._fn, *chunk[0]))
+        else:
             self._futures.append(executor.submit(run_chunk, self._fn, chunk))
-        return bool(chunk)
+        return True
 
     def close(self) -> None:
         while self._futures:

@@ -12,6 +12,7 @@ from typing import Any
 from joblib import register_parallel_backend
 from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
 
+from fallow.model.errors import SettingError
 from fallow.sdk.client import get_client
 from fallow.sdk.executor import Executor
 from fallow.sdk.objects import Ref, put
@@ -24,7 +25,7 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     """Options given to parallel_config("fallow", ...) are those of fallow.Executor."""
 
     supports_retrieve_callback = True
-    supports_inner_max_num_threads = False
+    supports_inner_max_num_threads = True  # threads of a task are its CPU slots: it gets as many
     uses_threads = False
     supports_sharedmem = False
     default_n_jobs = -1
@@ -47,12 +48,19 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         return max(1, get_client().slots() + 1 + n_jobs)
 
     def configure(
-        self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **options: Any
+        self, n_jobs: int = 1, parallel: Any = None, prefer: Any = None, require: Any = None, **_ignored: Any
     ) -> int:
         n_jobs = self.effective_n_jobs(n_jobs)
         self.parallel = parallel
         self._n_jobs = n_jobs
-        self._executor = Executor(n_jobs, name="joblib", **self._options)
+        options = dict(self._options)
+        threads = self.inner_max_num_threads
+        if threads is not None and options.setdefault("cpu", threads) != threads:
+            raise SettingError(
+                f"cpu={options['cpu']} and inner_max_num_threads={threads} contradict each other: a task has as many "
+                "threads as CPU slots. Give one of them."
+            )
+        self._executor = Executor(n_jobs, name="joblib", **options)
         return n_jobs
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Future[Any]:
