@@ -184,7 +184,18 @@ class Pool:
         """Start a `fallow join` of this pool, with a home of its own and further arguments."""
         own = home or self.home.parent / f"{self.home.name}-node-{name}"
         process = subprocess.Popen(
-            [sys.executable, "-m", "fallow.cli.main", "join", self.url, "--name", name, "--slots", str(slots), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "fallow.cli.main",
+                "join",
+                self.url,
+                "--name",
+                name,
+                "--slots",
+                str(slots),
+                *arguments,
+            ],
             env={**client_env(own), MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=open(f"{own}.txt", "wb"),  # noqa: SIM115
