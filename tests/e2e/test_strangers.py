@@ -1,4 +1,4 @@
-"""A machine that is lent to strangers: their work runs there in a sandbox, and harms neither it nor its other guests."""
+"""A machine that is lent to strangers: their work runs there in a sandbox, and harms neither it nor other guests."""
 
 from __future__ import annotations
 
@@ -323,7 +323,8 @@ def test_hostile_workers_are_killed_and_the_node_goes_on(lent: Pool, tmp_path: P
     said = run(lent, HOSTILE, "", str(node), *broken, *killed)
     assert len(said) == len(broken) + len(killed)
     for line in said[: len(broken)]:
-        assert "WorkerLost" in line and "broke its protocol" in line, line
+        assert "WorkerLost" in line, line
+        assert "broke its protocol" in line, line
     for line in said[len(broken) :]:
         assert "WorkerLost" in line, line
     assert (node / "canary.txt").read_text() == CANARY
