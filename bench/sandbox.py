@@ -78,7 +78,7 @@ def main() -> int:
             print(f"{name}: {sandbox.probe().words}")
             continue
         starts = [(_start_ms(plain), _start_ms(sandbox)) for _ in range(repeat)]
-        works = [(_work_s(plain), _work_s(sandbox)) for _ in range(max(3, repeat // 2))]
+        works = [(_work_s(plain), _work_s(sandbox)) for _ in range(repeat)]
         over = statistics.median(inside for _, inside in starts) - statistics.median(outside for outside, _ in starts)
         share = statistics.median(outside for outside, _ in works) / statistics.median(inside for _, inside in works)
         print(f"{name}: start {over:.1f} ms over a plain process (limit {START_LIMIT_MS:g} ms)")

@@ -185,7 +185,18 @@ class Pool:
         own = home or self.home.parent / f"{self.home.name}-node-{name}"
         lend_always(own)
         process = subprocess.Popen(
-            [sys.executable, "-m", "fallow.cli.main", "join", self.url, "--name", name, "--slots", str(slots), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "fallow.cli.main",
+                "join",
+                self.url,
+                "--name",
+                name,
+                "--slots",
+                str(slots),
+                *arguments,
+            ],
             env={**client_env(own), MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=open(f"{own}.txt", "wb"),  # noqa: SIM115

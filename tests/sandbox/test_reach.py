@@ -29,8 +29,9 @@ def look(path):
         if os.path.isdir(path):
             say(repr(os.listdir(path)))
         else:
-            with open(path, 'rb', buffering=0) as file:
-                say(repr(file.read(1 << 16)))
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            say(repr(os.read(fd, 1 << 16)))
+            os.close(fd)
     except OSError as error:
         print(path, error)
 """

@@ -189,7 +189,7 @@ def open_beneath(folder_fd: int, path: str) -> int:
 
 
 def copy_checked(folder_fd: int, path: str, into: str, digest: str, size: int) -> None:
-    """Copy what lies at `path` beneath the folder to a new file. Raises Tampered or OSError, and leaves nothing then."""
+    """Copy what lies at `path` beneath the folder to a new file. Leaves nothing where it raises Tampered or OSError."""
     try:
         source = open_beneath(folder_fd, path)
     except OSError as error:

@@ -67,7 +67,7 @@ def refuse_foreign(env: EnvSpec) -> None:
     for line in env.requirements:
         if not _NAMED.match(line.strip()):
             raise EnvironmentFailed(
-                f"machines of strangers install packages by name and version only, and {line[:200]!r} is more than that."
+                f"machines of strangers install packages by name and version only; {line[:200]!r} is more than that."
             )
 
 

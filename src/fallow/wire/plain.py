@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import importlib
 import math
 import sys
 import uuid
@@ -193,7 +194,7 @@ def _integer(text: str) -> int:
 def _array(content: list[Any]) -> Any:
     dtype_text, shape, data = content
     try:
-        import numpy
+        numpy: Any = importlib.import_module("numpy")  # an environment may do without it
     except ImportError:
         raise PlainError("the result holds a NumPy array: install numpy here to read it") from None
     if not isinstance(dtype_text, str) or not isinstance(data, bytes) or len(dtype_text) > 40:

@@ -187,7 +187,7 @@ def set_threads(cpu: int) -> None:
 
 
 def main(control_fd: int, parent: int, scratch: str) -> None:
-    """Run in a fresh interpreter: `control_fd` is the socket to the agent, whose pid is `parent` (0: it has none here)."""
+    """Run in a fresh interpreter: `control_fd` is the socket to the agent, whose pid is `parent` (0: none here)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=control_fd)
     os.set_inheritable(control_fd, False)
