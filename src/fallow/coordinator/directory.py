@@ -107,6 +107,8 @@ class Directory:
             results = await self._read(store.result_pages, job_id)
             done = await self._read(store.done_intervals, job_id)
             owned.restore(stored, inputs, results, done)
+        elif isinstance(owned, CallsJob) and stored.state.is_final:
+            owned.restore_ended(stored)
         self.add(owned)
         if not owned.progress.is_final:
             owned.adopt(leases or ())
