@@ -326,7 +326,8 @@ def run(
 ) -> None:
     """Run a Python file or one of its functions, or a command over many inputs, on the pool.
 
-    Options stand before the file; what follows it belongs to the function or script.
+    Options stand before the file and go before those of the decorator; what follows the file belongs to the
+    function or script.
     In a command {} stands for the argument, {/} for its base name, {.} without suffix, {#} for its number.
 
     \b
