@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fallow.cli.options import Home, Json, set_home
+from fallow.cli.store_commands import store_app
 from fallow.model.errors import FallowError
 
 app = typer.Typer(
@@ -21,13 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Home = Annotated[Path | None, typer.Option("--home", help="Folder for state; default FALLOW_HOME or ~/.fallow.")]
-
-
-def _set_home(home: Path | None) -> None:
-    if home is not None:
-        os.environ["FALLOW_HOME"] = str(home.expanduser().absolute())
+app.add_typer(store_app, name="store")
 
 
 @app.command()
@@ -62,7 +58,7 @@ def up(
       fallow up --coordinator-only --name c1 --store postgresql://fallow:secret@db/fallow \\
         --nats 3f9c...@n1:4222,n2:4222,n3:4222 --blobs /srv/fallow/blobs
     """
-    _set_home(home)
+    set_home(home)
     if coordinator_only:
         from fallow.cli.cluster import CoordinatorOnly, run_coordinator_only
 
@@ -102,7 +98,7 @@ def nats(
     Example, on the first of three machines:
       fallow nats --listen n1:4222 --cluster n1:6222 --route n2:6222 --route n3:6222
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.cluster import NatsOptions, run_nats
 
     raise typer.Exit(run_nats(NatsOptions(listen=listen, cluster=cluster, routes=tuple(route or ()))))
@@ -121,7 +117,7 @@ def join(
     Example:
       fallow join 3f9c...@192.168.1.10:7461
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.join import run_join
 
     raise typer.Exit(run_join(address, name, slots))
@@ -138,7 +134,7 @@ def connect(
     Example:
       fallow connect 3f9c...@192.168.1.10:7461
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.join import run_connect
 
     raise typer.Exit(run_connect(address))
@@ -152,7 +148,7 @@ def disconnect(home: Home = None) -> None:
     Example:
       fallow disconnect
     """
-    _set_home(home)
+    set_home(home)
     from fallow.cli.join import run_disconnect
 
     raise typer.Exit(run_disconnect())
@@ -338,7 +334,7 @@ def run(
       fallow run --files 'scans/*.tif' --out done -- ./convert {} {.}.png
       fallow run --pip pillow --inputs urls.txt -- python thumb.py {}
     """
-    from fallow.cli.run import RunOptions, run_target
+    from fallow.cli.run import RunOptions, given_flags, run_target
 
     tail = context.obj if isinstance(context.obj, list) else None
     options = RunOptions(
@@ -358,96 +354,6 @@ def run(
         given=given_flags(context),
     )
     raise typer.Exit(run_target(target, list(context.args), tail, options))
-
-
-def given_flags(context: typer.Context) -> frozenset[str]:
-    """The long forms of the options that stand on the command line."""
-    flags: set[str] = set()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            flags.update(option for option in parameter.opts if option.startswith("--"))
-    return frozenset(flags)
-
-
-store_app = typer.Typer(help="Move, upgrade, back up and restore what a pool knows.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
-
-StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The store; default: SQLite in the home folder.")]
-Blobs = Annotated[str, typer.Option("--blobs", metavar="FOLDER|URL", help="The blobs; default: in the home folder.")]
-WithBlobs = Annotated[bool, typer.Option("--with-blobs/--no-blobs", help="Whether blobs are copied too.")]
-
-
-@store_app.command("migrate")
-def store_migrate(
-    target: Annotated[str, typer.Option("--to", metavar="URL", help="An empty store.")],
-    source: Annotated[str, typer.Option("--from", metavar="URL", help="Default: SQLite in the home folder.")] = "",
-    home: Home = None,
-) -> None:
-    """Move a pool to another store while its coordinators are stopped. What was cut short is run again.
-
-    \b
-    Example:
-      fallow store migrate --from sqlite:////var/lib/fallow/pool.db --to postgresql://fallow:SECRET@db/fallow
-    """
-    _set_home(home)
-    from fallow.cli.store import run_migrate
-
-    run_migrate(source, target)
-
-
-@store_app.command("upgrade")
-def store_upgrade(store: StoreUrl = "", home: Home = None) -> None:
-    """Bring the store's schema up to date while its coordinators are stopped.
-
-    \b
-    Example:
-      fallow store upgrade --store postgresql://fallow:SECRET@db/fallow
-    """
-    _set_home(home)
-    from fallow.cli.store import run_upgrade
-
-    run_upgrade(store)
-
-
-@store_app.command("backup")
-def store_backup(
-    file: Annotated[Path, typer.Option("--to", metavar="FILE", help="Blobs go to FILE.blobs, only new ones.")],
-    store: StoreUrl = "",
-    blobs: Blobs = "",
-    with_blobs: WithBlobs = True,
-    home: Home = None,
-) -> None:
-    """Write all that the pool knows, as of one moment, to a file, while it works on.
-
-    \b
-    Example:
-      fallow store backup --to /mnt/safe/pool.backup
-    """
-    _set_home(home)
-    from fallow.cli.store import run_backup
-
-    run_backup(store, blobs, file, with_blobs)
-
-
-@store_app.command("restore")
-def store_restore(
-    file: Annotated[Path, typer.Option("--from", metavar="FILE", help="As `fallow store backup` wrote it.")],
-    store: StoreUrl = "",
-    blobs: Blobs = "",
-    with_blobs: WithBlobs = True,
-    home: Home = None,
-) -> None:
-    """Fill an empty store, and its blobs, from a backup.
-
-    \b
-    Example:
-      fallow store restore --from /mnt/safe/pool.backup --store postgresql://fallow:SECRET@db/fallow
-    """
-    _set_home(home)
-    from fallow.cli.store import run_restore
-
-    run_restore(file, store, blobs, with_blobs)
 
 
 @app.callback(invoke_without_command=True)
