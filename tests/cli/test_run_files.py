@@ -64,7 +64,7 @@ def test_what_was_given_changes_the_function_and_nothing_else() -> None:
     ("source", "flag", "words"),
     [
         ("print(1)", "--pip", "run as a script"),
-        (APP + ONE, "--out", "for commands"),
+        (APP + ONE, "--out", "is for commands"),
         ("def f(): pass", "--cpu", "ordinary"),
     ],
 )

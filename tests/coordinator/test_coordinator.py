@@ -292,6 +292,13 @@ async def test_calls_whose_client_has_every_answer_end_well(
             status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
         ended.append((status.info.state, status.info.counts.done))
     assert ended == [("succeeded", 2), ("cancelled", 0)]
+    coordinator.kill()
+    coordinator.start()
+    listed = (await ask(connection, subjects.POOL, ListJobs())).jobs
+    assert [(info.state, info.counts.done) for info in reversed(listed)] == ended, "an ended job stays ended"
+    for info, expected in zip(reversed(listed), ended, strict=True):
+        found = (await ask(connection, subjects.POOL, FindJob(info.job_id))).info
+        assert (found.state, found.counts.done, found.ended_unix_s > 0) == (*expected, True)
 
 
 async def test_cancelled_job_revokes_and_ends(coordinator: CoordinatorProcess, connection: Connection) -> None:

@@ -69,10 +69,11 @@ def show_job(text: str, as_json: bool) -> None:
     print(f"  state     {job.state}" + (f": {job.reason}" if job.reason else ""))
     print(f"  tasks     {tasks_words(job)} done, {counts.failed} failed, {counts.running} running")
     print(
-        f"  again     {counts.retried} run again, {counts.worker_deaths} workers died, {counts.node_losses} nodes lost"
+        f"  again     {counts.retried} run again, {counted(counts.worker_deaths, 'worker')} died, "
+        f"{counted(counts.node_losses, 'node')} lost"
         + (f", {duration_words(counts.wasted_s)} lost to owners who came back" if counts.wasted_s else "")
     )
-    print(f"  time      {lasted}, on {job.slots} slots now")
+    print(f"  time      {lasted}" + (f", on {counted(job.slots, 'slot')} now" if is_active(job) else ""))
     print(f"  results   {'kept until deleted (detached)' if job.detached else 'for the script that submitted it'}")
     for name, done in sorted(job.nodes.items(), key=lambda item: -item[1]):
         print(f"  node      {name}: {counted(done, 'task')}")

@@ -12,6 +12,7 @@ import typer
 from fallow.cli.node import node_app
 from fallow.cli.options import Home, Json, set_home
 from fallow.cli.service import service_app
+from fallow.cli.store_commands import store_app
 from fallow.model.errors import FallowError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 app.add_typer(node_app)
 app.add_typer(service_app)
+app.add_typer(store_app, name="store")
 
 
 @app.command()
@@ -340,7 +342,8 @@ def run(
 ) -> None:
     """Run a Python file or one of its functions, or a command over many inputs, on the pool.
 
-    Options stand before the file; what follows it belongs to the function or script.
+    Options stand before the file and go before those of the decorator; what follows the file belongs to the
+    function or script.
     In a command {} stands for the argument, {/} for its base name, {.} without suffix, {#} for its number.
 
     \b
@@ -351,7 +354,7 @@ def run(
       fallow run --files 'scans/*.tif' --out done -- ./convert {} {.}.png
       fallow run --pip pillow --inputs urls.txt -- python thumb.py {}
     """
-    from fallow.cli.run import RunOptions, run_target
+    from fallow.cli.run import RunOptions, given_flags, run_target
 
     tail = context.obj if isinstance(context.obj, list) else None
     options = RunOptions(
@@ -371,96 +374,6 @@ def run(
         given=given_flags(context),
     )
     raise typer.Exit(run_target(target, list(context.args), tail, options))
-
-
-def given_flags(context: typer.Context) -> frozenset[str]:
-    """The long forms of the options that stand on the command line."""
-    flags: set[str] = set()
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            flags.update(option for option in parameter.opts if option.startswith("--"))
-    return frozenset(flags)
-
-
-store_app = typer.Typer(help="Move, upgrade, back up and restore what a pool knows.", no_args_is_help=True)
-app.add_typer(store_app, name="store")
-
-StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The store; default: SQLite in the home folder.")]
-Blobs = Annotated[str, typer.Option("--blobs", metavar="FOLDER|URL", help="The blobs; default: in the home folder.")]
-WithBlobs = Annotated[bool, typer.Option("--with-blobs/--no-blobs", help="Whether blobs are copied too.")]
-
-
-@store_app.command("migrate")
-def store_migrate(
-    target: Annotated[str, typer.Option("--to", metavar="URL", help="An empty store.")],
-    source: Annotated[str, typer.Option("--from", metavar="URL", help="Default: SQLite in the home folder.")] = "",
-    home: Home = None,
-) -> None:
-    """Move a pool to another store while its coordinators are stopped. What was cut short is run again.
-
-    \b
-    Example:
-      fallow store migrate --from sqlite:////var/lib/fallow/pool.db --to postgresql://fallow:SECRET@db/fallow
-    """
-    set_home(home)
-    from fallow.cli.store import run_migrate
-
-    run_migrate(source, target)
-
-
-@store_app.command("upgrade")
-def store_upgrade(store: StoreUrl = "", home: Home = None) -> None:
-    """Bring the store's schema up to date while its coordinators are stopped.
-
-    \b
-    Example:
-      fallow store upgrade --store postgresql://fallow:SECRET@db/fallow
-    """
-    set_home(home)
-    from fallow.cli.store import run_upgrade
-
-    run_upgrade(store)
-
-
-@store_app.command("backup")
-def store_backup(
-    file: Annotated[Path, typer.Option("--to", metavar="FILE", help="Blobs go to FILE.blobs, only new ones.")],
-    store: StoreUrl = "",
-    blobs: Blobs = "",
-    with_blobs: WithBlobs = True,
-    home: Home = None,
-) -> None:
-    """Write all that the pool knows, as of one moment, to a file, while it works on.
-
-    \b
-    Example:
-      fallow store backup --to /mnt/safe/pool.backup
-    """
-    set_home(home)
-    from fallow.cli.store import run_backup
-
-    run_backup(store, blobs, file, with_blobs)
-
-
-@store_app.command("restore")
-def store_restore(
-    file: Annotated[Path, typer.Option("--from", metavar="FILE", help="As `fallow store backup` wrote it.")],
-    store: StoreUrl = "",
-    blobs: Blobs = "",
-    with_blobs: WithBlobs = True,
-    home: Home = None,
-) -> None:
-    """Fill an empty store, and its blobs, from a backup.
-
-    \b
-    Example:
-      fallow store restore --from /mnt/safe/pool.backup --store postgresql://fallow:SECRET@db/fallow
-    """
-    set_home(home)
-    from fallow.cli.store import run_restore
-
-    run_restore(file, store, blobs, with_blobs)
 
 
 @app.callback(invoke_without_command=True)

@@ -53,6 +53,16 @@ class FileShape(Struct, frozen=True):
     """`if __name__ == "__main__":`"""
 
 
+def given_flags(context: Any) -> frozenset[str]:
+    """The long forms of the options that stand on the command line."""
+    flags: set[str] = set()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            flags.update(option for option in parameter.opts if option.startswith("--"))
+    return frozenset(flags)
+
+
 def run_target(target: str, arguments: list[str], tail: list[str] | None, options: RunOptions) -> int:
     """Run what was named; the exit code. Raises FallowError in words."""
     if not target:
@@ -256,7 +266,7 @@ def _run_function(path: Path, name: str, words: list[str], options: RunOptions) 
         raise SettingError(f"{path} has no function {name!r}. It has: {names or 'none'}.")
     plain = getattr(fn, "__wrapped__", fn)
     if isinstance(fn, Function):
-        _refuse(options, COMMAND_FLAGS, "but what runs is a function: they are for commands")
+        _refuse(options, COMMAND_FLAGS, "which is for commands, but what runs is a function")
         fn = fn.with_options(**function_options(options))
     else:
         _refuse(

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fallow.coordinator.context import Context
-from fallow.coordinator.owned_job import OwnedJob
+from fallow.coordinator.owned_job import OwnedJob, info_of_stored
 from fallow.coordinator.result_index import Recorded
 from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
 from fallow.model.ids import Interval, NodeId, Token
 from fallow.model.job import JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
-from fallow.store.protocol import Op
+from fallow.store.protocol import Op, StoredJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     AppendCalls,
@@ -48,6 +48,19 @@ class CallsJob(OwnedJob):
         """The agent has sent what it hands in to the client itself."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
+
+    def restore_ended(self, stored: StoredJob) -> None:
+        """Be what the store says of a job that is over: how many calls it answered, and how it ended."""
+        info = info_of_stored(stored)
+        count = info.counts.done
+        self.progress.restore(
+            done=[(0, count)] if count else [], cursor=count, total=count, state=stored.state, failed=stored.failed
+        )
+        self.progress.reason_kind, self.progress.reason = info.reason_kind, info.reason
+        self.progress.retried = stored.retried
+        self._nodes_by_name = dict(stored.nodes)
+        self.known_state = stored.state
+        self.ended_unix_s = stored.ended_unix_s
 
     def tick(self, now: float) -> None:
         """Nothing waits here but the client."""

@@ -108,6 +108,8 @@ class Directory:
             results = await self._read(store.result_pages, job_id)
             done = await self._read(store.done_intervals, job_id)
             owned.restore(stored, inputs, results, done)
+        elif isinstance(owned, CallsJob) and stored.state.is_final:
+            owned.restore_ended(stored)
         if not stored.state.is_final:
             states = await self._read(context.store.checkpoints, job_id)
             owned.states.restore(states, owned.progress, context.now())
