@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fallow.coordinator.context import Context
-from fallow.coordinator.owned_job import OwnedJob, info_of_stored
+from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.result_index import Recorded
+from fallow.coordinator.stored_info import info_of_stored
 from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
 from fallow.model.ids import Interval, NodeId, Token
