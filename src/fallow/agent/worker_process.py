@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
-import os
-import shutil
 import socket
-import sys
-import tempfile
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
@@ -19,6 +14,7 @@ import msgspec
 from fallow.agent.exit_words import death_of, task_stack
 from fallow.agent.memory import private_bytes
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
+from fallow.agent.worker_files import WorkerFiles, WorkerMap
 from fallow.agent.worker_output import OutputPipe
 from fallow.model.ids import Digest, JobId, Token
 from fallow.model.job import Blob, JobSpec
@@ -47,21 +43,6 @@ UNREAD_BYTES = 64 * 1024 * 1024
 """What may wait for a sandboxed worker that does not read."""
 
 
-class WorkerMap:
-    """The shared map (see worker.orders); `descriptor` is passed on and then closed by whoever made this."""
-
-    def __init__(self) -> None:
-        if sys.platform == "linux":
-            self.descriptor = os.memfd_create("fallow-worker", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                self.descriptor = os.dup(file.fileno())
-        os.ftruncate(self.descriptor, orders.MAP_BYTES)
-        self._map = mmap.mmap(self.descriptor, orders.MAP_BYTES)
-        self.words = memoryview(self._map).cast("q")
-        self.words[orders.INDEX] = self.words[orders.ENCODING] = -1
-
-
 class Process:
     """A WorkerProcess (see worker_api)."""
 
@@ -82,8 +63,6 @@ class Process:
         self.confined = confined
         """What its sandbox sees; None for a plain process."""
         self._doubts: Doubts | None = None
-        self._shown: list[str] = []
-        """Files of the current order that were shown to the sandbox."""
         self._deaf = False
         self._zygote = zygote
         self._serial = serial
@@ -91,7 +70,7 @@ class Process:
         self._sock = sock
         self._map = shared
         self._words = shared.words
-        self._scratch = scratch
+        self._files = WorkerFiles(confined, scratch, serial)
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
         if confined is not None:
@@ -170,11 +149,9 @@ class Process:
         words[orders.LIMIT] = self._limit = order.stop
         self._token, self._spec, self._job_id = order.token, spec, spec.job_id
         self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
-        paths = order.paths
+        paths = self._files.show(order.paths)
         if self._doubts is not None:
             self._doubts.begin(order.token, order.start, order.stop)
-            if paths:
-                paths = self._show(paths)
         for pipe in self._pipes:
             pipe.last_words.clear()
         pages = tuple(
@@ -197,20 +174,6 @@ class Process:
             )
         )
         self._zygote.watch()
-
-    def _show(self, paths: dict[int, str]) -> dict[int, str]:
-        """Show the sandbox these files. Where one cannot be shown the worker says so of its tasks."""
-        assert self.confined is not None
-        shown: dict[int, str] = {}
-        for start, path in paths.items():
-            name = f"page-{self._serial}-{start}"
-            self._shown.append(name)
-            try:
-                self.confined.withdraw(name)
-                shown[start] = self.confined.expose(path, name)
-            except OSError:
-                shown[start] = f"/inputs/{name}"
-        return shown
 
     def _account(self, job_id: JobId, function: bytes | None) -> bytes | None:
         """Keep the worker's account of loaded functions; returns the payload if it must be sent."""
@@ -423,12 +386,12 @@ class Process:
         if report.ended and report.token == self._token:
             self._token = None
             self._begin_grace()
-            self._hide()
+            self._files.hide()
         self._callbacks.reported(
             Report(
                 token=report.token,
                 results=tuple(_result_page(page) for page in report.results),
-                files={page.digest: self._file(page.path) for page in report.results if page.path},
+                files={page.digest: self._files.on_host(page.path) for page in report.results if page.path},
                 give_back=give_back,
                 retry_later=tuple(RetryLater(*later) for later in report.retry_later),
                 ended=report.ended,
@@ -437,16 +400,6 @@ class Process:
                 reduced=report.reduced,
             )
         )
-
-    def _file(self, path: str) -> str:
-        """Where it lies on the host. (Doubts have seen to it that it is in the scratch folder.)"""
-        return path if self.confined is None else self.confined.result_path(path) or ""
-
-    def _hide(self) -> None:
-        if self.confined is not None:
-            for name in self._shown:
-                self.confined.withdraw(name)
-            self._shown.clear()
 
     # ------------------------------------------------ output
 
@@ -518,11 +471,7 @@ class Process:
         for pipe in self._pipes:
             self._loop.remove_reader(pipe.descriptor)
             pipe.close()
-        self._hide()
-        if self.confined is None:
-            shutil.rmtree(os.path.join(self._scratch, f"worker-{self._serial}"), ignore_errors=True)
-        else:
-            self.confined.remove(f"worker-{self._serial}")
+        self._files.remove()
 
 
 def _result_page(page: orders.WrittenPage) -> ResultPage:

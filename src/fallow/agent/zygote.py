@@ -19,7 +19,8 @@ import msgspec
 
 from fallow.agent.memory import MachineMemory, choose_victim, private_bytes
 from fallow.agent.worker_api import WorkerCallbacks
-from fallow.agent.worker_process import POLL_S, Process, WorkerMap
+from fallow.agent.worker_files import WorkerMap
+from fallow.agent.worker_process import POLL_S, Process
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.plain import PlainSandbox
 from fallow.sandbox.protocol import Program
