@@ -13,7 +13,7 @@ from fallow.agent.relay import NOBODY, WorkerRelay, may_relay
 from fallow.model.ids import ClientId, JobId
 from fallow.wire import subjects
 from fallow.wire.connection import Connection, connect
-from fallow.wire.messages import CallResults, CancelJob, GetPool, Ping, SubmitJob, decode, encode
+from fallow.wire.messages import CallResults, CancelJob, GetPool, Ping, Refused, SubmitJob, Submitted, decode, encode
 from tests.agent.owner import NatsServer, Owner, spec
 
 CLIENT = ClientId("client-aaaaaa")
@@ -144,3 +144,47 @@ async def test_requests_at_once_are_bounded(connection: Connection, monkeypatch:
         relay.request(msgspec.msgpack.encode([subjects.POOL, encode(GetPool()), 30.0]), answers.append)
     assert answers == [NOBODY, NOBODY]
     relay.close()
+
+
+async def test_a_strangers_task_speaks_only_of_jobs_that_were_taken_as_its_own(
+    nats: NatsServer, connection: Connection
+) -> None:
+    taken, foreign = JobId("job-aaaaaa"), JobId("job-bbbbbb")
+    pool = await connect(nats.address, "pool")
+    heard: list[Any] = []
+
+    def answer(message: Any, reply: str) -> None:
+        assert isinstance(message, SubmitJob)
+        job_id = message.spec.job_id
+        pool.send(reply, Submitted(job_id, 1, 0) if job_id == taken else Refused("invalid", "another's"))
+
+    await pool.subscribe(subjects.POOL, answer)
+    await pool.subscribe("fw.job.*", lambda message, _: heard.append(message))
+    await pool.flush()
+    relay = WorkerRelay(lambda: connection, lambda: None, confined=True)
+    client_id = await relay.new_client()
+
+    def work(x: int) -> int:
+        return x
+
+    def job(job_id: JobId) -> bytes:
+        return encode(SubmitJob(msgspec.structs.replace(spec(work), job_id=job_id, client_id=client_id)))
+
+    def ping(job_id: JobId) -> None:
+        relay.publish(msgspec.msgpack.encode([subjects.job(job_id), encode(Ping(job_id, client_id))]))
+
+    ping(taken)
+    relay.publish(msgspec.msgpack.encode([subjects.POOL, job(foreign)]))
+    assert isinstance(decode(await ask(relay, subjects.POOL, job(foreign))), Refused)
+    ping(foreign)
+    assert isinstance(decode(await ask(relay, subjects.POOL, job(taken))), Submitted)
+    ping(taken)
+    relay.close()
+    await connection.flush()
+    async with asyncio.timeout(30):
+        while len(heard) < 2:
+            await asyncio.sleep(0.01)
+    await pool.flush()
+    # A ping of its own job, and its end with the worker; of the other's job nothing at all.
+    assert [(type(m), m.job_id) for m in heard] == [(Ping, taken), (CancelJob, taken)]
+    await pool.close()

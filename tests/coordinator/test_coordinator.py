@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fallow.model.ids import ClientId, Digest, new_id
@@ -467,3 +468,25 @@ async def test_what_a_full_disk_refused_is_not_kept(
     assert isinstance(await ask(connection, subjects.POOL, FindJob(refused.job_id)), Refused)
     await submit(connection, refused, 2)
     await run_all(agent, refused, 2)
+
+
+async def test_a_job_is_not_submitted_again_by_another_client(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    job = spec(CLIENT, detached=True)
+    theirs = msgspec.structs.replace(job, client_id=ClientId("client-zyxwvuts"))
+    await submit(connection, job, 2)
+    answer = await ask(connection, subjects.POOL, SubmitJob(theirs))
+    assert isinstance(answer, Refused)
+    assert "another client" in answer.message
+    await submit(connection, job, 2)  # the same client may ask again
+    await run_all(agent, job, 2)
+    coordinator.kill()
+    coordinator.start()
+    # It has ended and is not in memory: the store still knows whose it is.
+    answer = await ask(connection, subjects.POOL, SubmitJob(theirs))
+    assert isinstance(answer, Refused)
+    assert "another client" in answer.message
+    assert await fetch_all(connection, job) == [(0, 1), (1, 2)]

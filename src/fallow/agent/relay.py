@@ -28,6 +28,7 @@ from fallow.wire.messages import (
     Ping,
     RetryFailed,
     SubmitJob,
+    Submitted,
     SyncCalls,
     decode,
     encode,
@@ -118,7 +119,11 @@ class WorkerRelay:
         if connection is None or not may_relay(subject) or (self._confined and not self._may_say(subject, data)):
             log.warning("a task's message to %s was not relayed", subject)
             return
-        connection.send(subject, decode(data))
+        message = decode(data)
+        if self._confined and isinstance(message, SubmitJob):
+            log.warning("a task submitted a job without waiting for the answer: it was not relayed")
+            return
+        connection.send(subject, message)
 
     def _may_say(self, subject: str, data: bytes) -> bool:
         """Whether a stranger's task may send this. Raises msgspec.DecodeError."""
@@ -128,12 +133,7 @@ class WorkerRelay:
             return False
         if subject == subjects.POOL:
             if isinstance(message, SubmitJob):
-                if message.spec.client_id not in self._clients:
-                    return False
-                self._known[message.spec.job_id] = None
-                if len(self._known) > KNOWN_JOBS_LIMIT:
-                    self._known.popitem(last=False)
-                return True
+                return message.spec.client_id in self._clients
             return isinstance(message, GetPool)
         return JobId(subject.removeprefix(subjects.job(JobId("")))) in self._known and isinstance(message, OF_OWN_JOBS)
 
@@ -176,17 +176,30 @@ class WorkerRelay:
             if isinstance(message, SubmitJob):
                 # Answers of its calls will be pushed to the client that submits.
                 await self.follow(message.spec.client_id)
-                if not message.spec.detached:
-                    self._jobs[message.spec.job_id] = None
-                    if len(self._jobs) > JOBS_LIMIT:
-                        del self._jobs[next(iter(self._jobs))]
+                if not self._confined:
+                    self._note(message)
             elif isinstance(message, CancelJob):
                 self._jobs.pop(message.job_id, None)
             try:
                 reply = await connection.request_bytes(subject, data, timeout_s)
             except TimeoutError:
                 reply = NOBODY
+            # A stranger's task may name anybody's job: the coordinator says whether it is this client's.
+            if self._confined and isinstance(message, SubmitJob) and reply:
+                answered = decode(reply)
+                if isinstance(answered, Submitted) and answered.job_id == message.spec.job_id:
+                    self._known[answered.job_id] = None
+                    if len(self._known) > KNOWN_JOBS_LIMIT:
+                        self._known.popitem(last=False)
+                    self._note(message)
         answer(reply)
+
+    def _note(self, message: SubmitJob) -> None:
+        """The job is cancelled with the worker, unless it is detached."""
+        if not message.spec.detached:
+            self._jobs[message.spec.job_id] = None
+            if len(self._jobs) > JOBS_LIMIT:
+                del self._jobs[next(iter(self._jobs))]
 
     def _start(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

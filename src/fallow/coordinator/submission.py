@@ -12,10 +12,16 @@ from fallow.coordinator.owned_job import OwnedJob
 from fallow.core.effects import Effect
 from fallow.model.ids import JobId, is_id
 from fallow.model.job import JobSpec
-from fallow.store.protocol import CreateJob, Op, SetJob
+from fallow.store.protocol import CreateJob, Op, SetJob, StoreError
 from fallow.wire.messages import Msg, Refused, SubmitJob, Submitted
 
 ACTIVE_JOBS_LIMIT = 10_000
+
+
+def _of_another(job_id: JobId) -> Refused:
+    """Whoever knows a job's identifier does not speak for its client: a node lets a stranger's task speak of those
+    jobs alone that it heard Submitted for."""
+    return Refused("invalid", f"there is a job {job_id} of another client already; submit under a new identifier")
 
 
 class Submission:
@@ -39,7 +45,9 @@ class Submission:
         spec = message.spec
         refusal = self._refusal(spec)
         known = self._directory.active.get(spec.job_id)
-        if refusal is None and known is not None:
+        if known is not None and known.spec.client_id != spec.client_id:
+            self._reply(reply, _of_another(spec.job_id))
+        elif refusal is None and known is not None:
             answer = Submitted(spec.job_id, known.epoch, known.progress.cursor)
             self._context.journal.append([], lambda: self._reply(reply, answer))
         elif refusal is None:
@@ -82,10 +90,22 @@ class Submission:
 
     async def _create(self, message: SubmitJob, reply: str) -> None:
         spec = message.spec
+        context = self._context
+        try:
+            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, spec.job_id)
+        except StoreError as error:
+            self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", retry_after_s=0.5))
+            return
+        if stored is not None and stored.spec.client_id != spec.client_id:
+            self._reply(reply, _of_another(spec.job_id))
+            return
         await self._subscribe(spec.job_id)
         if spec.job_id in self._directory.active:
             known = self._directory.active[spec.job_id]
-            self._reply(reply, Submitted(spec.job_id, known.epoch, known.progress.cursor))
+            if known.spec.client_id != spec.client_id:
+                self._reply(reply, _of_another(spec.job_id))
+            else:
+                self._reply(reply, Submitted(spec.job_id, known.epoch, known.progress.cursor))
             return
         owned = self._directory.make(spec, epoch=1)
         owned.is_written = False
