@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import blake3
+import msgspec
 from msgspec import Struct
 
 import fallow
@@ -27,6 +28,7 @@ from fallow.model.tiers import Tier
 from fallow.sandbox.protocol import Limits, Mount
 
 if TYPE_CHECKING:
+    from fallow.model.node import NodeSpec
     from fallow.sandbox.protocol import Sandbox
 
 SCRATCH = "/scratch"
@@ -53,6 +55,12 @@ class Confinement(Struct, frozen=True):
     """Jobs that ask for it reach public addresses."""
     least: Tier = Tier.ISOLATED
     """Of what runs here."""
+
+    def offered(self, spec: NodeSpec) -> NodeSpec:
+        """The node as it offers itself with this: a GPU is one tenant's at a time."""
+        return msgspec.structs.replace(
+            spec, tier=int(self.sandbox.tier), least_tier=int(self.least), network=self.network, shares_gpus=False
+        )
 
 
 class Confined:

@@ -65,10 +65,11 @@ class Seat:
     def close(self) -> None:
         """The worker is gone or on its way."""
         node = self.lane.slot.node
+        gpus = node.gpus.uuids(self) if self.kind.gpu.count else ()
         node.gpus.release(self)
         if self.process is not None:
             self.process = None
-            node.workers.ended(self.kind)
+            node.workers.ended(self.kind, gpus)
         self.relay.close()
 
 
@@ -117,7 +118,9 @@ class Lane:
         seat = Seat(self, kind)
         try:
             environment = await self._devices(seat)
-            seat.process = await self.slot.node.workers.start(kind, self.slot.number, seat, environment)
+            node = self.slot.node
+            gpus = node.gpus.uuids(seat) if kind.gpu.count else ()
+            seat.process = await node.workers.start(kind, self.slot.number, seat, environment, gpus)
         except asyncio.CancelledError:
             seat.close()
             raise

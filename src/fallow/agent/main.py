@@ -103,7 +103,17 @@ async def _run(options: AgentOptions, claim: Claim) -> int:
         await workers.close()
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    node = Node(node_id, options.name, options.slots, claim.folder, scratch, workers, options.embedded, options.lending)
+    node = Node(
+        node_id,
+        options.name,
+        options.slots,
+        claim.folder,
+        scratch,
+        workers,
+        options.embedded,
+        options.lending,
+        options.own_pool,
+    )
     lender: Lender | None = None
     later: asyncio.Task[Lender] | None = None
     try:

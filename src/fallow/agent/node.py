@@ -86,6 +86,7 @@ class Node:
         workers: Workers,
         embedded: bool,
         lending: LendingSettings | None = None,
+        own_pool: bool = True,
     ) -> None:
         self.node_id = node_id
         self.name = name
@@ -97,14 +98,9 @@ class Node:
 
             self.spec = lent_spec(self.spec, lending)
         if workers.confinement is not None:
-            confinement = workers.confinement
-            self.spec = msgspec.structs.replace(
-                self.spec,
-                tier=int(confinement.sandbox.tier),
-                least_tier=int(confinement.least),
-                network=confinement.network,
-                shares_gpus=False,
-            )
+            self.spec = workers.confinement.offered(self.spec)
+        elif not own_pool:
+            self.spec = msgspec.structs.replace(self.spec, shares_gpus=False)
         self.scratch = scratch
         self.link: Link | None = None
         self.workers = workers

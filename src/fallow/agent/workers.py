@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import glob
 import logging
 import os
 import sys
@@ -48,12 +47,12 @@ class WorkerKind(Struct, frozen=True):
     """Public addresses, from inside a sandbox."""
 
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, tuple[str, ...]]
 """What tells zygotes apart: interpreter, job, and the devices that a sandbox was given."""
 
 
-def _key(kind: WorkerKind, devices: str) -> _Key:
-    return kind.python, kind.tenant, devices if kind.tenant else ""
+def _key(kind: WorkerKind, devices: tuple[str, ...]) -> _Key:
+    return kind.python, kind.tenant, devices if kind.tenant else ()
 
 
 def own_kind() -> WorkerKind:
@@ -84,19 +83,19 @@ class Workers:
         if self.confinement is not None:
             self._keep_spare()
         else:
-            self._zygote(kind, "")
+            self._zygote(kind, ())
 
     def _keep_spare(self) -> None:
         if self._spare is None and not self._closed:
-            self._spare = self._begin(own_kind(), "")
+            self._spare = self._begin(own_kind(), ())
 
-    def _begin(self, kind: WorkerKind, devices: str) -> asyncio.Task[Zygote]:
+    def _begin(self, kind: WorkerKind, devices: tuple[str, ...]) -> asyncio.Task[Zygote]:
         task = asyncio.ensure_future(self._start_zygote(kind, devices))
         # A failure is told to whoever wants a worker; nobody may want one.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    def _zygote(self, kind: WorkerKind, devices: str) -> asyncio.Task[Zygote]:
+    def _zygote(self, kind: WorkerKind, devices: tuple[str, ...]) -> asyncio.Task[Zygote]:
         key = _key(kind, devices)
         task = self._zygotes.get(key)
         if task is not None and task.done() and (task.cancelled() or task.exception() is not None):
@@ -117,20 +116,29 @@ class Workers:
             self._spare = None
         return self._spare is not None
 
-    async def _start_zygote(self, kind: WorkerKind, devices: str) -> Zygote:
+    async def _start_zygote(self, kind: WorkerKind, devices: tuple[str, ...]) -> Zygote:
         from fallow.agent.zygote import start_zygote
 
         self._serial += 1
         scratch = self._scratch / f"zygote-{self._serial}"
-        nodes = gpu_nodes(devices) if kind.gpu.count and self.confinement is not None else ()
+        nodes: tuple[str, ...] = ()
+        if devices and self.confinement is not None:
+            from fallow.agent.devices.found import device_nodes
+
+            nodes = await asyncio.to_thread(device_nodes, devices)
         return await start_zygote(kind.python, (), scratch, 1, self.confinement, kind.network, nodes)
 
     async def start(
-        self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks, environment: Mapping[str, str]
+        self,
+        kind: WorkerKind,
+        slot: int,
+        callbacks: WorkerCallbacks,
+        environment: Mapping[str, str],
+        gpus: tuple[str, ...] = (),
     ) -> WorkerProcess:
         """A warm worker, with these variables. Raises EnvironmentFailed or OSError when it cannot be had. Whoever gets
-        one says `ended`."""
-        spawning = asyncio.ensure_future(self._spawn(kind, slot, callbacks, environment))
+        one says `ended`. `gpus`: by uuid; a sandbox shows these and no other."""
+        spawning = asyncio.ensure_future(self._spawn(kind, slot, callbacks, environment, gpus))
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:
@@ -139,10 +147,14 @@ class Workers:
             raise
 
     async def _spawn(
-        self, kind: WorkerKind, slot: int, callbacks: WorkerCallbacks, environment: Mapping[str, str]
+        self,
+        kind: WorkerKind,
+        slot: int,
+        callbacks: WorkerCallbacks,
+        environment: Mapping[str, str],
+        gpus: tuple[str, ...],
     ) -> WorkerProcess:
-        devices = environment.get("CUDA_VISIBLE_DEVICES", "") if kind.gpu.count else ""
-        zygote = await asyncio.shield(self._zygote(kind, devices))
+        zygote = await asyncio.shield(self._zygote(kind, gpus))
         self._counts[kind] = self._counts.get(kind, 0) + 1
         try:
             lower_priority(zygote.pid, *self.priority)
@@ -167,20 +179,23 @@ class Workers:
         )
         return [pid for task in done if (pid := task.result().pid)]
 
-    def ended(self, kind: WorkerKind) -> None:
-        """A worker of this kind is gone, or on its way."""
+    def ended(self, kind: WorkerKind, gpus: tuple[str, ...] = ()) -> None:
+        """A worker of this kind is gone, or on its way. `gpus`: what its sandbox shows, to be given to others now."""
+        if kind.tenant and gpus and (task := self._zygotes.get(_key(kind, gpus))) is not None:
+            # What the worker may have left running in there would reach the next tenant's devices.
+            task.add_done_callback(_end_sandbox)
         self._counts[kind] = max(0, self._counts.get(kind, 0) - 1)
         if not self._counts[kind]:
             del self._counts[kind]
         now = time.monotonic()
         for key in self._zygotes:
-            if key[:2] == _key(kind, "")[:2]:
+            if key[:2] == _key(kind, ())[:2]:
                 self._used_s[key] = now
 
     async def sweep(self, keep: WorkerKind | None) -> None:
         """End zygotes that nobody has needed for a while; never the one of `keep`."""
-        kept = _key(keep, "") if keep is not None else None
-        used = {_key(kind, "")[:2] for kind in self._counts}
+        kept = _key(keep, ()) if keep is not None else None
+        used = {_key(kind, ())[:2] for kind in self._counts}
         idle = [key for key, task in self._zygotes.items() if task.done() and key[:2] not in used and key != kept]
         idle.sort(key=lambda key: self._used_s[key])
         now = time.monotonic()
@@ -212,17 +227,14 @@ class Workers:
             await _stop(task)
 
 
+def _end_sandbox(task: asyncio.Task[Zygote]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().end_sandbox()
+
+
 async def _stop(task: asyncio.Task[Zygote]) -> None:
     if not task.done():
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError, Exception):
         zygote = await task
         await zygote.stop()
-
-
-def gpu_nodes(visible: str) -> tuple[str, ...]:
-    """Device files of GPUs by CUDA_VISIBLE_DEVICES, with the driver's own."""
-    numbers = [word for word in visible.split(",") if word.isdigit()]
-    wanted = [f"/dev/nvidia{number}" for number in numbers] if numbers else glob.glob("/dev/nvidia[0-9]*")
-    wanted += ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-    return tuple(path for path in wanted if os.path.exists(path))

@@ -226,6 +226,10 @@ class Zygote:
                 process.wait(END_WITHIN_S)
             self._clean()
 
+    def end_sandbox(self) -> None:
+        """End everything that runs in there. Results may still be taken from its folder; a new worker begins afresh."""
+        self._lost()
+
     def _clean(self) -> None:
         if self._process is not None:
             self._process.close()
