@@ -1,0 +1,151 @@
+"""Files that come out of a sandbox: only plain ones of its own folder, and only what they were said to hold."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import blake3
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("sandboxes need Linux", allow_module_level=True)
+
+from fallow.agent.confined import Confined, Tampered, remove_tree
+
+GOOD = b"what the task computed"
+DIGEST = blake3.blake3(GOOD).hexdigest()
+SECRET = b"canary-of-the-owner..."
+assert len(SECRET) == len(GOOD)
+
+
+@pytest.fixture
+def confined(tmp_path: Path) -> Iterator[Confined]:
+    (tmp_path / "secret").write_bytes(SECRET)
+    made = Confined(tmp_path / "box")
+    yield made
+    made.close()
+    assert not made.folder.exists()
+    assert (tmp_path / "secret").read_bytes() == SECRET
+
+
+def take(confined: Confined, inside: str, digest: str = DIGEST, size: int = len(GOOD)) -> bytes:
+    """What was taken. Checks that a file that was refused leaves nothing."""
+    into = confined.folder.parent / "taken"
+    try:
+        confined.take(inside, str(into), digest, size)
+    except Tampered:
+        assert not into.exists()
+        raise
+    data = into.read_bytes()
+    into.unlink()
+    return data
+
+
+def test_a_plain_file_is_taken(confined: Confined) -> None:
+    (confined.scratch / "result").write_bytes(GOOD)
+    assert take(confined, "/scratch/result") == GOOD
+    assert confined.result_path("/scratch/result") == str(confined.scratch / "result")
+
+
+@pytest.mark.parametrize(
+    "inside", ["/etc/passwd", "/inputs/x", "/scratch/a/b", "/scratch/", "/scratch/..", "/scratch/.x", ""]
+)
+def test_paths_of_results_are_names_in_the_scratch_folder(confined: Confined, inside: str) -> None:
+    assert confined.result_path(inside) is None
+
+
+@pytest.mark.parametrize("inside", ["/scratch/../../secret", "/scratch/x/../../../secret", "/secret", "/scratch"])
+def test_no_path_leaves_the_folder(confined: Confined, inside: str) -> None:
+    (confined.scratch / "x").mkdir()
+    with pytest.raises(Tampered):
+        take(confined, inside, blake3.blake3(SECRET).hexdigest())
+
+
+def test_links_are_not_followed(confined: Confined) -> None:
+    secret = confined.folder.parent / "secret"
+    (confined.scratch / "symbolic").symlink_to(secret)
+    (confined.scratch / "folder").symlink_to(secret.parent)
+    (confined.scratch / "good").write_bytes(GOOD)
+    (confined.scratch / "to-good").symlink_to("good")
+    (confined.scratch / "magic").symlink_to("/proc/self/environ")
+    os.link(secret, confined.scratch / "hard")
+    told = blake3.blake3(SECRET).hexdigest()
+    for name in ("symbolic", "folder/secret", "hard"):
+        with pytest.raises(Tampered):
+            take(confined, f"/scratch/{name}", told)
+    for name in ("to-good", "magic"):
+        with pytest.raises(Tampered):
+            take(confined, f"/scratch/{name}")
+
+
+def test_what_is_no_file_is_refused_at_once(confined: Confined) -> None:
+    os.mkfifo(confined.scratch / "fifo")  # opening it to read would wait for a writer
+    (confined.scratch / "folder").mkdir()
+    for name in ("fifo", "folder", "missing"):
+        with pytest.raises(Tampered):
+            take(confined, f"/scratch/{name}", size=0)
+
+
+def test_size_and_content_are_what_was_said(confined: Confined) -> None:
+    (confined.scratch / "result").write_bytes(GOOD)
+    with pytest.raises(Tampered, match="bytes instead of"):
+        take(confined, "/scratch/result", size=len(GOOD) + 1)
+    with pytest.raises(Tampered, match="said to hold"):
+        take(confined, "/scratch/result", digest="0" * 64)
+    with open(confined.scratch / "sparse", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(Tampered, match="bytes instead of"):
+        take(confined, "/scratch/sparse")
+
+
+def test_a_file_that_is_swapped_meanwhile_gives_its_own_content_or_none(confined: Confined) -> None:
+    """A task swaps its result for a link to the owner's file while it is taken: never is another content taken."""
+    secret = confined.folder.parent / "secret"
+    target, spare = confined.scratch / "result", confined.scratch / "spare"
+    target.write_bytes(GOOD)
+    ended = threading.Event()
+
+    def swap() -> None:
+        while not ended.is_set():
+            # (A hard link to the owner's file cannot be made in there: the folder is a mount of its own.)
+            spare.symlink_to(secret)
+            os.replace(spare, target)
+            os.mkfifo(spare)
+            os.replace(spare, target)
+            spare.write_bytes(GOOD)
+            os.replace(spare, target)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    taken = refused = 0
+    try:
+        while taken < 20 or refused < 20:
+            try:
+                assert take(confined, "/scratch/result") == GOOD
+                taken += 1
+            except Tampered:
+                refused += 1
+            with pytest.raises(Tampered):
+                take(confined, "/scratch/result", blake3.blake3(SECRET).hexdigest())
+            assert taken + refused < 100_000
+    finally:
+        ended.set()
+        swapping.join(30)
+
+
+def test_a_tree_is_removed_whatever_a_task_made_of_it(tmp_path: Path) -> None:
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "file").write_bytes(SECRET)
+    tree = tmp_path / "tree"
+    deep = tree / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "out").symlink_to(tmp_path / "keep")
+    (deep / "file").write_bytes(GOOD)
+    (tree / "a").chmod(0)
+    remove_tree(tree)
+    assert not tree.exists()
+    assert (tmp_path / "keep" / "file").read_bytes() == SECRET
