@@ -1,4 +1,4 @@
-"""What a sandboxed worker may say: each lie of its kind is found, and nothing that Fallow's own worker says is doubted."""
+"""What a sandboxed worker may say: each lie is found, and nothing that Fallow's own worker says is doubted."""
 
 from __future__ import annotations
 

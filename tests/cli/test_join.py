@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import Pool, client_env, running_pool
+from tests.pool import Pool, client_env, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="agents need POSIX")]
 
@@ -44,3 +45,35 @@ def test_strangers_are_refused_without_a_sandbox(pool: Pool, tmp_path: Path, san
     assert "Traceback" not in done.stderr + done.stdout
     assert "works for the pool" not in done.stdout
     assert pool.json("nodes") == []
+
+
+def test_a_pool_that_is_away_is_spoken_of_and_found_when_it_comes(tmp_path: Path) -> None:
+    with running_pool(tmp_path / "home", "--no-agent") as pool:
+        url = pool.url
+        pool.join("early", 1, tmp_path / "early", "--own-pool")
+        said = tmp_path / "early.txt"
+        wait_for("the node", lambda: any(node["state"] == "alive" for node in pool.json("nodes")))
+        wait_for("its word", lambda: "with 1 slot. Ctrl-C ends it." in said.read_text())
+        assert "with no slots so far." in said.read_text()
+        coordinator = pool.child("coordinator")
+        coordinator.send_signal(signal.SIGSTOP)
+        try:
+            wait_for("word of its absence", lambda: "the pool does not answer" in said.read_text())
+        finally:
+            coordinator.send_signal(signal.SIGCONT)
+        wait_for("word of its return", lambda: "the pool answers again" in said.read_text())
+    gone = tmp_path / "gone.txt"
+    with open(gone, "wb") as out:
+        late = subprocess.Popen(
+            [sys.executable, "-m", "fallow.cli.main", "join", url, "--own-pool"],
+            env=client_env(tmp_path / "late"),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        wait_for("a first word", lambda: "No answer yet" in gone.read_text())
+        wait_for("the reason", lambda: "Is `fallow up` running there" in gone.read_text())
+    finally:
+        late.kill()
+        late.wait()

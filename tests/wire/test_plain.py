@@ -194,7 +194,7 @@ def test_types_of_the_standard_library_keep_theirs() -> None:
     items = [
         decimal.Decimal("1.10"),
         uuid.UUID(int=7),
-        datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.timezone.utc),
+        datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.UTC),
         1 << 200,
         -(1 << 100),
         "\ud800",

@@ -52,6 +52,14 @@ class Link:
         await self.connection.close()
 
 
+def say_away(is_away: bool, was_said: bool) -> bool:
+    """Say once for each time that the pool is away, for whoever sits before `fallow join` or reads its log. Returns
+    what was said last."""
+    if is_away != was_said:
+        log.warning("the pool %s", "does not answer; what is done is kept for it" if is_away else "answers again")
+    return is_away
+
+
 async def connect_patiently(address: PoolAddress, name: str) -> Connection:
     """Connect, trying for ever; says once in a while in the log that the pool is away.
 

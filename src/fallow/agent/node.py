@@ -21,7 +21,7 @@ from fallow.agent.desk import Desk
 from fallow.agent.devices.gpus import Gpus, Tenant
 from fallow.agent.environments import Environments
 from fallow.agent.jobs import Jobs
-from fallow.agent.link import Link
+from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
 from fallow.agent.modules import prune_modules
 from fallow.agent.outbox import Outbox
@@ -130,6 +130,7 @@ class Node:
         self._seconds = 0
         self._tell_spec = True
         self._was_heard = False
+        self._said_away = False
         self._acknowledged_s = time.monotonic()
         self._coordinator_epoch = 0
         self._drained_by_operator = False
@@ -274,6 +275,7 @@ class Node:
         try:
             if time.monotonic() >= self._next_beat_s:
                 self.beat()
+            self._said_away = say_away(self._was_heard and self._is_away(), self._said_away)
             self.outbox.resend_due()
             self._look_at_gpus()
             for slot in self.slots:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 
 from msgspec import Struct
@@ -24,6 +25,8 @@ from fallow.wire.messages import PoolInfo
 
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
+SAY_AFTER_S = 2.0
+"""A question that has not been answered for so long is spoken of: servers without a coordinator keep one waiting."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -76,8 +79,7 @@ def run_join(wanted: JoinOptions) -> int:
     from fallow.agent.main import AgentOptions, run_agent
 
     def ready() -> None:
-        words = "1 slot" if slots == 1 else f"{slots} slots" if wanted.slots else f"a slot per CPU ({slots})"
-        print(f"{name!r} works for the pool {pool.name!r} with {words}. Ctrl-C ends it.", flush=True)
+        print(f"{name!r} works for the pool {pool.name!r} with {_slots(slots)}. Ctrl-C ends it.", flush=True)
 
     options = AgentOptions(
         address=address,
@@ -94,6 +96,10 @@ def run_join(wanted: JoinOptions) -> int:
     return code
 
 
+def _slots(count: int) -> str:
+    return f"{count or 'no'} slot{'' if count == 1 else 's'}"
+
+
 def is_loopback(address: PoolAddress) -> bool:
     """Whether all of the pool's servers are on this machine: then whoever uses it is at this machine too."""
     return all(server.rpartition(":")[0].strip("[]") in LOOPBACK for server in address.servers)
@@ -108,15 +114,22 @@ def _wait_for_pool(address: PoolAddress, quiet: bool = False) -> PoolInfo:
 
     pause_s = FIRST_PAUSE_S
     say(f"Joining the pool at {address.public}...")
+    words = f"No answer yet from {address.public}; asking on. Ctrl-C gives up."
+    waiting = threading.Timer(SAY_AFTER_S, say, (words,))
+    waiting.daemon = True
+    waiting.start()
     while True:
         try:
             pool = ask_pool(lambda client: client.pool(), address)
         except PoolUnreachable as error:
+            waiting.cancel()
             print(f"fallow: {error} Trying again in {pause_s:.0f} s; Ctrl-C gives up.", file=sys.stderr, flush=True)
             time.sleep(pause_s)
             pause_s = min(MAX_PAUSE_S, pause_s * 2)
             continue
-        say(f"Found the pool {pool.name!r} ({pool.pool_id}), Fallow {pool.version}, {pool.slots} slots so far.")
+        finally:
+            waiting.cancel()
+        say(f"Found the pool {pool.name!r} ({pool.pool_id}), Fallow {pool.version}, with {_slots(pool.slots)} so far.")
         return pool
 
 
