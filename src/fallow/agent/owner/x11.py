@@ -160,14 +160,14 @@ class X11(InputSensor):
 
     def _filling(self) -> str:
         display, root = self._connection, self._root
-        active = root.get_full_property(display.intern_atom("_NET_ACTIVE_WINDOW"), 0)
-        if root.get_full_property(display.intern_atom("_NET_SUPPORTING_WM_CHECK"), 0) is None:
+        active = root.get_full_property(display.get_atom("_NET_ACTIVE_WINDOW"), 0)
+        if root.get_full_property(display.get_atom("_NET_SUPPORTING_WM_CHECK"), 0) is None:
             return self._covering()
         if active is None or not len(active.value) or not active.value[0]:
             return ""
         window = display.create_resource_object("window", active.value[0])
-        state = window.get_full_property(display.intern_atom("_NET_WM_STATE"), 0)
-        if state is None or display.intern_atom("_NET_WM_STATE_FULLSCREEN") not in state.value:
+        state = window.get_full_property(display.get_atom("_NET_WM_STATE"), 0)
+        if state is None or display.get_atom("_NET_WM_STATE_FULLSCREEN") not in state.value:
             return ""
         return _program(window)
 
