@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 from fallow.sandbox.cgroups import Group
+from fallow.sandbox.egress import Egress
 from fallow.sandbox.tree import find_inner
 from fallow.sandbox.watch import Watch
 
@@ -17,11 +18,19 @@ CLOSE_WITHIN_S = 10.0
 class Jail:
     """`process`: what was started on the host and ends with the program. `init_pid`: process 1 inside."""
 
-    def __init__(self, process: subprocess.Popen[bytes], init_pid: int, pid: int, group: Group | None) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        init_pid: int,
+        pid: int,
+        group: Group | None,
+        egress: Egress | None = None,
+    ) -> None:
         self._process = process
         self._init_pid = init_pid
         self._pid = pid
         self._group = group
+        self._egress = egress
         self.watch: Watch | None = None
         self._ran_out = False
 
@@ -78,6 +87,9 @@ class Jail:
             self._process.wait()
         if self.watch is not None:
             self.watch.stop()
+        if self._egress is not None:
+            self._egress.close()
+            self._egress = None
         if self._group is not None:
             self._ran_out = self._group.out_of_memory()
             self._group.remove()
