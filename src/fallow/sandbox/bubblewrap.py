@@ -39,7 +39,7 @@ START_WITHIN_S = 30.0
 
 class BubblewrapSandbox:
     """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
-    network, userns, bounds, watch."""
+    network, egress, userns, bounds, watch."""
 
     name = "bubblewrap"
     tier = Tier.ISOLATED
@@ -124,7 +124,7 @@ class _Start:
                 if mount.writable:
                     os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
         if program.network:
-            self._egress = Egress(self._identity)
+            self._egress = Egress(self._identity, "egress" not in self._without)
         view = system_view(NAME_SERVERS if program.network else ())
         if self._identity.changed:
             self._staged = spawner().stage(bound_paths(program, view))
