@@ -167,7 +167,8 @@ class _Start:
         assert self._process is not None
         program, limits = self._program, self._program.limits
         memory_bounded = self._group is not None and "memory" in self._group.bounds
-        jail = Jail(self._process, init_pid, pid, self._group, self._egress)
+        undo = self._egress.close if self._egress is not None else None
+        jail = Jail(self._process, init_pid, pid, self._group, undo)
         self._kept.remove(log)
         for descriptor in self._kept:
             os.close(descriptor)

@@ -22,9 +22,16 @@ def _bubblewrap(settings: SandboxSettings) -> Sandbox:
     return BubblewrapSandbox()
 
 
+def _podman(settings: SandboxSettings) -> Sandbox:
+    from fallow.sandbox.podman import PodmanSandbox
+
+    return PodmanSandbox(settings)
+
+
 BACKENDS: dict[str, Callable[[SandboxSettings], Sandbox]] = {
     "process": _plain,
     "bubblewrap": _bubblewrap,
+    "podman": _podman,
 }
 AUTOMATIC = ("bubblewrap",)
 

@@ -6,9 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 
 from fallow.sandbox.cgroups import Group
-from fallow.sandbox.egress import Egress
 from fallow.sandbox.tree import find_inner
 from fallow.sandbox.watch import Watch
 
@@ -24,13 +24,14 @@ class Jail:
         init_pid: int,
         pid: int,
         group: Group | None,
-        egress: Egress | None = None,
+        undo: Callable[[], None] | None = None,
     ) -> None:
+        """`undo`: what is left to do when all inside has ended."""
         self._process = process
         self._init_pid = init_pid
         self._pid = pid
         self._group = group
-        self._egress = egress
+        self._undo = undo
         self.watch: Watch | None = None
         self._ran_out = False
 
@@ -87,9 +88,9 @@ class Jail:
             self._process.wait()
         if self.watch is not None:
             self.watch.stop()
-        if self._egress is not None:
-            self._egress.close()
-            self._egress = None
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
         if self._group is not None:
             self._ran_out = self._group.out_of_memory()
             self._group.remove()
