@@ -118,7 +118,8 @@ def listen(prefix: list[str], came: list[str]) -> subprocess.Popen[str]:
     process = subprocess.Popen([*prefix, sys.executable, "-c", LISTENERS], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], 30)
-    assert ready and process.stdout.readline() == "ready\n"
+    assert ready
+    assert process.stdout.readline() == "ready\n"
     threading.Thread(target=lambda: came.extend(line.strip() for line in process.stdout or ()), daemon=True).start()
     return process
 
@@ -133,7 +134,8 @@ def main() -> None:
     came: list[str] = []
     processes: list[subprocess.Popen] = [router]  # type: ignore[type-arg]
     try:
-        assert router.stdout is not None and router.stdout.read(1) == b"+"
+        assert router.stdout is not None
+        assert router.stdout.read(1) == b"+"
         build(router.pid)
         processes.append(listen(["nsenter", "-t", str(router.pid), "-n"], came))
         processes.append(listen([], came))

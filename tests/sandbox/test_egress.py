@@ -94,7 +94,16 @@ def test_networks_of_routes() -> None:
 def test_all_that_is_not_global_is_refused() -> None:
     refused = [ipaddress.ip_network(word) for word in REFUSED_4 + REFUSED_6]
     samples = ["0.0.0.1", "10.0.0.1", "100.127.255.255", "127.1.1.1", "169.254.169.254", "172.31.0.1", "192.168.0.1"]
-    samples += ["224.0.0.251", "240.0.0.1", "255.255.255.255", "::1", "::ffff:10.0.0.1", "fd00::1", "fe80::1", "fec0::1"]
+    samples += [
+        "224.0.0.251",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::ffff:10.0.0.1",
+        "fd00::1",
+        "fe80::1",
+        "fec0::1",
+    ]
     samples += ["ff02::fb", "64:ff9b::a00:1", "2002:a00:1::1", "2001::1", "fd00:ec2::254"]
     for sample in samples:
         address = ipaddress.ip_address(sample)

@@ -30,6 +30,7 @@ from fallow.sandbox.protocol import Probe, Program
 from fallow.sandbox.remedies import remedy_for
 from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
+from fallow.sandbox.sweep import owner_prefix
 from fallow.sandbox.system import system_view
 from fallow.sandbox.tree import children
 from fallow.sandbox.watch import Watch
@@ -113,7 +114,7 @@ class _Start:
         program = self._program
         if self._place is not None:
             try:
-                self._group = Group(self._place, f"fallow-{secrets.token_hex(6)}", program.limits)
+                self._group = Group(self._place, f"{owner_prefix()}{secrets.token_hex(6)}", program.limits)
             except OSError as error:
                 raise SandboxUnavailable(
                     f"No control group can be made: {error}.", "Let the agent's user own its cgroup (Delegate=yes)."

@@ -52,6 +52,10 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
     else:
         least = settings.least
         names = AUTOMATIC if settings.backend == "auto" else (settings.backend,)
+    if names != ("process",):
+        from fallow.sandbox.sweep import sweep_machine
+
+        sweep_machine()
     failed: list[Probe] = []
     for name in names:
         sandbox = BACKENDS[name](settings)

@@ -53,10 +53,7 @@ def container_root(program: Program, hostname: str, rootfs: str = "") -> Contain
         for path, content in view.made:
             (Path(folder) / path.lstrip("/")).write_text(content)
         binds += [Bind(path, path, False) for path in view.bound if not path.startswith("/sys/")]
-    binds += [
-        Bind(os.path.realpath(mount.source), mount_target(mount), mount.writable)
-        for mount in program.mounts
-    ]
+    binds += [Bind(os.path.realpath(mount.source), mount_target(mount), mount.writable) for mount in program.mounts]
     return ContainerRoot(
         folder, view, tuple(binds), temporary_bytes(program, TMP_BYTES), temporary_bytes(program, SHM_BYTES)
     )

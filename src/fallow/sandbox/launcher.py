@@ -114,6 +114,8 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     for name, value in plan["limits"].items():
         _limit(LIMITS[name], value)
     os.umask(0o022)
+    if "cwd" in plan:
+        os.chdir(plan["cwd"])
     rules = plan["landlock"]
     if rules is not None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))

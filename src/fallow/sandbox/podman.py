@@ -162,9 +162,13 @@ class _Start:
         given = [status_write, plan_read, life, *program.descriptors]
         with tempfile.TemporaryDirectory(prefix="fallow-podman-") as folder:
             pid_file = Path(folder) / "pid"
-            self._spawn(given, podman_arguments(
-                program, self._root, self._settings, self._identity, self._name, str(pid_file), len(given)
-            ), log_write)
+            self._spawn(
+                given,
+                podman_arguments(
+                    program, self._root, self._settings, self._identity, self._name, str(pid_file), len(given)
+                ),
+                log_write,
+            )
             for descriptor in (status_write, plan_read, life, log_write):
                 os.close(descriptor)
                 self._open.discard(descriptor)
@@ -176,6 +180,7 @@ class _Start:
             if program.limits.nice:
                 os.setpriority(os.PRIO_PROCESS, init_pid, program.limits.nice)
         made = launcher_plan(program, self._root.view, memory_bounded)
+        made["cwd"] = program.cwd
         made["renumber"] = [[6 + index, wanted] for index, wanted in enumerate(program.descriptors)]
         made["seccomp"] = base64.b64encode(filter_program(shared_memory=memory_bounded)).decode()
         with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(plan), "wb") as file:
@@ -284,11 +289,21 @@ def podman_arguments(
     arguments += ["--preserve-fds", str(descriptors), "--cgroups=no-conmon", "--cgroupns", "private"]
     arguments += ["--network", "none", "--ipc", "private", "--pid", "private", "--uts", "private"]
     arguments += ["--hostname", HOSTNAME, "--no-hosts", "--passwd=false", "--log-driver", "passthrough", "--pull=never"]
-    arguments += ["--read-only", "--read-only-tmpfs=false", "--cap-drop", "all", "--systemd=false", "--http-proxy=false"]
+    arguments += [
+        "--read-only",
+        "--read-only-tmpfs=false",
+        "--cap-drop",
+        "all",
+        "--systemd=false",
+        "--http-proxy=false",
+    ]
     arguments += ["--security-opt", "no-new-privileges", "--security-opt", "mask=" + ":".join(hidden_of_sys())]
     arguments += ["--user", f"{identity.user}:{identity.group}", "--workdir", "/", "--entrypoint", ""]
     # Podman asks for more than an agent may have whose own bounds are low.
-    for limit, kind, most in (("nofile", resource.RLIMIT_NOFILE, OPEN_FILES), ("nproc", resource.RLIMIT_NPROC, OPEN_FILES)):
+    for limit, kind, most in (
+        ("nofile", resource.RLIMIT_NOFILE, OPEN_FILES),
+        ("nproc", resource.RLIMIT_NPROC, OPEN_FILES),
+    ):
         hard = resource.getrlimit(kind)[1]
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         arguments += ["--ulimit", f"{limit}={bound}:{bound}"]

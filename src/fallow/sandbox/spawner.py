@@ -16,12 +16,12 @@ import itertools
 import os
 import stat
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fallow.model.errors import SandboxUnavailable
+from fallow.sandbox.sweep import own_folder
 
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _MS_NOSUID, _MS_BIND, _MS_REC, _MS_SLAVE = 0x2, 0x1000, 0x4000, 0x80000
@@ -127,7 +127,7 @@ def spawner() -> Spawner:
 
 def _private_folder() -> str:
     """Give this thread its own mounts, and an empty file system in memory among them. Raises OSError."""
-    folder = tempfile.mkdtemp(prefix="fallow-", dir="/run" if os.access("/run", os.W_OK) else "/tmp")
+    folder = own_folder("mounts-")
     atexit.register(_remove, folder)
     _checked(_libc().unshare(_CLONE_FS), "unshare")
     _checked(_libc().unshare(_CLONE_NEWNS), "a mount namespace")

@@ -67,6 +67,16 @@ def sweep(parents: Iterable[Path]) -> list[Path]:
     return removed
 
 
+@functools.cache
+def sweep_machine() -> tuple[Path, ...]:
+    """Once in an agent's life: what dead agents left in /run, the folder of temporary files and the control groups."""
+    from fallow.sandbox.cgroups import find_place
+
+    place = find_place()
+    groups = place.parents.values() if place is not None else ()
+    return tuple(sweep([Path("/run"), Path(tempfile.gettempdir()), *groups]))
+
+
 def _remove(path: Path) -> None:
     if (path / "cgroup.procs").exists():
         # The files of a control group cannot be removed; what still runs in it is ended first.
