@@ -84,8 +84,8 @@ class Starter(Protocol):
 
 
 def probe_layers(sandbox: Starter, place: Place | None) -> tuple[Layer, ...]:
-    """A trial program's walls, as it found them from inside: user, namespaces, seccomp, landlock, network, limits, disk.
-    Raises SandboxUnavailable where it cannot be run."""
+    """A trial program's walls, as it found them from inside: user, namespaces, seccomp, landlock, network, limits,
+    disk. Raises SandboxUnavailable where it cannot be run."""
     folder = Path(tempfile.mkdtemp(prefix="fallow-probe-"))
     try:
         answer, bounds = _run_inside(sandbox, folder)

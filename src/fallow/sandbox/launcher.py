@@ -6,8 +6,8 @@ PLAN_FD holds JSON: not arguments nor environment, which other users of the mach
 for any Python from 3.9; it runs by its path, beside landlock.py. To STATUS_FD it writes a plus before it becomes
 the program, and what goes wrong, before or after.
 
-With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its status,
-and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs: the
+With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its
+status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs: the
 container's runner keeps copies of descriptors, so that their end tells nothing.
 """
 

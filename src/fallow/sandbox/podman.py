@@ -1,4 +1,4 @@
-"""Podman with runc, for an agent that is root: a container from an image that is here, a root folder, or the host's /usr.
+"""Podman with runc, for an agent that is root: a container of an image that is here, a root folder, or the host's /usr.
 
 The program runs as a user that nothing else is, with the launcher as process 1: it sets our own limits, Landlock and
 filter of system calls beneath podman's, and ends all when the agent is gone. Control groups are ours, as with
