@@ -7,8 +7,8 @@ for any Python from 3.9; it runs by its path, beside landlock.py. To STATUS_FD i
 the program, and what goes wrong, before or after.
 
 With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its
-status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs: the
-container's runner keeps copies of descriptors, so that their end tells nothing.
+status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs:
+the container's runner keeps copies of descriptors, so that their end tells nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
         os.close(opened)
         os.read(gate, 1)
         try:
-            _become(_renumber(plan["renumber"], words), plan)
+            words = _renumber(plan["renumber"], words)
+            _become(words, plan)
         except BaseException as error:
             os.write(words, f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
         os._exit(126)

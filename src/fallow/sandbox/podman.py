@@ -126,6 +126,7 @@ class _Start:
         self._process: subprocess.Popen[bytes] | None = None
         self._open: set[int] = set()
         self._life = -1
+        self._folder = ""
 
     def run(self) -> Jail:
         try:
@@ -160,19 +161,19 @@ class _Start:
         self._open.discard(self._life)
         log, log_write = self._pipe()
         given = [status_write, plan_read, life, *program.descriptors]
-        with tempfile.TemporaryDirectory(prefix="fallow-podman-") as folder:
-            pid_file = Path(folder) / "pid"
-            self._spawn(
-                given,
-                podman_arguments(
-                    program, self._root, self._settings, self._identity, self._name, str(pid_file), len(given)
-                ),
-                log_write,
-            )
-            for descriptor in (status_write, plan_read, life, log_write):
-                os.close(descriptor)
-                self._open.discard(descriptor)
-            init_pid = self._await_pid(pid_file, log)
+        self._folder = tempfile.mkdtemp(prefix=f"{owner_prefix()}podman-")
+        pid_file = Path(self._folder) / "pid"
+        self._spawn(
+            given,
+            podman_arguments(
+                program, self._root, self._settings, self._identity, self._name, str(pid_file), len(given)
+            ),
+            log_write,
+        )
+        for descriptor in (status_write, plan_read, life, log_write):
+            os.close(descriptor)
+            self._open.discard(descriptor)
+        init_pid = self._await_pid(pid_file, log)
         memory_bounded = self._group is not None and "memory" in self._group.bounds
         with contextlib.suppress(ProcessLookupError):
             if self._group is not None:
@@ -213,6 +214,8 @@ class _Start:
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _pipe(self) -> tuple[int, int]:
         reading, writing = os.pipe()

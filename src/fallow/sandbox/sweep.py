@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 _NAMED = re.compile(r"fallow-(\d+)-(\d+)-")
 _MNT_DETACH = 2
+REMOVE_WITHIN_S = 2.0
 
 
 def started(pid: int) -> int:
@@ -84,8 +86,14 @@ def _remove(path: Path) -> None:
             for line in (path / "cgroup.procs").read_text().split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(line), 9)
-        with contextlib.suppress(OSError):
-            path.rmdir()
+        deadline = time.monotonic() + REMOVE_WITHIN_S
+        while path.exists():
+            try:
+                path.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.002)
         return
     if os.path.ismount(path):
         ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_DETACH)
