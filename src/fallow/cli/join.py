@@ -26,6 +26,9 @@ FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+DEDICATED = ["owner.watch=false", "owner.busy_cpu=100 %", "owner.resume_cpu=100 %"]
+"""Settings of a machine that is the pool's alone."""
+
 
 class JoinOptions(Struct, frozen=True):
     """What `fallow join` was asked for."""
@@ -38,6 +41,7 @@ class JoinOptions(Struct, frozen=True):
     as_json: bool = False
     own_pool: bool | None = None
     """None: what the address suggests."""
+    dedicated: bool = False
 
 
 def run_join(wanted: JoinOptions) -> int:
@@ -48,10 +52,10 @@ def run_join(wanted: JoinOptions) -> int:
     home = home_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     agent_home = home / "agent"
-    from fallow.agent.settings import load_settings, settings_path, write_defaults
+    from fallow.agent.settings import change_settings, load_settings, settings_path, write_defaults
 
     file = settings_path(agent_home)
-    settings = load_settings(file)
+    settings = change_settings(file, DEDICATED) if wanted.dedicated and not wanted.dry_run else load_settings(file)
     own = is_loopback(address) if wanted.own_pool is None else wanted.own_pool
     quiet = wanted.dry_run and wanted.as_json
     pool = _wait_for_pool(address, quiet)

@@ -128,6 +128,9 @@ def join(
             "strangers', unless the pool is on this machine.",
         ),
     ] = None,
+    dedicated: Annotated[
+        bool, typer.Option("--dedicated", help="The pool's alone: no owner is waited for. Kept in the settings.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Let this machine work for a pool, until Ctrl-C.
@@ -136,11 +139,12 @@ def join(
     Examples:
       fallow join --dry-run 3f9c...@192.168.1.10:7461
       fallow join 3f9c...@192.168.1.10:7461
+      fallow join --dedicated --own-pool 3f9c...@192.168.1.10:7461
     """
     set_home(home)
     from fallow.cli.join import JoinOptions, run_join
 
-    raise typer.Exit(run_join(JoinOptions(address, name, slots, from_file, dry_run, as_json, own_pool)))
+    raise typer.Exit(run_join(JoinOptions(address, name, slots, from_file, dry_run, as_json, own_pool, dedicated)))
 
 
 @app.command()
