@@ -23,23 +23,24 @@ from fallow.model.tiers import Tier
 from fallow.sandbox.bwrap_arguments import Descriptors, bound_paths, bwrap_arguments, launcher_command, launcher_plan
 from fallow.sandbox.bwrap_binary import find_bwrap
 from fallow.sandbox.cgroups import Group, Place, find_place
+from fallow.sandbox.egress import NAME_SERVERS, Egress
 from fallow.sandbox.identity import Identity, choose_identity
 from fallow.sandbox.jail import Jail
 from fallow.sandbox.protocol import Probe, Program
 from fallow.sandbox.remedies import remedy_for
 from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
+from fallow.sandbox.sweep import owner_prefix
 from fallow.sandbox.system import system_view
 from fallow.sandbox.tree import children
 from fallow.sandbox.watch import Watch
 
 START_WITHIN_S = 30.0
-NAME_SERVERS = ("9.9.9.9", "1.1.1.1")
 
 
 class BubblewrapSandbox:
     """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
-    network, userns, bounds, watch."""
+    network, egress, userns, bounds, watch."""
 
     name = "bubblewrap"
     tier = Tier.ISOLATED
@@ -65,8 +66,6 @@ class BubblewrapSandbox:
         return self._place
 
     def start(self, program: Program) -> Jail:
-        if program.network:
-            raise SandboxUnavailable("A sandbox with public addresses cannot be made here.")
         identity = choose_identity()
         bwrap = find_bwrap(identity.changed)
         return _Start(bwrap, identity, program, self.place(), self._without).run()
@@ -89,6 +88,7 @@ class _Start:
         self._group: Group | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._staged: dict[str, str] = {}
+        self._egress: Egress | None = None
 
     def run(self) -> Jail:
         try:
@@ -99,6 +99,8 @@ class _Start:
                 self._process.wait()
             if self._group is not None:
                 self._group.remove()
+            if self._egress is not None:
+                self._egress.close()
             for descriptor in self._kept:
                 os.close(descriptor)
             raise
@@ -112,7 +114,7 @@ class _Start:
         program = self._program
         if self._place is not None:
             try:
-                self._group = Group(self._place, f"fallow-{secrets.token_hex(6)}", program.limits)
+                self._group = Group(self._place, f"{owner_prefix()}{secrets.token_hex(6)}", program.limits)
             except OSError as error:
                 raise SandboxUnavailable(
                     f"No control group can be made: {error}.", "Let the agent's user own its cgroup (Delegate=yes)."
@@ -122,6 +124,8 @@ class _Start:
             for mount in program.mounts:
                 if mount.writable:
                     os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
+        if program.network:
+            self._egress = Egress(self._identity, "egress" not in self._without)
         view = system_view(NAME_SERVERS if program.network else ())
         if self._identity.changed:
             self._staged = spawner().stage(bound_paths(program, view))
@@ -145,7 +149,8 @@ class _Start:
             self._without,
         )
         packed = self._memory_file(b"\0".join(os.fsencode(argument) for argument in arguments) + b"\0")
-        self._spawn([self._bwrap, "--args", str(packed), "--", *launcher_command(status, plan_file)], log)
+        inside = self._egress.prefix if self._egress is not None else []
+        self._spawn([*inside, self._bwrap, "--args", str(packed), "--", *launcher_command(status, plan_file)], log)
         init_pid = self._read_info(info_read, log_read)
         try:
             if self._group is not None:
@@ -163,7 +168,8 @@ class _Start:
         assert self._process is not None
         program, limits = self._program, self._program.limits
         memory_bounded = self._group is not None and "memory" in self._group.bounds
-        jail = Jail(self._process, init_pid, pid, self._group)
+        undo = self._egress.close if self._egress is not None else None
+        jail = Jail(self._process, init_pid, pid, self._group, undo)
         self._kept.remove(log)
         for descriptor in self._kept:
             os.close(descriptor)

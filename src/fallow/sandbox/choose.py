@@ -22,9 +22,16 @@ def _bubblewrap(settings: SandboxSettings) -> Sandbox:
     return BubblewrapSandbox()
 
 
+def _podman(settings: SandboxSettings) -> Sandbox:
+    from fallow.sandbox.podman import PodmanSandbox
+
+    return PodmanSandbox(settings)
+
+
 BACKENDS: dict[str, Callable[[SandboxSettings], Sandbox]] = {
     "process": _plain,
     "bubblewrap": _bubblewrap,
+    "podman": _podman,
 }
 AUTOMATIC = ("bubblewrap",)
 
@@ -45,6 +52,10 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
     else:
         least = settings.least
         names = AUTOMATIC if settings.backend == "auto" else (settings.backend,)
+    if names != ("process",):
+        from fallow.sandbox.sweep import sweep_machine
+
+        sweep_machine()
     failed: list[Probe] = []
     for name in names:
         sandbox = BACKENDS[name](settings)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 
 from fallow.sandbox.cgroups import Group
 from fallow.sandbox.tree import find_inner
@@ -17,11 +18,20 @@ CLOSE_WITHIN_S = 10.0
 class Jail:
     """`process`: what was started on the host and ends with the program. `init_pid`: process 1 inside."""
 
-    def __init__(self, process: subprocess.Popen[bytes], init_pid: int, pid: int, group: Group | None) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        init_pid: int,
+        pid: int,
+        group: Group | None,
+        undo: Callable[[], None] | None = None,
+    ) -> None:
+        """`undo`: what is left to do when all inside has ended."""
         self._process = process
         self._init_pid = init_pid
         self._pid = pid
         self._group = group
+        self._undo = undo
         self.watch: Watch | None = None
         self._ran_out = False
 
@@ -78,6 +88,9 @@ class Jail:
             self._process.wait()
         if self.watch is not None:
             self.watch.stop()
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
         if self._group is not None:
             self._ran_out = self._group.out_of_memory()
             self._group.remove()

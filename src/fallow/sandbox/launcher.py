@@ -1,18 +1,28 @@
 """The first program inside a sandbox: sets limits, closes descriptors, applies Landlock, becomes the program.
 
-    python -I -S launcher.py STATUS_FD PLAN_FD
+    python -I -S launcher.py STATUS_FD PLAN_FD [LIFE_FD]
 
 PLAN_FD holds JSON: not arguments nor environment, which other users of the machine could read. Standard library only,
 for any Python from 3.9; it runs by its path, beside landlock.py. To STATUS_FD it writes a plus before it becomes
 the program, and what goes wrong, before or after.
+
+With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its
+status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs:
+the container's runner keeps copies of descriptors, so that their end tells nothing.
 """
 
 from __future__ import annotations
 
+import base64
+import ctypes
+import fcntl
 import importlib
 import json
 import os
 import resource
+import select
+import signal
+import struct
 import sys
 
 LIMITS = {
@@ -32,10 +42,71 @@ def main() -> None:
     try:
         with open(int(sys.argv[2]), "rb") as file:
             plan = json.load(file)
+        if len(sys.argv) > 3:
+            _stay(status, int(sys.argv[3]), plan)
         _become(status, plan)
     except BaseException as error:
-        os.write(status, f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
+        words = f"{type(error).__name__}: {error}".replace("\n", " ")
+        os.write(status, words.encode(errors="replace")[:2000] + (b"\n" if len(sys.argv) > 3 else b""))
         os._exit(126)
+
+
+def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
+    """The child becomes the program; the parent ends here. Neither returns."""
+    wake, woken = os.pipe()
+    report, words = os.pipe()
+    gate, opened = os.pipe()
+    os.set_blocking(woken, False)
+    child = os.fork()
+    if child == 0:
+        os.close(opened)
+        os.read(gate, 1)
+        try:
+            words = _renumber(plan["renumber"], words)
+            _become(words, plan)
+        except BaseException as error:
+            os.write(words, f"{type(error).__name__}: {error}".encode(errors="replace")[:2000])
+        os._exit(126)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken)
+    _close_all_but({0, 1, 2, status, life, wake, woken, report, opened})
+    # Not dumpable: the program has the same user, and may not write into this memory.
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+    os.write(opened, b"+")
+    said = b""
+    while chunk := os.read(report, 4096):
+        said += chunk
+    said = said if said == b"+" else said[said.startswith(b"+") :]
+    os.write(status, said.replace(b"\n", b" ") + b"\n")
+    os.close(status)
+    while True:
+        _reap(child)
+        ready, _, _ = select.select([wake, life], [], [])
+        if life in ready:
+            os._exit(128 + signal.SIGKILL)
+        os.read(wake, 4096)
+
+
+def _reap(child: int) -> None:
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if pid == child:
+            os._exit(os.WEXITSTATUS(ended) if os.WIFEXITED(ended) else 128 + os.WTERMSIG(ended))
+
+
+def _renumber(pairs: list, words: int) -> int:  # type: ignore[type-arg]
+    """Each (found, wanted) descriptor to its wanted number. Returns where `words` has gone, out of their way."""
+    above = max([2, *(wanted for _, wanted in pairs)]) + 1
+    words = fcntl.fcntl(words, fcntl.F_DUPFD_CLOEXEC, above)
+    copies = [(fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, above), wanted) for found, wanted in pairs]
+    for copy, wanted in copies:
+        os.dup2(copy, wanted, inheritable=True)
+    return words
 
 
 def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
@@ -44,6 +115,8 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     for name, value in plan["limits"].items():
         _limit(LIMITS[name], value)
     os.umask(0o022)
+    if "cwd" in plan:
+        os.chdir(plan["cwd"])
     rules = plan["landlock"]
     if rules is not None:
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -54,8 +127,19 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
                 tuple(rules["readable"]), tuple(rules["writable"]), tuple(rules["devices"]), rules["network"]
             )
         )
+    if plan.get("seccomp"):
+        _filter(base64.b64decode(plan["seccomp"]))
     os.write(status, b"+")
     os.execve(plan["argv"][0], plan["argv"], plan["environment"])
+
+
+def _filter(program: bytes) -> None:
+    """A system call filter, for runners that set none of ours. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, head, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "the system call filter was refused")
 
 
 def _close_all_but(kept: set) -> None:  # type: ignore[type-arg]

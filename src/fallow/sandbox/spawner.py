@@ -16,12 +16,12 @@ import itertools
 import os
 import stat
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fallow.model.errors import SandboxUnavailable
+from fallow.sandbox.sweep import own_folder
 
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _MS_NOSUID, _MS_BIND, _MS_REC, _MS_SLAVE = 0x2, 0x1000, 0x4000, 0x80000
@@ -47,6 +47,7 @@ class Spawner:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="sandbox-start")
         self._folder = ""
         self._numbers = itertools.count()
+        self._opened: set[str] = set()
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """As subprocess.Popen."""
@@ -67,6 +68,27 @@ class Spawner:
     def unstage(self, staged: dict[str, str]) -> None:
         if staged:
             self._threads.submit(self._unstage, list(staged.values())).result()
+
+    def open_device(self, path: str) -> None:
+        """`popen`ed programs of any user find a device of the machine that they may open; it stays as it is for all
+        others. Root only. Raises SandboxUnavailable where the agent may not do so."""
+        if path not in self._opened and not os.stat(path).st_mode & stat.S_IWOTH:
+            self._threads.submit(self._open_device, path).result()
+        self._opened.add(path)
+
+    def _open_device(self, path: str) -> None:
+        try:
+            if not self._folder:
+                self._folder = _private_folder()
+            node = f"{self._folder}/{next(self._numbers)}"
+            os.mknod(node, 0o600 | stat.S_IFCHR, os.stat(path).st_rdev)
+            os.chmod(node, 0o666)
+            _mount(node, path, _MS_BIND)
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"{path} cannot be given to the user that a sandbox runs as: {error}.",
+                f"Start the agent as a plain user, or let all users open {path}.",
+            ) from None
 
     def _stage(self, paths: list[str]) -> dict[str, str]:
         staged: dict[str, str] = {}
@@ -105,7 +127,7 @@ def spawner() -> Spawner:
 
 def _private_folder() -> str:
     """Give this thread its own mounts, and an empty file system in memory among them. Raises OSError."""
-    folder = tempfile.mkdtemp(prefix="fallow-", dir="/run" if os.access("/run", os.W_OK) else "/tmp")
+    folder = own_folder("mounts-")
     atexit.register(_remove, folder)
     _checked(_libc().unshare(_CLONE_FS), "unshare")
     _checked(_libc().unshare(_CLONE_NEWNS), "a mount namespace")

@@ -1,0 +1,86 @@
+"""What an agent that was killed leaves behind is removed by the next one, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fallow.sandbox.cgroups import find_place
+from fallow.sandbox.sweep import is_orphan, own_folder, owner_prefix, started, sweep
+
+from .conftest import working
+
+_AGENT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.sandbox.boxes import Box
+from fallow.sandbox.bubblewrap import BubblewrapSandbox
+from fallow.sandbox.sweep import own_folder, owner_prefix
+own_folder('test-')
+running = Box(BubblewrapSandbox(), Path(sys.argv[2])).start('time.sleep(600)')
+print(owner_prefix(), flush=True)
+time.sleep(600)
+"""
+
+
+def _left(prefix: str) -> list[Path]:
+    place = find_place()
+    parents = {Path("/run"), Path("/tmp"), *(place.parents.values() if place is not None else ())}
+    return sorted(path for parent in parents for path in parent.glob(f"{prefix}*"))
+
+
+def test_names_tell_whose_they_are() -> None:
+    assert not is_orphan(owner_prefix() + "x")
+    assert is_orphan(f"fallow-{os.getpid()}-{started(os.getpid()) + 1}-x"), "the number went to another process since"
+    assert is_orphan("fallow-4194304999-77-x")
+    assert not is_orphan("fallow-agent")
+    assert not is_orphan("fallow-bwrap-77")
+
+
+def test_living_agents_folders_and_links_stay(tmp_path: Path) -> None:
+    mine = Path(own_folder("test-"))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("the owner's")
+    dead = tmp_path / "fallow-4194304999-77-root-a"
+    dead.mkdir()
+    (dead / "inside").symlink_to(kept)
+    (tmp_path / "fallow-4194304999-77-link").symlink_to(kept)
+    try:
+        assert sweep([tmp_path, mine.parent / "nowhere"]) == [dead]
+        assert (kept / "file").read_text() == "the owner's"
+        sweep([mine.parent])
+        assert mine.is_dir()
+    finally:
+        mine.rmdir()
+
+
+def test_what_a_killed_agent_left_is_removed(tmp_path: Path) -> None:
+    working("bubblewrap")
+    command = [sys.executable, "-c", _AGENT, str(Path(__file__).parents[2]), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        try:
+            prefix = agent.stdout.readline().strip()
+            assert prefix.startswith("fallow-")
+            before = _left(prefix)
+            assert before, "there was something to leave behind"
+        finally:
+            agent.send_signal(signal.SIGKILL)
+    if find_place() is not None:
+        assert len(before) > 1, "a control group too"
+    assert set(before) <= set(_left(prefix)), "a killed agent tidies nothing"
+    sweep({path.parent for path in before})
+    assert _left(prefix) == []
+
+
+@pytest.mark.parametrize("name", ["fallow-1-", "fallow-x-1-", "other-1-1-"])
+def test_other_names_are_not_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert sweep([tmp_path]) == []
