@@ -53,7 +53,6 @@ class MachineMemory:
 
     def __init__(self) -> None:
         self.total = 0
-        self._info = _Fields(Path("/proc/meminfo"))
         self._group = _limited_group() if sys.platform == "linux" else None
         self.available = 1 << 62
         self.refresh()
@@ -63,7 +62,7 @@ class MachineMemory:
         if sys.platform != "linux":
             return
         try:
-            total, available = self._info.read(b"MemTotal:", b"MemAvailable:")
+            total, available = MEMINFO.read(b"MemTotal:", b"MemAvailable:")
             self.total = total * 1024
             self.available = available * 1024
             if self._group is not None:
@@ -77,8 +76,9 @@ class MachineMemory:
             self.available = 1 << 62  # unknown: leave it to the kernel
 
 
-class _Fields:
-    """A file of lines 'name number ...' that the kernel writes anew for each read; it is opened once."""
+class KernelNumbers:
+    """A file of lines 'name number ...' that the kernel writes anew for each read; it is opened once for the
+    life of the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -91,9 +91,8 @@ class _Fields:
         text = os.pread(self._descriptor, 4096, 0)
         return [int(text[text.index(name) + len(name) :].split(None, 1)[0]) for name in names]
 
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+
+MEMINFO = KernelNumbers(Path("/proc/meminfo"))
 
 
 def _fields(path: Path) -> dict[str, int]:

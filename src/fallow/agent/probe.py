@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fallow.agent.devices.found import gpu_devices
+from fallow.agent.memory import MEMINFO
 from fallow.model.ids import NodeId
 from fallow.model.node import NodeSpec
 
@@ -97,10 +97,11 @@ def memory_bytes() -> int:
 
 def memory_used_bytes() -> int:
     """Memory in use on this machine; 0 where it cannot be read."""
-    fields = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE))
-    if len(fields) == 2:
-        return (int(fields["MemTotal"]) - int(fields["MemAvailable"])) * 1024
-    return 0
+    try:
+        total, available = MEMINFO.read(b"MemTotal:", b"MemAvailable:")
+    except (OSError, ValueError, AttributeError):  # another system
+        return 0
+    return (total - available) * 1024
 
 
 def load_average() -> float:

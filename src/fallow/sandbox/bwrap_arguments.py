@@ -13,7 +13,6 @@ HOSTNAME = "sandbox"
 TMP_BYTES = 256 << 20
 SHM_BYTES = 256 << 20
 OPEN_FILES = 4096
-ROOT_BYTES = 1 << 20
 
 Source = Callable[[str], str]
 """Where bwrap finds a path of the host."""

@@ -23,14 +23,6 @@ class Throttle:
         self._up = with_rate(self._up, up_bytes_per_s)
         self._down = with_rate(self._down, down_bytes_per_s)
 
-    @property
-    def limits_up(self) -> bool:
-        return self._up.rate_per_s > 0
-
-    @property
-    def limits_down(self) -> bool:
-        return self._down.rate_per_s > 0
-
     async def sent(self, size: int) -> None:
         """Wait until so many bytes may go."""
         self._up, wait_s = take(self._up, size, time.monotonic())

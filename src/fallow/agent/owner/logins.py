@@ -23,7 +23,6 @@ PATH = "/org/freedesktop/login1"
 UTMP = ("/run/utmp", "/var/run/utmp")
 FULL_EVERY_S = 30.0
 WALK_EVERY_S = 30.0
-TTY_MAJOR, CONSOLES = 4, range(1, 64)
 NOBODY_LOGGED_IN = "nobody is logged in here"
 SERVER = "a machine without keyboard, display and local session"
 

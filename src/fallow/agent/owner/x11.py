@@ -10,7 +10,6 @@ from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor
 from fallow.core.owner_readings import Input
 
 SOCKETS = "/tmp/.X11-unix"
-CONNECT_WAIT_S = 1.0
 ARM_AFTER_S = 5.0
 """Raw events come a thousand times a second while a mouse moves: they are asked for only when input has ceased, and
 given up at the first one."""
