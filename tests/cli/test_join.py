@@ -26,7 +26,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     [
         ('least = "machine"', "Strangers' code runs here in the tier 'machine' or above; bubblewrap gives 'isolated'"),
         ('backend = "process"', "the tier 'isolated' or above; process gives 'process'"),
-        ('backend = "gvisor"', "There is no sandbox 'gvisor'"),
+        ('backend = "firejail"', "sandbox.backend is 'firejail'; expected one of"),
     ],
 )
 def test_strangers_are_refused_without_a_sandbox(pool: Pool, tmp_path: Path, sandbox: str, words: str) -> None:

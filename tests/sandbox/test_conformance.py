@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,15 @@ from fallow.sandbox.protocol import Mount, Program
 from .boxes import WITHIN_S, Box, processes_marked
 
 
-def _wait_for(path: Path) -> None:
+def _wait_until(what: str, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WITHIN_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.002)
+
+
+def _wait_for(path: Path) -> None:
+    _wait_until(str(path), path.exists)
 
 
 def _groups_of(pid: int) -> list[Path]:
@@ -92,7 +97,8 @@ def test_pids_inside_are_translated(box: Box) -> None:
         if box.sandbox.name == "gvisor":
             pytest.skip("gVisor's processes are not the host's: its kernel is one process")
         assert running.host_pid(own) == running.pid
-        assert b"sleep" in Path(f"/proc/{running.host_pid(child)}/cmdline").read_bytes()
+        words = Path(f"/proc/{running.host_pid(child)}/cmdline")  # empty for a moment while the child starts
+        _wait_until("the child", lambda: b"sleep" in words.read_bytes())
         assert running.host_pid(4_000_000) == 0
     finally:
         running.close()

@@ -39,6 +39,6 @@ def all_of(store: Store, jobs: list[JobId]) -> object:
         [everything(store, job) for job in jobs],
         store.list_nodes(),
         store.list_jobs(100, False),
-        store.live_digests(),
+        sorted(store.live_digests()),
         store.pool_id(PoolId("pool-other")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from fallow.coordinator.context import Context
@@ -29,6 +30,7 @@ class Roster:
         self._directory = directory
         self._peers = peers
         self.leave: Callable[[], None] = lambda: None
+        self._asking: asyncio.Task[None] | None = None
 
     def list(self) -> Coordinators:
         """This one first."""
@@ -48,14 +50,22 @@ class Roster:
         elif matching[0].owner != context.owner:
             context.connection.send(subjects.OWNERS, DrainCoordinator(matching[0].owner), reply)
         elif not self._peers.count:
-            words = (
-                f"{message.name!r} is the pool's only coordinator: nobody could take its jobs. Start another one "
-                "first, or end it with Ctrl-C or SIGTERM; its jobs are kept in the store."
-            )
-            self._answer(reply, Refused("invalid", words))
+            self._asking = context.loop.create_task(self._drain_unless_alone(message.name, reply))
         else:
             self._answer(reply, Done())
             self.leave()
+
+    async def _drain_unless_alone(self, name: str, reply: str) -> None:
+        """One that has just started may not have heard of the others yet: the store knows their sessions."""
+        if await self._context.session.others():
+            self._answer(reply, Done())
+            self.leave()
+            return
+        words = (
+            f"{name!r} is the pool's only coordinator: nobody could take its jobs. Start another one first, or end it "
+            "with Ctrl-C or SIGTERM; its jobs are kept in the store."
+        )
+        self._answer(reply, Refused("invalid", words))
 
     def passed_on(self, message: DrainCoordinator, reply: str) -> None:
         """From another coordinator, to all."""

@@ -120,6 +120,18 @@ class Session:
             except StoreError as error:
                 log.warning("cannot renew this coordinator's session: %s", error)
 
+    async def others(self) -> list[str]:
+        """Owner ids of the other coordinators with a live session, as the store knows them; none where it cannot be
+        read."""
+        if self._pool is None:
+            return []
+        try:
+            live = await self._loop.run_in_executor(self._pool, self._store.live_sessions)
+        except StoreError as error:
+            log.warning("cannot read who else coordinates: %s", error)
+            return []
+        return [owner for owner, _, _ in live if owner != self.owner]
+
     async def close(self) -> None:
         """End the session at once, so that others need not wait for it to lapse."""
         if self._task is not None:
