@@ -14,9 +14,10 @@ How far a pool goes is measured by programs of their own, each with its --help:
     python -m bench takeover
     python -m bench far
 
-What the owner's return and the sandbox of strangers' code cost:
+What the owner's return, a rest without work and the sandbox of strangers' code cost:
 
     python -m bench owner
+    python -m bench rest
     python -m bench sandbox
 """
 
@@ -38,7 +39,7 @@ from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("agents", "takeover", "far", "owner", "sandbox")
+PROGRAMS = ("agents", "takeover", "far", "owner", "rest", "sandbox")
 DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 
