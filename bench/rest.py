@@ -7,8 +7,8 @@ is no work. To come to the second state sooner, two of the settings are changed 
 away after ten seconds instead of 180, and the load of other programs on this machine counts for nothing. Neither makes
 a look rarer or cheaper.
 
-CPU is of one core; 'wakes' are voluntary context switches of all threads; MB is the proportional set size, RSS counts shared
-pages in full.
+CPU is of one core; wakes are voluntary context switches of all threads; MB is the proportional set size, and RSS counts
+shared pages in full.
 """
 
 from __future__ import annotations
@@ -171,8 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen.json.write_text(json.dumps({"foreign_cpu_share": foreign, **result}, indent=2))
     agents = [rows["agent"] for state, rows in result.items() if state.startswith("lent")]
     met = all(
-        row["cpu_share"] <= LIMITS["agent_cpu_share"] and row["rss_mb"] <= LIMITS["agent_rss_mb"]
-        for row in agents
+        row["cpu_share"] <= LIMITS["agent_cpu_share"] and row["rss_mb"] <= LIMITS["agent_rss_mb"] for row in agents
     )
     if agents:
         print(f"The lent agent is to stay under 0.5 % of a core and 60 MB: {'it does' if met else 'it does not'}.")
