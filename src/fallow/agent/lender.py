@@ -34,9 +34,10 @@ from fallow.agent.limits.offer import lent_spec
 from fallow.agent.limits.price import read_price
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
+from fallow.core.presence import LEAST_JITTER
 from fallow.core.quantities import write_time
 from fallow.model.errors import SettingError
-from fallow.model.lending import LendingSettings
+from fallow.model.lending import LendingSettings, PriceSettings
 
 if TYPE_CHECKING:
     from fallow.agent.node import Node
@@ -45,10 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fallow.agent")
 
 TICK_S = 1.0
-PRUNE_EVERY_S = 60.0
-SAVE_EVERY_S = 60.0
-PRICE_LOOK_S = 2.0
-"""A changed setting is noticed so soon."""
+KEEP_EVERY_S = 60.0
 BY_WORD = "by your word"
 """So the watch begins the reason of a pause that the owner ordered."""
 RESUME_LOOKS = 40
@@ -86,7 +84,10 @@ class Lender:
         self.price_per_kwh: float | None = None
         self.price_problem = ""
         self._pricing: asyncio.Task[None] | None = None
-        self._life: asyncio.Task[None] | None = None
+        self._repriced = asyncio.Event()
+        """The settings have changed."""
+        self._keeping: asyncio.Task[None] | None = None
+        self._looked_s = self._kept_s = time.monotonic()
         self.disk = Disk(folder, self.caches)
         self._tasks_seen = 0
         self._apply(settings)
@@ -99,7 +100,8 @@ class Lender:
         await self._control.start()
         with contextlib.suppress(NotImplementedError, RuntimeError, AttributeError, ValueError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hung_up)
-        self._life = asyncio.ensure_future(self._live())
+        self.node.pulse.add(self._pulse)
+        self.node.on_work.append(self._work_begins)
         self._pricing = asyncio.ensure_future(self._read_prices())
         if self.watch is not None:
             self.watch.start()
@@ -107,7 +109,10 @@ class Lender:
     async def close(self) -> None:
         if self.watch is not None:
             self.watch.close()
-        for task in (self._life, self._pricing):
+        self.node.pulse.remove(self._pulse)
+        if self._work_begins in self.node.on_work:
+            self.node.on_work.remove(self._work_begins)
+        for task in (self._keeping, self._pricing):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -141,6 +146,7 @@ class Lender:
 
     def _apply(self, settings: LendingSettings) -> None:
         self.settings = settings
+        self._repriced.set()
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
         self.node.workers.priority = (settings.share.nice, settings.share.idle_io)
         if self.watch is not None:
@@ -253,29 +259,39 @@ class Lender:
                     log.warning("the price of electricity is unknown: %s", error)
             else:
                 self.price_per_kwh, self.price_problem = None, ""
-            deadline = time.monotonic() + (price.every_s if price.source else PRICE_LOOK_S)
-            while time.monotonic() < deadline and self.settings.price == price:
-                await asyncio.sleep(PRICE_LOOK_S)
+            self._repriced.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._until_repriced(price), price.every_s if price.source else None)
 
-    async def _live(self) -> None:
-        last_s = time.monotonic()
-        pruned_s = saved_s = last_s
-        while True:
-            await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            try:
-                self._tick(now_s, min(5.0, now_s - last_s))
-                if now_s - pruned_s >= PRUNE_EVERY_S:
-                    pruned_s = now_s
-                    await asyncio.to_thread(self.caches.prune, self.settings.share.disk_bytes, time.time())
-                    self.node.jobs.forget_missing()
-                if now_s - saved_s >= SAVE_EVERY_S:
-                    saved_s = now_s
-                    await asyncio.to_thread(self.work.save)
-            except Exception:
-                # The owner's limits must be held on, whatever one look met.
-                log.exception("a look at the limits failed")
-            last_s = now_s
+    async def _until_repriced(self, price: PriceSettings) -> None:
+        while self.settings.price == price:
+            await self._repriced.wait()
+            self._repriced.clear()
+
+    def _work_begins(self) -> None:
+        if self.watch is not None:
+            self.watch.work_begins()
+
+    def _pulse(self) -> None:
+        if self.watch is not None:
+            self.watch.check()
+        now_s = time.monotonic()
+        passed_s = now_s - self._looked_s
+        if passed_s >= TICK_S * LEAST_JITTER:
+            self._looked_s = now_s
+            self._tick(now_s, min(5.0, passed_s))
+        if now_s - self._kept_s >= KEEP_EVERY_S and (self._keeping is None or self._keeping.done()):
+            self._kept_s = now_s
+            self._keeping = asyncio.ensure_future(self._keep())
+
+    async def _keep(self) -> None:
+        """Caches within their limit, and what was worked on disk."""
+        try:
+            await asyncio.to_thread(self.caches.prune, self.settings.share.disk_bytes, time.time())
+            self.node.jobs.forget_missing()
+            await asyncio.to_thread(self.work.save)
+        except Exception:
+            log.exception("what is kept could not be looked after")
 
     def _tick(self, now_s: float, passed_s: float) -> None:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:

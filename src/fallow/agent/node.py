@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -23,11 +22,12 @@ from fallow.agent.environments import Environments
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
-from fallow.agent.modules import prune_modules
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
-from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
+from fallow.agent.probe import load_average, memory_used_bytes, own_python, probe_node
+from fallow.agent.pulse import Pulse
 from fallow.agent.slot import Slot
+from fallow.agent.upkeep import keep_house
 from fallow.agent.workers import Workers, own_kind
 from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S
 from fallow.model.ids import JobId, NodeId, new_id
@@ -64,10 +64,7 @@ AWAY_AFTER_INTERVALS = 2.5
 AWAY_INTERVALS = 0.25
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
-HOUSEKEEPING_AFTER_S = 3.0
-SWEEP_EVERY_S = 30
-MEASURE_EVERY_S = 3600.0
-MEASURE_WAIT_S = 10.0
+SWEEP_EVERY_S = 30.0
 
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
@@ -103,6 +100,7 @@ class Node:
             self.spec = msgspec.structs.replace(self.spec, shares_gpus=False)
         self.scratch = scratch
         self.link: Link | None = None
+        self.pulse = Pulse()
         self.workers = workers
         confined = workers.confinement is not None
         self.default_kind = None if confined else own_kind()
@@ -118,6 +116,8 @@ class Node:
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id}, scratch)
         self.outbox = Outbox(self._send_hand_in, self._store_result, scratch / "outbox", time.monotonic)
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
+        self.on_work: list[Callable[[], None]] = []
+        """Called when a slot is assigned to a job: work may begin at any moment."""
         self.after_stop: list[Callable[[int], None]] = []
         """Called with a slot's number when it was preempted and all of its workers are gone."""
         self._paused: dict[int, str] = {}
@@ -127,7 +127,8 @@ class Node:
         self._beat_interval_s = BEAT_INTERVAL_S
         """What the leader asked for."""
         self._next_beat_s = 0.0
-        self._seconds = 0
+        self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
+        self._sweeping: asyncio.Future[None] | None = None
         self._tell_spec = True
         self._was_heard = False
         self._said_away = False
@@ -208,6 +209,11 @@ class Node:
         return [slot.number for slot in self.slots] if slots is None else [n for n in slots if self._slot(n)]
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether a slot belongs to a job: something runs, or is about to."""
+        return any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
+
+    @property
     def paused(self) -> str:
         """Why nothing runs here now; '' where something may."""
         return next(iter(self._paused.values())) if len(self._paused) == len(self.slots) and self.slots else ""
@@ -249,15 +255,14 @@ class Node:
         await link.connection.flush()
         if ready is not None:
             ready()
-        housekeeping = asyncio.ensure_future(self._keep_house())
+        link.connection.pace()
+        housekeeping = asyncio.ensure_future(keep_house(self, self._home))
+        self.pulse.add(self._second)
+        self.pulse.within(self._next_beat_s - time.monotonic())
         try:
-            while not ended.is_set():
-                pause_s = min(BEAT_INTERVAL_S, max(0.0, self._next_beat_s - time.monotonic()))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), pause_s)
-                if not ended.is_set():
-                    await self._second()
+            await ended.wait()
         finally:
+            self.pulse.remove(self._second)
             housekeeping.cancel()
 
     def _pause_s(self) -> float:
@@ -271,23 +276,23 @@ class Node:
     def _is_away(self) -> bool:
         return time.monotonic() - self._acknowledged_s > AWAY_AFTER_INTERVALS * self._beat_interval_s
 
-    async def _second(self) -> None:
-        try:
-            if time.monotonic() >= self._next_beat_s:
-                self.beat()
-            self._said_away = say_away(self._was_heard and self._is_away(), self._said_away)
-            self.outbox.resend_due()
-            self._look_at_gpus()
-            for slot in self.slots:
-                slot.tick()
-            if self.workers.confinement is not None:
-                self._end_sandboxes()
-            self._seconds += 1
-            if self._seconds % SWEEP_EVERY_S == 0:
-                await self.workers.sweep(self.default_kind)
-        except Exception:
-            # A beat that fails must not be the last one: without beats the node is taken for lost.
-            log.exception("the agent's timer met an error")
+    def _second(self) -> float:
+        now_s = time.monotonic()
+        if now_s >= self._next_beat_s:
+            self.beat()
+        if self.connection is not None:
+            self.connection.keep_alive()
+        self._said_away = say_away(self._was_heard and self._is_away(), self._said_away)
+        self.outbox.resend_due()
+        self._look_at_gpus()
+        for slot in self.slots:
+            slot.tick()
+        if self.workers.confinement is not None:
+            self._end_sandboxes()
+        if now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + SWEEP_EVERY_S
+            self._sweeping = asyncio.ensure_future(self.workers.sweep(self.default_kind))
+        return self._next_beat_s - time.monotonic()
 
     def _end_sandboxes(self) -> None:
         """Those of jobs that have ended go at once, whatever still runs in them."""
@@ -335,37 +340,6 @@ class Node:
             message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._beat_interval_s)
             self.send(subjects.job(job_id), message)
 
-    async def _keep_house(self) -> None:
-        """What may take a while, and can wait until the node is at work."""
-        await asyncio.sleep(HOUSEKEEPING_AFTER_S)
-        await asyncio.to_thread(prune_modules, self._home / "modules")
-        if self.embedded:
-            return
-        found = await find_pythons()
-        if found:
-            self.pythons.update(found)
-            self.spec = msgspec.structs.replace(
-                self.spec,
-                pythons=(own_python(), *sorted(found)),
-                disk_free_bytes=disk_free_bytes(self._home),
-            )
-            self._tell_spec = True
-        while True:
-            await self._measure()
-            await asyncio.sleep(MEASURE_EVERY_S)
-
-    async def _measure(self) -> None:
-        """Measure this machine once nothing runs on it; what was measured of late counts."""
-        from fallow.agent.devices.benchmark import kept_scores, measured
-
-        while kept_scores(self._home, self.spec, time.time()) is None and any(slot.is_busy for slot in self.slots):
-            await asyncio.sleep(MEASURE_WAIT_S)
-        scores = await measured(self._home, self.spec)
-        if scores is not None and scores.speed != self.spec.speed:
-            self.gpus.set_speeds(scores.gpus)
-            self.spec = msgspec.structs.replace(self.spec, speed=scores.speed, devices=self.gpus.devices)
-            self._tell_spec = True
-
     # ------------------------------------------------------------ messages
 
     def on_message(self, message: Any) -> None:
@@ -379,6 +353,8 @@ class Node:
                     self.outbox.acknowledge(message.job_id, message.acks)
             case Assign():
                 if (slot := self._slot(message.slot)) is not None and not self._ending:
+                    for callback in self.on_work:
+                        callback()
                     slot.assigned(message)
             case TakeBack():
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:

@@ -70,7 +70,7 @@ def state_now(lender: Lender) -> tuple[str, str]:
         return DRAINING, "you drained it with `fallow node drain`" + ("; it finishes what runs" if works else "")
     if lender.node.paused and lender.watch is not None:
         # Fresher than what the pool was told: how long ago the keyboard was used.
-        return PAUSED, lender.watch.status()["reason"] or lender.node.paused
+        return PAUSED, lender.watch.reason or lender.node.paused
     if lender.node.paused:
         return PAUSED, lender.node.paused.removeprefix("paused: ")
     link = lender.node.link

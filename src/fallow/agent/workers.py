@@ -88,6 +88,12 @@ class Workers:
     def _keep_spare(self) -> None:
         if self._spare is None and not self._closed:
             self._spare = self._begin(own_kind(), ())
+            self._spare.add_done_callback(self._rest)
+
+    def _rest(self, task: asyncio.Task[Zygote]) -> None:
+        """A sandbox in reserve costs nothing; one that was taken meanwhile is looked at as it began."""
+        if task is self._spare:
+            _guard(task, False)
 
     def _begin(self, kind: WorkerKind, devices: tuple[str, ...]) -> asyncio.Task[Zygote]:
         task = asyncio.ensure_future(self._start_zygote(kind, devices))
@@ -103,6 +109,7 @@ class Workers:
         if task is None:
             if self._fits_spare(kind):
                 task, self._spare = self._spare, None
+                _guard(task, True)
                 asyncio.get_running_loop().call_later(SPARE_AFTER_S, self._keep_spare)
             task = task or self._begin(kind, devices)
             self._zygotes[key] = task
@@ -225,6 +232,11 @@ class Workers:
         self._used_s.pop(key, None)
         if task is not None:
             await _stop(task)
+
+
+def _guard(task: asyncio.Task[Zygote] | None, on: bool) -> None:
+    if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+        task.result().guard(on)
 
 
 def _end_sandbox(task: asyncio.Task[Zygote]) -> None:

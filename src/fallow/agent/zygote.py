@@ -226,6 +226,11 @@ class Zygote:
                 process.wait(END_WITHIN_S)
             self._clean()
 
+    def guard(self, on: bool) -> None:
+        """See sandbox.protocol.Running; whatever is started anew is looked at."""
+        if self._process is not None and self.is_alive:
+            self._process.guard(on)
+
     def end_sandbox(self) -> None:
         """End everything that runs in there. Results may still be taken from its folder; a new worker begins afresh."""
         self._lost()

@@ -26,6 +26,10 @@ CPU = "cpu"
 LOOK_S = 0.5
 """Between looks while work may run and nothing tells of input at once: with `grace_s` it stays under two seconds."""
 NOTIFIED_LOOK_S = 1.0
+REST_LOOK_S = 2.0
+"""Instead of these two while nothing of the pool's runs here: there is nothing to stop, and a look comes before the
+work does."""
+NOTIFIED_REST_LOOK_S = 5.0
 PAUSED_LOOK_S = 5.0
 """Between looks while nothing may run: only the end of the pause can wait."""
 JUMP_S = 15.0
@@ -99,10 +103,15 @@ class Decision(Struct, frozen=True):
 
 
 def look(
-    state: OwnerState, readings: Readings, settings: LendingSettings, now_s: float, minute_of_week: int
+    state: OwnerState,
+    readings: Readings,
+    settings: LendingSettings,
+    now_s: float,
+    minute_of_week: int,
+    at_work: bool = True,
 ) -> tuple[OwnerState, Decision]:
     """Decide for each device. `now_s`: a clock that goes on while the machine sleeps, in seconds; `minute_of_week`:
-    since Monday 00:00, local time."""
+    since Monday 00:00, local time; `at_work`: something of the pool's runs here, or is about to."""
     jumped = state.looked_s > -inf and not -1.0 <= now_s - state.looked_s <= state.next_look_s + JUMP_S
     state = _with_input(state, readings, settings.owner, now_s)
     if state.pause is not None and state.pause.until_s <= now_s:
@@ -124,7 +133,7 @@ def look(
         devices[name] = after
         if not after.allowed:
             waits.append(max((cause.left_s for cause in causes), default=after.free_s - now_s))
-    next_look_s = _next_look_s(readings, devices, waits)
+    next_look_s = _next_look_s(readings, devices, waits, at_work)
     state = replace(state, looked_s=now_s, next_look_s=next_look_s, devices=devices)
     decided = {name: DeviceDecision(one.allowed, one.reason, one.since_s) for name, one in devices.items()}
     return state, Decision(decided, next_look_s)
@@ -147,9 +156,11 @@ def _next_state(before: DeviceState, causes: list[Cause], now_s: float, restart:
     return DeviceState(allowed, now_s if changed else before.since_s, reason, words, keys, free_s)
 
 
-def _next_look_s(readings: Readings, devices: Mapping[str, DeviceState], waits: list[float]) -> float:
+def _next_look_s(readings: Readings, devices: Mapping[str, DeviceState], waits: list[float], at_work: bool) -> float:
     if any(device.allowed for device in devices.values()):
         notified = all(one.notifies for one in readings.inputs if one.proves and one.idle_s is not None)
+        if not at_work:
+            return NOTIFIED_REST_LOOK_S if notified else REST_LOOK_S
         return NOTIFIED_LOOK_S if notified else LOOK_S
     return min(PAUSED_LOOK_S, max(LOOK_S, min(waits, default=PAUSED_LOOK_S)))
 

@@ -79,6 +79,10 @@ class Jail:
     def host_pid(self, inner_pid: int) -> int:
         return find_inner(self._init_pid, inner_pid)
 
+    def guard(self, on: bool) -> None:
+        if self.watch is not None:
+            self.watch.guard(on)
+
     def close(self) -> None:
         self.kill()
         try:

@@ -89,6 +89,9 @@ class PlainRunning:
 
         return inner_pid if psutil.pid_exists(inner_pid) else 0
 
+    def guard(self, on: bool) -> None:
+        """There are no bounds."""
+
     def close(self) -> None:
         if self._process.poll() is None:
             self.kill()

@@ -93,6 +93,10 @@ class Running(Protocol):
     def host_pid(self, inner_pid: int) -> int:
         """The host's number of a process inside; 0 where it is gone."""
 
+    def guard(self, on: bool) -> None:
+        """Whether bounds are looked at that nothing but looking holds (disk, and memory without control groups): on
+        until told otherwise. Off is for a sandbox in reserve, in which nobody's code but ours has run yet."""
+
     def close(self) -> None:
         """Kill what is left, and leave no folder, control group or process behind."""
 

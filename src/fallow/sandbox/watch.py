@@ -69,9 +69,16 @@ class Watch:
         self._log = log
         self._log_path = log_path
         self._end = end
+        self._is_on = True
         self._wake, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="sandbox-watch", daemon=True)
         self._thread.start()
+
+    def guard(self, on: bool) -> None:
+        """Look, or only keep the log, from now on."""
+        self._is_on = on
+        with contextlib.suppress(OSError):
+            os.write(self._stop, b"!")
 
     def stop(self) -> None:
         """After the last process has ended: waits until the log is written."""
@@ -91,8 +98,9 @@ class Watch:
         sources = [descriptor for descriptor in (self._log, self._wake) if descriptor >= 0]
         try:
             while sources:
-                ready, _, _ = select.select(sources, [], [], max(0.0, next_look - time.monotonic()))
-                if self._wake in ready:
+                wait_s = max(0.0, next_look - time.monotonic()) if self._is_on or stopping else None
+                ready, _, _ = select.select(sources, [], [], wait_s)
+                if self._wake in ready and not os.read(self._wake, 64):
                     stopping = True
                     sources.remove(self._wake)
                 if self._log in ready:
@@ -104,7 +112,7 @@ class Watch:
                 elif stopping:
                     # Nothing is left that could write, or something outside holds the pipe.
                     break
-                if not stopping and time.monotonic() >= next_look:
+                if self._is_on and not stopping and time.monotonic() >= next_look:
                     begun = time.monotonic()
                     self._look(rounds % DEEP_EVERY == 0)
                     rounds += 1

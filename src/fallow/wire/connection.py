@@ -115,6 +115,14 @@ class Connection:
         with contextlib.suppress(Exception):
             await self._client.flush(timeout=max(1, round(timeout_s)))
 
+    def pace(self) -> None:
+        """From now on `keep_alive` is called about every PING_EVERY_S: no timer of the connection's own is needed."""
+        self._client.pace()
+
+    def keep_alive(self) -> None:
+        """Ask the server whether it is there, unless something came from it since the last call."""
+        self._client.keep_alive()
+
     async def close(self) -> None:
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.close(), 2.0)

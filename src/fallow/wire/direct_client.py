@@ -72,6 +72,10 @@ class DirectClient(Client):
         """The transport under the library's, where it is a plain socket."""
         self._descriptor = -1
         self._write_now_after = 0.0
+        self._is_paced = False
+        self._was_heard = False
+        """Something has come since the last `keep_alive`."""
+        self._asking: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ receiving
 
@@ -105,6 +109,7 @@ class DirectClient(Client):
         parser = self._ps
 
         def feed_data(data: bytes) -> None:
+            self._was_heard = True
             if parser.is_busy or reader._buffer:  # type: ignore[attr-defined]
                 take_long_way(data)
                 return
@@ -225,6 +230,30 @@ class DirectClient(Client):
         if written < len(data):
             self._raw.write(data[written:])
         return True
+
+    def pace(self) -> None:
+        """No timer of the library's: whoever calls this calls `keep_alive` from one of their own."""
+        self._is_paced = True
+        if self._ping_interval_task is not None:
+            self._ping_interval_task.cancel()
+
+    async def _ping_interval(self) -> None:
+        """Begins with every connection."""
+        if not self._is_paced:
+            await super()._ping_interval()
+
+    def keep_alive(self) -> None:
+        """As the library does it, but a server that speaks is not asked whether it is there."""
+        heard, self._was_heard = self._was_heard, False
+        if not self.is_connected:
+            return
+        if heard:
+            self._pings_outstanding = 0
+            return
+        self._pings_outstanding += 1
+        is_stale = self._pings_outstanding > self.options["max_outstanding_pings"]
+        work = self._process_op_err(nats.errors.StaleConnectionError()) if is_stale else self._send_ping()
+        self._asking = asyncio.get_running_loop().create_task(work)
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         """The library writes a PING past what waits to be written, so that `flush` could end before a subscription

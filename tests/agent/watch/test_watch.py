@@ -16,6 +16,7 @@ from fallow.agent.owner.find import Finder
 from fallow.agent.owner.sensing import Sensing
 from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor, Sensor
 from fallow.agent.owner.watch import SILENT, Watch
+from fallow.core.owner_policy import NOTIFIED_REST_LOOK_S
 from fallow.core.owner_readings import GpuReading, Input, Readings
 from fallow.model.lending import LendingSettings, OwnerSettings
 
@@ -83,6 +84,7 @@ class Slots:
     def __init__(self, count: int = 3) -> None:
         self.stopped: dict[int, str] = {}
         self.count = count
+        self.is_at_work = True
 
     def preempt(self, slots: Iterable[int] | None, reason: str, grace_s: float) -> None:
         self.stopped |= dict.fromkeys(range(self.count) if slots is None else slots, reason)
@@ -189,12 +191,63 @@ async def test_sensors_that_hang_stop_everything(
     watched: Callable[..., tuple[Watch, Slots]], hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_module, "SILENT_AFTER_S", 0.1)
-    monkeypatch.setattr(watch_module, "CHECK_EVERY_S", 0.02)
     watch, slots = watched()
     await slots.until(lambda stopped: not stopped)
     hand.blocks.clear()
-    await slots.until(lambda stopped: stopped.get(0) == SILENT)
+
+    def checked(stopped: dict[int, str]) -> bool:
+        watch.check()
+        return stopped.get(0) == SILENT
+
+    await slots.until(checked)
     assert watch.status()["reason"] == SILENT
+    hand.blocks.set()
+    await slots.until(lambda stopped: not stopped)
+
+
+async def test_at_rest_looks_are_rare_and_work_that_begins_brings_one(
+    watched: Callable[..., tuple[Watch, Slots]], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    decide = Watch._look
+
+    def look(self: Watch, readings: Readings) -> float:
+        looks.append(decide(self, readings))
+        return looks[-1]
+
+    monkeypatch.setattr(Watch, "_look", look)
+    watch, slots = watched()
+    await slots.until(lambda stopped: not stopped)
+    slots.is_at_work = False
+    watch.check()
+    watch._sensing.wake()
+    await slots.until(lambda _: looks and looks[-1] == NOTIFIED_REST_LOOK_S)
+    # The owner came back, and no sensor told: work that comes finds out at once.
+    hand.idle_s, count = 0.0, len(looks)
+    watch.work_begins()
+    await slots.until(lambda stopped: len(stopped) == 3)
+    assert len(looks) == count + 1
+    hand.idle_s = 1e6
+
+
+async def test_sensors_that_hang_when_work_begins_stop_it(
+    watched: Callable[..., tuple[Watch, Slots]], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, slots = watched()
+    await slots.until(lambda stopped: not stopped)
+    slots.is_at_work = False
+    watch.check()
+    hand.blocks.clear()
+    watch._sensing.wake()
+    watch._next_look_s = 1e6
+    watch.work_begins()
+    monkeypatch.setattr(watch_module, "SILENT_AFTER_S", 0.1)
+
+    def checked(stopped: dict[int, str]) -> bool:
+        watch.check()
+        return stopped.get(0) == SILENT
+
+    await slots.until(checked)
     hand.blocks.set()
     await slots.until(lambda stopped: not stopped)
 

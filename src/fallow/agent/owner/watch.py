@@ -27,7 +27,6 @@ from fallow.model.lending import LendingSettings
 
 log = logging.getLogger("fallow.agent")
 
-CHECK_EVERY_S = 1.0
 SILENT_AFTER_S = 4.0
 """So long after a look was due: the sensors hang."""
 SILENT = "the sensors that watch for the owner do not answer"
@@ -40,6 +39,9 @@ class Stoppable(Protocol):
     def preempt(self, slots: Iterable[int] | None, reason: str, grace_s: float) -> None: ...
 
     def allow(self, slots: Iterable[int] | None) -> None: ...
+
+    @property
+    def is_at_work(self) -> bool: ...
 
 
 class Watch:
@@ -68,7 +70,7 @@ class Watch:
         self._next_look_s = 10.0
         """The first look imports what sensors need."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._is_at_work = True
         self._stopped: set[int] | None = None
         """Slots that are stopped; None: all."""
         self._all_stopped = False
@@ -82,11 +84,8 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._stop_all(STARTING)
         self._sensing.start()
-        self._timer = self._loop.call_later(CHECK_EVERY_S, self._check)
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         self._loop = None
         self._sensing.close()
 
@@ -119,7 +118,7 @@ class Watch:
         local = time.localtime()
         minute = (local.tm_wday * 24 + local.tm_hour) * 60 + local.tm_min
         with self._lock:
-            self._state, decision = look(self._state, readings, self._settings, clock_s(), minute)
+            self._state, decision = look(self._state, readings, self._settings, clock_s(), minute, self._is_at_work)
             told = tuple((name, one.allowed, one.causes) for name, one in self._state.devices.items())
             self._decision, self._readings = decision, readings
             self._looked_s, self._next_look_s = time.monotonic(), decision.next_look_s
@@ -171,10 +170,19 @@ class Watch:
         self._node.preempt(None, reason, self._settings.owner.grace_s)
         self._stopped, self._all_stopped = None, True
 
-    def _check(self) -> None:
+    def work_begins(self) -> None:
+        """Whoever came back while nothing of the pool's ran here is found out now. On the agent's loop."""
+        if not self._is_at_work:
+            with self._lock:
+                self._is_at_work = True
+                self._looked_s, self._next_look_s = time.monotonic(), 0.0
+            self._sensing.wake()
+
+    def check(self) -> None:
+        """Whether the sensors answer. On the agent's loop, about every second."""
         if self._loop is None:
             return
-        self._timer = self._loop.call_later(CHECK_EVERY_S, self._check)
+        self._is_at_work = self._node.is_at_work
         late_s = time.monotonic() - self._looked_s - self._next_look_s
         if late_s > SILENT_AFTER_S and not self._is_silent:
             self._is_silent = True
@@ -183,6 +191,13 @@ class Watch:
 
     # ------------------------------------------------------------ for `fallow node status`
 
+    @property
+    def reason(self) -> str:
+        """Why nothing may run now, in the words of the last look; '': something may."""
+        if self._decision is None or self._is_silent:
+            return SILENT if self._is_silent else STARTING
+        return self._decision.paused
+
     def status(self) -> dict[str, Any]:
         """Plain data: `paused`, `reason`, `since_unix_s`, `devices` by name ('cpu', or a GPU's uuid) with the same
         three, `readings` (core.owner_readings.Readings), `troubles` (what cannot be read, with a remedy), `notes`."""
@@ -190,10 +205,9 @@ class Watch:
             decision, readings, pause = self._decision, self._readings, self._state.pause
         shift_s = time.time() - clock_s()
         if decision is None or self._is_silent:
-            reason = SILENT if self._is_silent else STARTING
             return {
                 "paused": True,
-                "reason": reason,
+                "reason": self.reason,
                 "since_unix_s": time.time(),
                 "devices": {},
                 "readings": {},

@@ -1,0 +1,51 @@
+"""What a node does once it is at work and that may take a while: which Pythons there are, how fast the machine is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fallow.agent.modules import prune_modules
+from fallow.agent.probe import disk_free_bytes, find_pythons, own_python
+
+if TYPE_CHECKING:
+    from fallow.agent.node import Node
+
+HOUSEKEEPING_AFTER_S = 3.0
+MEASURE_EVERY_S = 3600.0
+MEASURE_WAIT_S = 10.0
+
+
+async def keep_house(node: Node, home: Path) -> None:
+    """Runs until it is cancelled; an embedded pool's node is not worth more than the first step."""
+    await asyncio.sleep(HOUSEKEEPING_AFTER_S)
+    await asyncio.to_thread(prune_modules, home / "modules")
+    if node.embedded:
+        return
+    found = await find_pythons()
+    if found:
+        node.pythons.update(found)
+        node.offer(
+            msgspec.structs.replace(
+                node.spec, pythons=(own_python(), *sorted(found)), disk_free_bytes=disk_free_bytes(home)
+            )
+        )
+    while True:
+        await _measure(node, home)
+        await asyncio.sleep(MEASURE_EVERY_S)
+
+
+async def _measure(node: Node, home: Path) -> None:
+    """Measure this machine once nothing runs on it; what was measured of late counts."""
+    from fallow.agent.devices.benchmark import kept_scores, measured
+
+    while kept_scores(home, node.spec, time.time()) is None and any(slot.is_busy for slot in node.slots):
+        await asyncio.sleep(MEASURE_WAIT_S)
+    scores = await measured(home, node.spec)
+    if scores is not None and scores.speed != node.spec.speed:
+        node.gpus.set_speeds(scores.gpus)
+        node.offer(msgspec.structs.replace(node.spec, speed=scores.speed, devices=node.gpus.devices))

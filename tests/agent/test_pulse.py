@@ -1,0 +1,75 @@
+"""One timer for many: everyone is called, the most impatient says when, and nobody stops the others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from fallow.agent import pulse as pulse_module
+from fallow.agent.pulse import Pulse
+
+DEADLINE_S = 30.0
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():
+            await asyncio.sleep(0.002)
+
+
+async def test_all_are_called_at_the_pace_of_the_most_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "PULSE_S", 3600.0)
+    pulse, calls = Pulse(), {"patient": 0, "impatient": 0}
+
+    def patient() -> None:
+        calls["patient"] += 1
+
+    def impatient() -> float:
+        calls["impatient"] += 1
+        return 0.0
+
+    pulse.add(patient)
+    pulse.add(impatient)
+    pulse.within(0.0)
+    await until(lambda: calls["impatient"] >= 5)
+    assert abs(calls["patient"] - calls["impatient"]) <= 1
+    pulse.remove(impatient)
+    count = calls["patient"]
+    await until(lambda: calls["patient"] > count)
+    assert pulse._timer is not None
+    assert pulse._timer.when() - asyncio.get_running_loop().time() > 3000.0, "the patient one waits for an hour"
+    pulse.remove(patient)
+    assert pulse._timer is None
+
+
+async def test_one_that_fails_stops_nobody_and_goes_on() -> None:
+    pulse, calls = Pulse(), [0, 0]
+
+    def fails() -> None:
+        calls[0] += 1
+        raise ZeroDivisionError
+
+    def works() -> float:
+        calls[1] += 1
+        return 0.0
+
+    pulse.add(fails)
+    pulse.add(works)
+    pulse.within(0.0)
+    await until(lambda: calls[0] >= 3 and calls[1] >= 3)
+    pulse.close()
+
+
+async def test_a_pulse_is_brought_forward_and_never_put_off() -> None:
+    pulse, called = Pulse(), asyncio.Event()
+    pulse.add(called.set)
+    began_s = time.monotonic()
+    pulse.within(0.01)
+    pulse.within(50.0)
+    async with asyncio.timeout(DEADLINE_S):
+        await called.wait()
+    assert time.monotonic() - began_s < pulse_module.PULSE_S
+    pulse.close()
