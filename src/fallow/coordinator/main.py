@@ -79,11 +79,37 @@ def run_coordinator(options: CoordinatorOptions) -> int:
     return 0
 
 
-def _catch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+class Turns:
+    """When the coordinator turns to what is due by the clock, and whether it is to end."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._called = asyncio.Event()
+
+    def end(self) -> None:
+        self.is_over = True
+        self._called.set()
+
+    def hurry(self) -> None:
+        """There is work: the next turn is nearer than was thought."""
+        self._called.set()
+
+    async def wait(self, wait_s: float) -> bool:
+        """False: somebody called before the time was over."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._called.wait()
+        except TimeoutError:
+            return True
+        self._called.clear()
+        return False
+
+
+def _catch_signals(loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
     def asked() -> None:
-        if stop.is_set():
+        if turns.is_over:
             os._exit(1)
-        stop.set()
+        turns.end()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
@@ -99,14 +125,14 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.housekeeping import Housekeeping
     from fallow.coordinator.journal import Journal
     from fallow.coordinator.nodes import NodeRegistry
-    from fallow.coordinator.service import TICK_S, Service
+    from fallow.coordinator.service import Service
     from fallow.coordinator.session import Session
     from fallow.store.open import open_store
-    from fallow.wire.connection import connect
+    from fallow.wire.connection import PING_EVERY_S, connect
 
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    _catch_signals(loop, stop)
+    turns = Turns()
+    _catch_signals(loop, turns)
     blobs = open_blob_store(
         options.blobs or str(options.blob_dir), options.address.secret, options.http_host, options.http_port
     )
@@ -183,7 +209,8 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     service = Service(context, pool_info, blobs.sign)
     services.append(service)
-    service.roster.leave = stop.set
+    service.roster.leave = turns.end
+    service.directory.on_first = turns.hurry
     health = HealthServer(
         lambda: _not_ready(context), lambda: {"coordinator": name, "pool_id": pool_id, "leads": session.leads}
     )
@@ -197,14 +224,17 @@ async def _serve(options: CoordinatorOptions) -> None:
         options.ready()
     housekeeping.start()
     starting_http = loop.create_task(_serve_blobs(blobs, options.embedded))
+    connection.pace()
+    asked_at = loop.time()
     try:
-        while not stop.is_set():
-            try:
-                await asyncio.wait_for(stop.wait(), TICK_S)
-            except TimeoutError:
-                pass
+        while not turns.is_over:
+            if not await turns.wait(service.tick_within_s) and not turns.is_over:
+                continue
             service.tick()
             health.ticked()
+            if loop.time() - asked_at >= PING_EVERY_S:
+                asked_at = loop.time()
+                connection.keep_alive()
     finally:
         starting_http.cancel()
         await health.stop()

@@ -63,6 +63,8 @@ from fallow.wire.messages import (
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+REST_TICK_S = 1.0
+"""While there is no job, and no other coordinator."""
 
 
 class Service:
@@ -292,8 +294,12 @@ class Service:
 
     # ------------------------------------------------------------ time
 
+    @property
+    def tick_within_s(self) -> float:
+        return TICK_S if self.directory.active or self.context.session.shared else REST_TICK_S
+
     def tick(self) -> None:
-        """Every TICK_S: silences, deadlines, and what is to be forgotten."""
+        """Every `tick_within_s`: silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
         if not self.context.session.valid:
             return
