@@ -12,6 +12,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 RESERVE_SHARE = 0.03
 RESERVE_LEAST_BYTES = 256 * 1024 * 1024
+FILLED_BYTES_PER_S = 20e9
+"""Nothing fills a machine's memory faster than that."""
 BLAMED_SHARE = 0.1
 """A worker is only ended for the machine's want of memory if it uses at least this share of all."""
 

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from fallow.agent.zygote import Zygote
 
 POLL_S = 0.05
-"""How often the shared maps are looked at while tasks run: the precision of time limits."""
+POLL_MOST_S = 0.2
+"""How often the shared maps are looked at while tasks run: as rarely as nothing is near a limit. A look takes from the
+work what it costs, and more than it costs where it puts a task aside."""
+TIMEOUT_PRECISION = 0.05
+"""Of a time limit: a task may run so much longer, within the bounds above."""
 ASKED_S = 0.1
 """From SIGTERM to SIGKILL for a task that is stopped for the machine's owner, and for programs that it has started."""
 SETTLE_POLL_S = 0.01
@@ -38,6 +42,7 @@ SHOW_S = 0.05
 STOP_GRACE_S = 10.0
 """A worker that was told to stop, and runs nothing, is killed after this (its exit methods may take a while)."""
 _READS_AT_ONCE = 8
+_JUST_AFTER_S = 0.001
 DRAIN_READS = 4096
 UNREAD_BYTES = 64 * 1024 * 1024
 """What may wait for a sandboxed worker that does not read."""
@@ -173,7 +178,7 @@ class Process:
                 spec.least_tier >= Tier.ISOLATED,
             )
         )
-        self._zygote.watch()
+        self._zygote.watch(spec.timeout_s)
 
     def _account(self, job_id: JobId, function: bytes | None) -> bytes | None:
         """Keep the worker's account of loaded functions; returns the payload if it must be sent."""
@@ -194,7 +199,7 @@ class Process:
             self._words[orders.LIMIT] = min(stop, self._words[orders.LIMIT])
 
     def progress(self) -> tuple[Token | None, int, float]:
-        """See worker_api. The time is known to POLL_S."""
+        """See worker_api. The time is known to POLL_MOST_S."""
         if self._token is None:
             return None, -1, 0.0
         now = time.monotonic()
@@ -264,19 +269,26 @@ class Process:
 
     # ------------------------------------------------ the watch
 
-    def check(self) -> None:
-        """Called by the zygote's timer while an order runs."""
+    def check(self) -> float:
+        """Called by the zygote's timer while an order runs. Returns within how many seconds it wants the next look."""
         spec = self._spec
         if spec is None or self._token is None or self._verdict is not None:
-            return
+            return POLL_MOST_S
         now = self._held_since or time.monotonic()
         index = self._observe(now)
-        if index >= 0 and spec.timeout_s > 0 and now - self._since > spec.timeout_s:
-            self._time_out(index, spec.timeout_s)
-            return
+        wait_s = POLL_MOST_S
+        if spec.timeout_s > 0:
+            left_s = spec.timeout_s - (now - self._since) if index >= 0 else spec.timeout_s
+            if left_s < 0:
+                self._time_out(index, spec.timeout_s)
+                return POLL_MOST_S
+            wait_s = min(wait_s, max(POLL_S, spec.timeout_s * TIMEOUT_PRECISION), left_s + _JUST_AFTER_S)
         limit = spec.resources.memory_bytes
-        if limit and (used := private_bytes(self._pid)) > limit:
-            self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
+        if limit:
+            if (used := private_bytes(self._pid)) > limit:
+                self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
+            wait_s = min(wait_s, POLL_S)
+        return wait_s
 
     def _time_out(self, index: int, limit_s: float) -> None:
         """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fallow.agent.memory import MachineMemory, choose_victim, private_bytes
+from fallow.agent.memory import FILLED_BYTES_PER_S, MachineMemory, choose_victim, private_bytes, reserve_bytes
 from fallow.agent.worker_api import WorkerCallbacks
 from fallow.agent.worker_files import WorkerMap
-from fallow.agent.worker_process import POLL_S, Process
+from fallow.agent.worker_process import POLL_MOST_S, POLL_S, TIMEOUT_PRECISION, Process
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.plain import PlainSandbox
 from fallow.sandbox.protocol import Program
@@ -420,27 +420,35 @@ class Zygote:
 
     # ------------------------------------------------ the watch
 
-    def watch(self) -> None:
-        """Look at the shared maps from now on, every POLL_S, until no worker runs an order."""
-        if self._poll_handle is None and self.is_alive:
+    def watch(self, timeout_s: float = 0.0) -> None:
+        """Look at the shared maps from now on, until no worker runs an order. `timeout_s`: of the tasks of the order
+        that begins now; 0: none."""
+        if not self.is_alive:
+            return
+        if self._poll_handle is None:
+            self._poll_handle = self._loop.call_later(POLL_S, self._poll)
+        elif 0 < timeout_s < POLL_MOST_S / TIMEOUT_PRECISION and self._poll_handle.when() > self._loop.time() + POLL_S:
+            self._poll_handle.cancel()
             self._poll_handle = self._loop.call_later(POLL_S, self._poll)
 
     def _poll(self) -> None:
         self._poll_handle = None
         running = [worker for worker in self._workers.values() if worker.running]
-        for worker in running:
-            worker.check()
         if running:
-            self._guard_memory(running)
-            self.watch()
+            wait_s = min(worker.check() for worker in running)
+            wait_s = min(wait_s, self._guard_memory(running))
+            if self.is_alive and self._poll_handle is None:
+                self._poll_handle = self._loop.call_later(wait_s, self._poll)
 
-    def _guard_memory(self, running: list[Process]) -> None:
+    def _guard_memory(self, running: list[Process]) -> float:
+        """End who uses most where memory runs out. Returns in how many seconds it may be short at the earliest."""
         if self._memory is None:
             self._memory = MachineMemory()
         memory = self._memory
         memory.refresh()
         if choose_victim(memory.available, memory.total, {0: memory.total}) is None:
-            return  # the usual case, without a look at each worker
+            # The usual case, without a look at each worker.
+            return max(POLL_S, (memory.available - reserve_bytes(memory.total)) / FILLED_BYTES_PER_S)
         used = {number: private_bytes(worker.pid) for number, worker in enumerate(running)}
         victim = choose_victim(memory.available, memory.total, used)
         if victim is not None:
@@ -449,6 +457,7 @@ class Zygote:
                 f"the machine is out of memory ({memory.available:,} of {memory.total:,} bytes are left), and this "
                 f"worker used the most: {used[victim]:,} bytes",
             )
+        return POLL_S
 
 
 async def start_zygote(

@@ -23,7 +23,10 @@ STALL_S = 0.05
 """Inputs drawn so long ago are sent though their page is not full: the iterable may be waiting for their results."""
 FIRST_ITEMS = 1
 WHOLE_ITEMS_LIMIT = 64
-"""A list of at most so many items is sent with the job itself, if it is small."""
+WHOLE_SMALL_ITEMS_LIMIT = 4096
+WHOLE_BYTES = 64 * 1024
+"""A list of at most so many items is sent with the job itself, if it is small; a longer one if its first item says
+that all are: nothing large is encoded in vain."""
 
 
 def check_iterable(inputs: object, what: str) -> Iterable[Any]:
@@ -54,15 +57,22 @@ def first_pages(client: Client, inputs: Iterable[Any], page_items: int) -> tuple
     if type(inputs) is range and len(inputs) <= WINDOW_TASKS:
         cuts = range_cuts(0, len(inputs))
         return [InputPage(a, b, page_blob(client, encode_inputs(inputs[a:b]))) for a, b in cuts], len(inputs)
-    if type(inputs) in (list, tuple) and len(inputs) <= WHOLE_ITEMS_LIMIT:  # type: ignore[arg-type]
+    if type(inputs) in (list, tuple) and len(inputs) <= WHOLE_SMALL_ITEMS_LIMIT:  # type: ignore[arg-type]
         items: Sequence[Any] = inputs  # type: ignore[assignment]
         try:
+            if len(items) > WHOLE_ITEMS_LIMIT and not _are_small(items):
+                return [], -1
             segments = encode_inputs(items)
         except UnserialisableInput:
             return [], -1  # the feeder sends what comes before it
-        if sum(map(len, segments)) <= 64 * 1024:
+        if sum(map(len, segments)) <= WHOLE_BYTES:
             return ([InputPage(0, len(items), page_blob(client, segments))] if items else []), len(items)
     return [], -1
+
+
+def _are_small(items: Sequence[Any]) -> bool:
+    """By the first and the last: whether all together may be sent with the job."""
+    return sum(map(len, encode_inputs([items[0], items[-1]]))) * len(items) <= 4 * WHOLE_BYTES
 
 
 class Feeder:
