@@ -34,7 +34,7 @@ DEADLINE_S = 60.0
 SETTLE_S = 15.0
 """Imports, the first measurement of the machine and other things of a start are over by then."""
 SOONER = ("owner.idle=10 s", "owner.settle=1 s", "owner.busy_cpu=100 %", "owner.resume_cpu=100 %")
-LIMITS = {"agent_cpu_share": 0.005, "agent_rss_mb": 60.0}
+LIMITS = {"agent_cpu_share": 0.005, "agent_memory_mb": 60.0}
 
 
 def _fallow(home: Path, *words: str) -> list[str]:
@@ -65,6 +65,15 @@ def _roles(root: psutil.Process, is_pool: bool) -> dict[psutil.Process, str]:
     return found
 
 
+def _cpu_s(pid: int) -> float:
+    """Of all threads, to the nanosecond; one that ends meanwhile takes its time with it."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
 def _wakes(pid: int) -> int:
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -78,7 +87,7 @@ def _wakes(pid: int) -> int:
 def _measure(root: psutil.Process, is_pool: bool, seconds: float) -> dict[str, dict[str, float]]:
     """By role: share of a core, wakes a second, megabytes."""
     roles = _roles(root, is_pool)
-    before = {one: (sum(one.cpu_times()[:2]), _wakes(one.pid)) for one in roles}
+    before = {one: (_cpu_s(one.pid), _wakes(one.pid)) for one in roles}
     began_s = time.monotonic()
     time.sleep(seconds)
     took_s = time.monotonic() - began_s
@@ -87,7 +96,7 @@ def _measure(root: psutil.Process, is_pool: bool, seconds: float) -> dict[str, d
         with contextlib.suppress(psutil.Error, OSError):
             row = found.setdefault(role, {"cpu_share": 0.0, "wakes_per_s": 0.0, "memory_mb": 0.0, "rss_mb": 0.0})
             row["processes"] = row.get("processes", 0) + 1
-            row["cpu_share"] += (sum(one.cpu_times()[:2]) - before[one][0]) / took_s
+            row["cpu_share"] += (_cpu_s(one.pid) - before[one][0]) / took_s
             row["wakes_per_s"] += (_wakes(one.pid) - before[one][1]) / took_s
             memory = one.memory_full_info()
             row["memory_mb"] += memory.pss / 1e6
@@ -171,7 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
         chosen.json.write_text(json.dumps({"foreign_cpu_share": foreign, **result}, indent=2))
     agents = [rows["agent"] for state, rows in result.items() if state.startswith("lent")]
     met = all(
-        row["cpu_share"] <= LIMITS["agent_cpu_share"] and row["rss_mb"] <= LIMITS["agent_rss_mb"] for row in agents
+        row["cpu_share"] <= LIMITS["agent_cpu_share"] and row["memory_mb"] <= LIMITS["agent_memory_mb"]
+        for row in agents
     )
     if agents:
         print(f"The lent agent is to stay under 0.5 % of a core and 60 MB: {'it does' if met else 'it does not'}.")

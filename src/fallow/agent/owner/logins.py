@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ PATH = "/org/freedesktop/login1"
 UTMP = ("/run/utmp", "/var/run/utmp")
 FULL_EVERY_S = 30.0
 WALK_EVERY_S = 30.0
+CONSOLES_MAJOR, CONSOLES_END = 4, 64
+"""Device numbers of tty1 to tty63; serial lines follow."""
 NOBODY_LOGGED_IN = "nobody is logged in here"
 SERVER = "a machine without keyboard, display and local session"
 
@@ -181,19 +184,28 @@ def _of_utmp() -> list[Session]:
 def _of_terminals() -> list[Session]:
     """Users of programs on the consoles of this machine: containers and small systems keep no list of logins."""
     found: dict[int, Session] = {}
-    for process in psutil.process_iter(["terminal", "username", "pid"]):
-        terminal = (process.info["terminal"] or "").removeprefix("/dev/")
-        if terminal.startswith("tty") and terminal[3:].isdigit() and "getty" not in _name(process):
-            number = int(terminal[3:])
-            found[number] = Session(process.info["username"] or "somebody", False, terminal_idle_s(terminal))
+    for pid, number in _console_programs():
+        try:
+            process = psutil.Process(pid)
+            if "getty" not in process.name():
+                user = process.username() or "somebody"
+                found[number] = Session(user, False, terminal_idle_s(f"tty{number}"))
+        except (psutil.Error, KeyError):
+            continue
     return list(found.values())
 
 
-def _name(process: psutil.Process) -> str:
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return ""
+def _console_programs() -> Iterator[tuple[int, int]]:
+    """(pid, number of the console) of programs that run on one. A few microseconds a process: there may be many."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+                    device = int(file.read(4096).rpartition(b")")[2].split(None, 5)[4])
+            except (OSError, ValueError, IndexError):
+                continue
+            if os.major(device) == CONSOLES_MAJOR and 0 < os.minor(device) < CONSOLES_END:
+                yield int(name), os.minor(device)
 
 
 def _displays_of_persons() -> list[str]:
