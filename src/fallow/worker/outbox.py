@@ -85,6 +85,11 @@ class Outbox:
                 piece = self._open = Piece(index)
         return piece.values
 
+    def position(self) -> int:
+        """The task after the last one whose result came."""
+        with self._lock:
+            return self._open.stop if self._open is not None else -1
+
     def fail(self, index: int, failure: Failure) -> None:
         """Task `index` (the next of the open piece) failed for good."""
         self.open(index)
