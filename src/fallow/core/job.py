@@ -27,7 +27,7 @@ START_DEATHS_LIMIT = 6
 """Deaths outside any task, without a single result between them, after which the job is failed."""
 UNNAMED_GRACE_S = 4.0
 """A lease that no beat of its node has named for so long never arrived."""
-SUSPECTS_LIMIT = 64
+SUSPECTS_LIMIT = 256
 """One death leaves at most so many suspects, whatever an agent says."""
 PULLS_LIMIT = 100_000
 IDLE_LIMIT = 256

@@ -13,7 +13,7 @@ from typing import Any
 
 from fallow.worker.orders import INDEX, REACH
 
-BLOCK_TASKS = 32
+BLOCK_TASKS = 128
 """A worker's death leaves at most so many suspects."""
 
 

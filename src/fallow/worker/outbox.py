@@ -14,7 +14,7 @@ from fallow.wire.page import Failure
 from fallow.worker import orders
 from fallow.worker.pages import PageWriter, rough_bytes
 
-FIRST_HAND_IN_S = 0.1
+FIRST_HAND_IN_S = 0.02
 LONGEST_INTERVAL_S = 1.0
 HELP_AFTER_S = 0.05
 """The helper leaves it to the main thread for so long: that costs less."""
