@@ -94,7 +94,7 @@ class Process:
         self._held_since = 0.0
         """0: it is not held."""
         self._verdict: tuple[str, str] | None = None
-        self._hung = -1
+        self._hung: tuple[int, int] | None = None
         self._setup: Death | None = None
         self._stopping = False
         self._until_s = 0.0
@@ -283,10 +283,9 @@ class Process:
 
     def _time_out(self, limit_s: float) -> None:
         """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
-        index, count = self._in_progress()
+        self._hung = index, count = self._in_progress()
         self._pipes[1].muted = True
         if count == 1:
-            self._hung = index
             self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
         else:  # it has not even said which: each runs again, alone
             words = f"a task from {index} to {index + count - 1} ran longer than its time limit of {limit_s:g} s"
@@ -457,7 +456,7 @@ class Process:
             return self._setup
         index, count = -1, 1
         if token is not None:
-            index, count = (self._hung, 1) if self._hung >= 0 else self._suspects()
+            index, count = self._hung or self._suspects()
         if self._verdict is not None:
             kind, message = self._verdict
             return Death(index, kind, message, detail, count)
