@@ -34,7 +34,7 @@ DEADLINE_S = 60.0
 SETTLE_S = 15.0
 """Imports, the first measurement of the machine and other things of a start are over by then."""
 SOONER = ("owner.idle=10 s", "owner.settle=1 s", "owner.busy_cpu=100 %", "owner.resume_cpu=100 %")
-LIMITS = {"agent_cpu_share": 0.005, "agent_memory_mb": 60.0}
+LIMITS = {"cpu_share": 0.005, "memory_mb": 60.0}
 
 
 def _fallow(home: Path, *words: str) -> list[str]:
