@@ -179,10 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.json:
         chosen.json.write_text(json.dumps({"foreign_cpu_share": foreign, **result}, indent=2))
     agents = [rows["agent"] for state, rows in result.items() if state.startswith("lent")]
-    met = all(
-        row["cpu_share"] <= LIMITS["agent_cpu_share"] and row["memory_mb"] <= LIMITS["agent_memory_mb"]
-        for row in agents
-    )
+    met = all(row[name] <= limit for row in agents for name, limit in LIMITS.items())
     if agents:
         print(f"The lent agent is to stay under 0.5 % of a core and 60 MB: {'it does' if met else 'it does not'}.")
     return 0

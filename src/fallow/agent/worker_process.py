@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 POLL_MOST_S = 0.2
-"""How often the shared maps are looked at while tasks run: as rarely as nothing is near a limit. A look takes from the
-work what it costs, and more than it costs where it puts a task aside."""
+"""How often the shared maps are looked at while tasks run: rarely while nothing is near a limit."""
 TIMEOUT_PRECISION = 0.05
 """Of a time limit: a task may run so much longer, within the bounds above."""
 ASKED_S = 0.1
@@ -43,7 +42,6 @@ SHOW_S = 0.05
 STOP_GRACE_S = 10.0
 """A worker that was told to stop, and runs nothing, is killed after this (its exit methods may take a while)."""
 _READS_AT_ONCE = 8
-_JUST_AFTER_S = 0.001
 DRAIN_READS = 4096
 UNREAD_BYTES = 64 * 1024 * 1024
 """What may wait for a sandboxed worker that does not read."""
@@ -281,17 +279,15 @@ class Process:
         index = self._observe(now)
         wait_s = POLL_MOST_S
         if spec.timeout_s > 0:
-            left_s = spec.timeout_s - (now - self._since) if index >= 0 else spec.timeout_s
+            left_s = spec.timeout_s - (now - self._since if index >= 0 else 0.0)
             if left_s < 0:
                 self._time_out(spec.timeout_s)
                 return POLL_MOST_S
-            wait_s = min(wait_s, max(POLL_S, spec.timeout_s * TIMEOUT_PRECISION), left_s + _JUST_AFTER_S)
+            wait_s = min(wait_s, max(POLL_S, spec.timeout_s * TIMEOUT_PRECISION), left_s + 0.001)
         limit = spec.resources.memory_bytes
-        if limit:
-            if (used := private_bytes(self._pid)) > limit:
-                self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
-            wait_s = min(wait_s, POLL_S)
-        return wait_s
+        if limit and (used := private_bytes(self._pid)) > limit:
+            self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
+        return min(wait_s, POLL_S) if limit else wait_s
 
     def _time_out(self, limit_s: float) -> None:
         """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
