@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from fallow.sdk.paging import (
     next_count,
     range_cuts,
 )
+from fallow.sdk.submit import WHOLE_SMALL_ITEMS_LIMIT, first_pages
 
 
 def test_pages_grow_eightfold_up_to_the_limit() -> None:
@@ -85,3 +88,16 @@ def test_call_window_follows_the_rate() -> None:
         now += 0.01
         window.answered(min(window.size, 300), now, False)
     assert 1200 <= window.size <= 1600  # 50 ms at 30,000 a second
+
+
+def test_a_list_of_small_items_travels_with_its_job_and_nothing_large_is_encoded_in_vain() -> None:
+    client: Any = None  # asked for nothing: what is small is put nowhere
+    pages, total = first_pages(client, [0.5] * 400, 0)
+    assert total == 400
+    assert [(page.start, page.stop) for page in pages] == [(0, 400)]
+    pages, total = first_pages(client, [bytes(1000)] * 400, 0)
+    assert (pages, total) == ([], -1)
+    pages, total = first_pages(client, [0.5, *[bytes(1000)] * 398, 0.5], 0)
+    assert (pages, total) == ([], -1)
+    assert first_pages(client, iter([1, 2]), 0) == ([], -1)
+    assert first_pages(client, [0] * (WHOLE_SMALL_ITEMS_LIMIT + 1), 0) == ([], -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
-from fallow.wire.connection import Connection, connect
+from fallow.wire.connection import PINGS_UNANSWERED, Connection, connect
 from fallow.wire.direct_client import DirectClient
 from fallow.wire.messages import Done, GetPool, LogLine, NodeLog
 from tests.coordinator.conftest import connection as connection
@@ -71,6 +72,42 @@ async def test_threads_write_whole_messages_beside_the_loop(connection: Connecti
         seen[came.job_id] = seen.get(came.job_id, 0) + 1
         assert len(came.lines[0].text) == int(came.node) % 40_000
     assert seen["job-9"] == sent
+
+
+async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_does_not_answer(
+    nats: NatsProcess, connection: Connection
+) -> None:
+    lost = asyncio.Event()
+    connection.on_disconnect.append(lost.set)
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    await connection.flush()
+    connection.pace()
+    asked: list[bool] = []
+    ask = connection._client._send_ping
+
+    async def watched(future: object = None) -> None:
+        asked.append(True)
+        await ask()
+
+    connection._client._send_ping = watched  # type: ignore[method-assign, assignment]
+    for number in range(5):
+        connection.send("here", Done(number))
+        await inbox.take(Done)
+        connection.keep_alive()
+    await asyncio.sleep(0)
+    assert asked == []
+    nats.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(PINGS_UNANSWERED + 1):
+            assert not lost.is_set()
+            connection.keep_alive()
+            await asyncio.sleep(0)
+        assert len(asked) == PINGS_UNANSWERED
+        async with asyncio.timeout(30.0):
+            await lost.wait()
+    finally:
+        nats.process.send_signal(signal.SIGCONT)
 
 
 async def test_messages_of_all_sizes_keep_their_order_on_whatever_way(connection: Connection) -> None:
