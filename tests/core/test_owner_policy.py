@@ -247,6 +247,17 @@ def test_where_input_notifies_looks_are_seldom_and_where_nothing_runs_more_so() 
     assert machine.look(away(1e6)).next_look_s == pytest.approx(1.0)
 
 
+def test_where_nothing_of_the_pools_runs_looks_are_rare_and_stop_all_the_same() -> None:
+    machine = Watched()
+    for notifies, at_rest_s in ((True, 5.0), (False, 2.0)):
+        seen = Readings(inputs=(Input("keyboard", 1e6, notifies=notifies),))
+        _, decision = look(machine.state, seen, machine.settings, machine.now_s, 0, at_work=False)
+        assert decision.paused == ""
+        assert decision.next_look_s == at_rest_s
+    _, decision = look(machine.state, away(1.0), machine.settings, machine.now_s, 0, at_work=False)
+    assert decision.paused == "keyboard or mouse used 1 s ago"
+
+
 # ------------------------------------------------------------ what holds in every case
 
 optional_share = st.one_of(st.none(), st.floats(0.0, 1.0))
