@@ -1,4 +1,4 @@
-"""The order in which test files are handed to several processes: the costly ones first, so that none is left for the end.
+"""The order in which test files go to several processes: the costly ones first, so that none is left for the end.
 
 `tests/costs.txt` holds the seconds of each file that takes more than a moment; `scripts/test --record-costs` writes it
 anew. A file that is not in it counts as quick.
@@ -34,7 +34,9 @@ def file_of(node_id: str) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record-costs", action="store_true", help="write the seconds of each test file to tests/costs.txt")
+    parser.addoption(
+        "--record-costs", action="store_true", help="write the seconds of each test file to tests/costs.txt"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
