@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool import DEADLINE_S, Pool, client_env, running_pool, wait_for
+from tests.pool import DEADLINE_S, Pool, ask_json, client_env, running_pool, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ class Owner:
         return done.stdout + done.stderr
 
     def status(self) -> dict[str, Any]:
-        answers: list[dict[str, Any]] = json.loads(self.say("node", "status", "--json"))
+        answers: list[dict[str, Any]] = ask_json(client_env(self.home), "node", "status")
         return answers[0]
 
     def until(self, state: str) -> dict[str, Any]:
