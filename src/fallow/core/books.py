@@ -17,6 +17,7 @@ from fallow.core.classes import (
 )
 from fallow.core.demand import JobDemand, NodeView
 from fallow.model.ids import JobId, NodeId
+from fallow.model.node import NodeSpec
 
 
 class Books:
@@ -77,26 +78,30 @@ class Books:
 
     def put_node(self, view: NodeView) -> None:
         """A node comes, or is another now; `assigned` is what its slots have, whatever was planned before."""
-        if view.spec.node_id in self._nodes:
-            self.remove_node(view.spec.node_id)
-        kind = self._class_of(view)
+        spec = view.spec
+        node_id = spec.node_id
+        if node_id in self._nodes:
+            self.remove_node(node_id)
+        kind = self._classes.get(class_key(spec)) or self._new_class(spec)
         number = self._next_number
-        self._next_number += 1
-        node = self._by_number[number] = PlannedNode(view, kind, number)
-        self._nodes[node.node_id] = node
-        heads: dict[int, PlannedJob] = {}
+        self._next_number = number + 1
+        node = PlannedNode(spec, view.open, kind, number)
+        self._by_number[number] = self._nodes[node_id] = node
+        heads: dict[int, PlannedJob] | None = None
         if view.assigned:
             heads = heads_of(view, self._jobs)
             self._note_strays(node, view, heads)
         if not node.is_open:
             return
+        slots = kind.slots
         kind.node_count += 1
-        self._slots += view.spec.slots
+        self._slots += slots
         self._releases += 1
-        self._free_slots += view.spec.slots
+        self._free_slots += slots
         kind.insert(node)
-        for slot, job in heads.items():
-            self._book(job, kind, [(node, (slot,))])
+        if heads:
+            for slot, job in heads.items():
+                self._book(job, kind, [(node, (slot,))])
 
     def _note_strays(self, node: PlannedNode, view: NodeView, heads: dict[int, PlannedJob]) -> None:
         """What is assigned there and cannot stay: the next plan says so."""
@@ -181,6 +186,45 @@ class Books:
                     self._touch(node)
         self._book(job, kind, groups)
 
+    def _assign_fresh(self, job: PlannedJob, kind: NodeClass, nodes: Sequence[PlannedNode], groups: int) -> None:
+        """The same as `_assign_all`, for nodes of which every slot is free: the first `groups` groups of each."""
+        slots, cpu, gpus = kind.slots, job.cpu, job.gpus
+        held = job.held.get(kind)
+        if held is None:
+            held = job.held[kind] = {}
+        starts = range(0, cpu * groups, cpu)
+        left = slots - cpu * groups
+        free = (1 << slots) - (1 << cpu * groups)
+        heads: list[PlannedJob | None] = [None] * slots
+        for slot in starts:
+            heads[slot] = job
+        before = nothing(slots)
+        bucket, touched = kind.buckets[kind.device_count][slots], self._touched
+        rest = kind.buckets[kind.device_count][left]
+        for node in nodes:
+            del bucket[node]
+            number = node.number
+            if node.before is None:
+                node.before = before
+                touched[number] = node
+            node.heads = heads.copy()
+            node.free = free
+            node.free_count = left
+            base = number << SLOT_BITS
+            for slot in starts:
+                held[base | slot] = None
+            if gpus:
+                for slot in starts:
+                    node.take_gpus(job, slot)
+                if left:
+                    kind.buckets[node.gpus_free][left][node] = None
+            elif left:
+                rest[node] = None
+        if not left:
+            kind.free_nodes -= len(nodes)
+        job.count += groups * len(nodes)
+        self._free_slots -= cpu * groups * len(nodes)
+
     def _book(self, job: PlannedJob, kind: NodeClass, groups: Iterable[tuple[PlannedNode, Sequence[int]]]) -> None:
         cpu, gpus, few_nodes = job.cpu, job.gpus, job.demand.spec.max_nodes
         mask = (1 << cpu) - 1
@@ -202,10 +246,9 @@ class Books:
             node.free = bits
             number = len(starts)
             count += number
-            if gpus and node.gpus is not None:
+            if gpus:
                 for slot in starts:
-                    node.gpus.take(slot, job.gpu)
-                node.gpus_free = node.gpus.whole_count
+                    node.take_gpus(job, slot)
             node.free_count = free = free - cpu * number
             if free:
                 buckets[node.gpus_free][free][node] = None
@@ -242,16 +285,14 @@ class Books:
 
     # ------------------------------------------------------------ classes
 
-    def _class_of(self, view: NodeView) -> NodeClass:
-        key = class_key(view.spec)
-        kind = self._classes.get(key)
-        if kind is None:
-            kind = self._classes[key] = NodeClass(key, view.spec, *key[-2:])  # type: ignore[arg-type]
-            samples = {job.need: job for job in self._jobs.values()}
-            self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
-            for need, classes in self._fitting.items():
-                if kind.fits(samples[need]):
-                    classes.append(kind)
+    def _new_class(self, spec: NodeSpec) -> NodeClass:
+        key = class_key(spec)
+        kind = self._classes[key] = NodeClass(key, spec, *key[-2:])  # type: ignore[arg-type]
+        samples = {job.need: job for job in self._jobs.values()}
+        self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
+        for need, classes in self._fitting.items():
+            if kind.fits(samples[need]):
+                classes.append(kind)
         return kind
 
     def _fits(self, job: PlannedJob) -> list[NodeClass]:

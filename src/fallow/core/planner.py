@@ -17,9 +17,11 @@ not move.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
+from itertools import islice
 
 from fallow.core.books import Books
-from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed
+from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed, nothing
 from fallow.core.demand import Plan
 from fallow.core.shares import fair_shares
 
@@ -61,10 +63,18 @@ class Planner(Books):
         for node in self._touched.values():
             assert node.before is not None
             node_id = node.node_id
-            for slot, (head, before) in enumerate(zip(node.heads, node.before, strict=True)):
-                after = None if head is None else head.job_id
-                if after != before:
-                    changes[node_id, slot] = after
+            slot = 0
+            if node.before is nothing(len(node.heads)):
+                for head in node.heads:
+                    if head is not None:
+                        changes[node_id, slot] = head.job_id
+                    slot += 1
+            else:
+                for head, before in zip(node.heads, node.before, strict=True):
+                    after = None if head is None else head.job_id
+                    if after != before:
+                        changes[node_id, slot] = after
+                    slot += 1
             node.before = None
         self._touched = {}
         for job in self._jobs.values():
@@ -242,6 +252,8 @@ class Planner(Books):
         """From the nodes of one bucket, one visit each."""
         always = kind.always(job)
         each = max(1, -(-count // SPREAD_NODES))
+        if job.is_plain and bucket is kind.buckets[-1][-1]:
+            return self._take_fresh(job, kind, bucket if always else [n for n in bucket if allowed(job, n)], each, count)
         taken = 0
         chosen = []
         for node in bucket:
@@ -262,6 +274,21 @@ class Planner(Books):
                     break  # whether the next node is allowed depends on this one
         if chosen:
             self._assign_all(job, kind, chosen)
+        return taken
+
+    def _take_fresh(
+        self, job: PlannedJob, kind: NodeClass, nodes: Iterable[PlannedNode], each: int, count: int
+    ) -> int:
+        """`_take_bucket` where every slot of every node is free, so that all nodes are alike."""
+        each = min(each, kind.groups_per_node(job))
+        if not each:
+            return 0
+        chosen = list(islice(nodes, -(-count // each)))
+        taken = min(count, each * len(chosen))
+        rest = taken % each
+        self._assign_fresh(job, kind, chosen[:-1] if rest else chosen, each)
+        if rest:
+            self._assign_fresh(job, kind, chosen[-1:], rest)
         return taken
 
     def _take_anywhere(self, job: PlannedJob, kind: NodeClass, count: int) -> int:
