@@ -105,7 +105,7 @@ class Books:
 
     def _note_strays(self, node: PlannedNode, view: NodeView, heads: dict[int, PlannedJob]) -> None:
         """What is assigned there and cannot stay: the next plan says so."""
-        before: list[JobId | None] = [None] * len(node.heads)
+        before: list[JobId | None] = list(node.kind.nothing)
         is_astray = False
         for slot, job_id in view.assigned.items():
             if slot < len(before) and job_id is not None:
@@ -167,7 +167,7 @@ class Books:
         """Remember what its slots have now, until the plan says what became of them."""
         if node.before is None:
             if node.free_count == len(node.heads):
-                node.before = nothing(len(node.heads))
+                node.before = node.kind.nothing
             else:
                 node.before = tuple(None if head is None else head.job_id for head in node.heads)
             self._touched[node.number] = node
@@ -179,8 +179,8 @@ class Books:
         touched = self._touched
         for node, _ in groups:
             if node.before is None:
-                if node.free_count == len(node.heads):
-                    node.before = nothing(len(node.heads))
+                if node.free_count == kind.slots:
+                    node.before = kind.nothing
                     touched[node.number] = node
                 else:
                     self._touch(node)
@@ -195,10 +195,9 @@ class Books:
         starts = range(0, cpu * groups, cpu)
         left = slots - cpu * groups
         free = (1 << slots) - (1 << cpu * groups)
-        heads: list[PlannedJob | None] = [None] * slots
-        for slot in starts:
-            heads[slot] = job
-        before = nothing(slots)
+        one: tuple[PlannedJob | None, ...] = (job, *nothing(cpu - 1))
+        heads = one * groups + nothing(left)
+        before = kind.nothing
         bucket, touched = kind.buckets[kind.device_count][slots], self._touched
         rest = kind.buckets[kind.device_count][left]
         for node in nodes:
@@ -207,7 +206,7 @@ class Books:
             if node.before is None:
                 node.before = before
                 touched[number] = node
-            node.heads = heads.copy()
+            node.heads = heads
             node.free = free
             node.free_count = left
             base = number << SLOT_BITS
@@ -236,13 +235,14 @@ class Books:
         for node, starts in groups:
             free = node.free_count
             del buckets[node.gpus_free][free][node]
-            heads = node.heads
+            heads = list(node.heads)
             base = node.number << SLOT_BITS
             bits = node.free
             for slot in starts:
                 heads[slot] = job
                 bits &= ~(mask << slot)
                 held[base | slot] = None
+            node.heads = tuple(heads)
             node.free = bits
             number = len(starts)
             count += number
@@ -265,7 +265,9 @@ class Books:
         self._releases += 1
         if node.before is None:
             self._touch(node)
-        node.heads[slot] = None
+        heads = list(node.heads)
+        heads[slot] = None
+        node.heads = tuple(heads)
         node.free |= ((1 << job.cpu) - 1) << slot
         node.free_count += job.cpu
         if job.gpus and node.gpus is not None:

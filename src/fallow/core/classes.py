@@ -107,8 +107,8 @@ class PlannedNode:
         """Whose devices are whose, by the first slot of the group; None: there are none, or nobody has had one yet."""
         self.gpus_free = kind.device_count
         """Devices that nobody has any of."""
-        self.heads: list[PlannedJob | None] = [None] * slots
-        """The job of each slot that begins a group."""
+        self.heads: tuple[PlannedJob | None, ...] = kind.nothing
+        """The job of each slot that begins a group; one object for many nodes that are alike."""
         self.before: tuple[JobId | None, ...] | None = None
         """What `heads` said when the shell last heard of it; None while nothing has changed since."""
 
@@ -167,6 +167,7 @@ class NodeClass:
         "key",
         "memory_floor",
         "node_count",
+        "nothing",
         "slots",
         "spec",
     )
@@ -176,6 +177,7 @@ class NodeClass:
         self.spec = replace(spec, memory_bytes=ceiling)
         self.memory_floor = floor
         self.slots = spec.slots
+        self.nothing = nothing(spec.slots)
         self.device_count = len(spec.devices)
         self._speed = speed_step(spec.speed)
         self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)

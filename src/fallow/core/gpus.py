@@ -63,7 +63,7 @@ class GpuBook:
         self._shares = shares
         self._left = [UNITS] * len(self._devices)
         self._taken: dict[Hashable, tuple[tuple[int, ...], int]] = {}
-        self._closed: set[int] = set()
+        self._closed: frozenset[int] = frozenset()
 
     @property
     def whole_count(self) -> int:
@@ -72,10 +72,10 @@ class GpuBook:
 
     def close(self, number: int) -> None:
         """Give the device to nobody from now on; who has it keeps it."""
-        self._closed.add(number)
+        self._closed |= {number}
 
     def open(self, number: int) -> None:
-        self._closed.discard(number)
+        self._closed -= {number}
 
     def held(self, owner: Hashable) -> tuple[int, ...]:
         """Numbers of the devices that the owner has (some of)."""

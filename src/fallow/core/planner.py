@@ -21,9 +21,10 @@ from collections.abc import Iterable
 from itertools import islice
 
 from fallow.core.books import Books
-from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed, nothing
+from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed
 from fallow.core.demand import Plan
 from fallow.core.shares import fair_shares
+from fallow.model.ids import JobId
 
 SPREAD_NODES = 8
 """A job goes to so many nodes where it can, so that one lost node hurts little; beyond, it fills whole nodes, so that
@@ -60,21 +61,22 @@ class Planner(Books):
                 break
         out = Plan()
         changes = out.changes
+        heads: tuple[PlannedJob | None, ...] = ()
+        begun: list[tuple[int, JobId]] = []
         for node in self._touched.values():
             assert node.before is not None
             node_id = node.node_id
-            slot = 0
-            if node.before is nothing(len(node.heads)):
-                for head in node.heads:
-                    if head is not None:
-                        changes[node_id, slot] = head.job_id
-                    slot += 1
-            else:
-                for head, before in zip(node.heads, node.before, strict=True):
+            if node.before is not node.kind.nothing:
+                for slot, (head, before) in enumerate(zip(node.heads, node.before, strict=True)):
                     after = None if head is None else head.job_id
                     if after != before:
                         changes[node_id, slot] = after
-                    slot += 1
+            else:
+                if node.heads is not heads:
+                    heads = node.heads
+                    begun = [(slot, head.job_id) for slot, head in enumerate(heads) if head is not None]
+                for slot, job_id in begun:
+                    changes[node_id, slot] = job_id
             node.before = None
         self._touched = {}
         for job in self._jobs.values():
