@@ -5,7 +5,7 @@ See core.progress for the theory of operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice
 from math import inf
 
@@ -37,13 +37,11 @@ class JobProgress(Progress):
 
     def pull(self, slot: SlotKey, seq: int, idle: bool, pages: Iterable[int], now: float) -> None:
         """A slot wants a lease; its newest pull counts."""
-        if seq <= self.pull_seqs.get(slot, -1) and slot not in self.pulls:
-            return
-        if seq < self.pull_seqs.get(slot, -1) or (slot not in self.pulls and len(self.pulls) >= PULLS_LIMIT):
+        last, old = self.pull_seqs.get(slot, -1), self.pulls.get(slot)
+        if seq < last or (old is None and (seq == last or len(self.pulls) >= PULLS_LIMIT)):
             return
         self.pull_seqs[slot] = seq
         self._know(slot)
-        old = self.pulls.get(slot)
         at = old.at if old and old.idle == idle else now
         if old is not None and old.idle != idle:
             self._drop_pull(slot)
@@ -64,8 +62,9 @@ class JobProgress(Progress):
             return effects
         if now < self._hold_until:
             return [Wake(self._hold_until)]
-        for index in self.failures.due(now):
-            self.todo.add(index, index + 1)
+        if self.failures.delayed:
+            for index in self.failures.due(now):
+                self.todo.add(index, index + 1)
         if self.pulls and (self.todo or self.failures.waiting):
             for pull in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
@@ -373,11 +372,16 @@ class JobProgress(Progress):
         return effects
 
     def _know(self, slot: SlotKey) -> None:
-        self._slots_of.setdefault(slot[0], set()).add(slot[1])
+        slots = self._slots_of.get(slot[0])
+        if slots is None:
+            slots = self._slots_of[slot[0]] = set()
+        slots.add(slot[1])
 
     def _leases_of(self, node: NodeId) -> list[LiveLease]:
         """In the time of that node's slots, however many nodes there are: each beats once a second."""
-        slots = sorted(self._slots_of.get(node, ()))
+        slots: Collection[int] = self._slots_of.get(node, ())
+        if len(slots) > 1:
+            slots = sorted(slots)
         return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
 
     def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
