@@ -255,7 +255,8 @@ class Planner(Books):
         always = kind.always(job)
         each = max(1, -(-count // SPREAD_NODES))
         if job.is_plain and bucket is kind.buckets[-1][-1]:
-            return self._take_fresh(job, kind, bucket if always else [n for n in bucket if allowed(job, n)], each, count)
+            nodes = bucket if always else (node for node in bucket if allowed(job, node))
+            return self._take_fresh(job, kind, nodes, each, count)
         taken = 0
         chosen = []
         for node in bucket:
@@ -278,9 +279,7 @@ class Planner(Books):
             self._assign_all(job, kind, chosen)
         return taken
 
-    def _take_fresh(
-        self, job: PlannedJob, kind: NodeClass, nodes: Iterable[PlannedNode], each: int, count: int
-    ) -> int:
+    def _take_fresh(self, job: PlannedJob, kind: NodeClass, nodes: Iterable[PlannedNode], each: int, count: int) -> int:
         """`_take_bucket` where every slot of every node is free, so that all nodes are alike."""
         each = min(each, kind.groups_per_node(job))
         if not each:
