@@ -65,7 +65,9 @@ class JobProgress(Progress):
         if self.failures.delayed:
             for index in self.failures.due(now):
                 self.todo.add(index, index + 1)
-        if self.pulls and (self.todo or self.failures.waiting):
+        if not self.pulls:
+            return effects
+        if self.todo or self.failures.waiting:
             for pull in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
                     break
@@ -97,15 +99,15 @@ class JobProgress(Progress):
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
         self._take_backs.added(lease)
         return Grant(
-            slot=pull.slot,
-            pull_seq=pull.seq,
-            token=lease.token,
-            start=lease.start,
-            stop=lease.stop,
-            budget_s=budget_s(lease.aimed_s),
-            held_pages=pull.pages,
-            alone=lease.alone,
-            attempt=lease.attempt,
+            pull.slot,
+            pull.seq,
+            lease.token,
+            lease.start,
+            lease.stop,
+            budget_s(lease.aimed_s),
+            pull.pages,
+            lease.alone,
+            lease.attempt,
         )
 
     def _new_lease(self, slot: SlotKey, start: int, stop: int, now: float) -> LiveLease:
@@ -209,15 +211,17 @@ class JobProgress(Progress):
         effects: list[Effect] = []
         if self.is_final:
             return effects
-        fresh_count = 0
+        fresh_count = ran_count = known_count = 0
         for page in results:
             start, stop = page.start, min(page.stop, self.cursor)
+            ran_count += page.stop - start
+            known_count += stop - start
             if reduced and stop > start + 1 and self.done.intersects(start, stop):
                 self._requeue_refused(token, start, stop)
                 continue
             for a, b in self.done.add(start, stop):
                 fresh_count += b - a
-                narrowed = narrow(page, a, b) if not reduced else page
+                narrowed = page if reduced or (a == start and b == page.stop) else narrow(page, a, b)
                 self.failed_count += narrowed.failed_count
                 self._settled(token, a, b, effects)
                 effects.append(Record(narrowed, slot[0]))
@@ -229,11 +233,13 @@ class JobProgress(Progress):
             return effects + self.finish_if_done()
         self.wasted_s += wasted_s  # a hand-in that is repeated ends no lease a second time
         lease.seen_at = now
-        lease.done_count += sum(min(p.stop, self.cursor) - p.start for p in results)
+        lease.done_count += known_count
         if run_s > 0:
-            tasks = sum(p.stop - p.start for p in results)
-            self.rates.setdefault(slot, Rate()).observe(tasks, run_s)
-            self.rate.observe(tasks, run_s)
+            rate = self.rates.get(slot)
+            if rate is None:
+                rate = self.rates[slot] = Rate()
+            rate.observe(ran_count, run_s)
+            self.rate.observe(ran_count, run_s)
         for later in retry_later:
             self._retry_later(lease, later, now)
         for death in deaths:

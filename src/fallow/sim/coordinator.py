@@ -120,8 +120,6 @@ class Owned:
 
     def dispatch(self) -> None:
         progress = self.progress
-        if progress.is_final:
-            return
         self._perform(progress.dispatch(self._world.clock.now), None)
         if progress.pulls and not progress.todo:
             self._world.leader.kick()
