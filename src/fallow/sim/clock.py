@@ -11,6 +11,8 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
+from msgspec.msgpack import encode
+
 NOTES_AT_ONCE = 1024
 
 Event = tuple[float, int, Callable[..., None], tuple[Any, ...]]
@@ -35,7 +37,7 @@ class Clock:
         self._seconds: list[int] = []
         """Those of `_later`, as a heap."""
         self._digest = blake2b(digest_size=16)
-        self._notes: list[str] = []
+        self._notes: list[tuple[float, tuple[object, ...]]] = []
 
     def after(self, delay_s: float, what: Callable[..., None], *args: Any) -> None:
         self._put_at(self.now + delay_s, what, args)
@@ -84,13 +86,13 @@ class Clock:
             self.now = until
 
     def note(self, *what: object) -> None:
-        """Into the transcript."""
-        self._notes.append(f"{self.now:.6f} {what}\n")
+        """Into the transcript: what msgpack can write, and nobody changes any more."""
+        self._notes.append((self.now, what))
         if len(self._notes) >= NOTES_AT_ONCE:
             self._digest_notes()
 
     def _digest_notes(self) -> None:
-        self._digest.update("".join(self._notes).encode())
+        self._digest.update(encode(self._notes))
         self._notes.clear()
 
     @property
