@@ -1,7 +1,7 @@
 """Virtual time: a heap of events. Events at the same time run in the order in which they were put.
 
-Only the events of the current second lie in the heap; later ones wait in lists by second, so that the heap stays as small
-as one second is, however many ends of long tasks and comings of nodes there are to come.
+Only the events of the current second lie in the heap; later ones wait in lists by second, so that the heap stays as
+small as one second is, however many ends of long tasks and comings of nodes there are to come.
 """
 
 from __future__ import annotations
