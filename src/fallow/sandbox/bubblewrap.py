@@ -221,7 +221,7 @@ class _Start:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(*self._passed, *self._program.descriptors),
+                pass_fds=(*self._passed, *self._program.descriptors, *self._listener()),
                 start_new_session=True,
                 **become,
             )
@@ -251,6 +251,9 @@ class _Start:
     def _refuse(self, what: str, log: int) -> NoReturn:
         words = _read_until(log, b"", 1.0).decode(errors="replace").strip()[-1000:]
         raise SandboxUnavailable(f"{what}: {words or 'it said nothing'}.", remedy_for(words))
+
+    def _listener(self) -> tuple[int, ...]:
+        return (self._program.listener,) if self._program.listener >= 0 else ()
 
     def _set_priorities(self, pid: int) -> None:
         limits = self._program.limits

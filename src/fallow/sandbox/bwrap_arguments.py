@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fallow.sandbox.launcher_code import BOOT
-from fallow.sandbox.protocol import Mount, Program
+from fallow.sandbox.protocol import LISTENER_PORT, Mount, Program
 from fallow.sandbox.system import LAUNCHER_FOLDER, USER_ID, SystemView, interpreter
 
 HOSTNAME = "sandbox"
@@ -118,12 +118,13 @@ def launcher_plan(
             "readable": readable,
             "writable": [*writable, "/proc/self"],
             "devices": [*devices, *program.devices],
-            "network": program.network,
+            "network": program.network or program.listener >= 0,
         }
     return {
         "argv": list(program.argv),
         "environment": program.environment,
         "descriptors": list(program.descriptors),
+        "listener": (program.listener, LISTENER_PORT) if program.listener >= 0 else None,
         "limits": limits,
         "landlock": rules,
     }

@@ -116,6 +116,8 @@ def _renumber(pairs: list, words: int) -> int:  # type: ignore[type-arg]
 
 def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     os.set_inheritable(status, False)
+    if plan["listener"]:
+        _listen(*plan["listener"])
     _close_all_but({0, 1, 2, status, *plan["descriptors"]})
     for name, value in plan["limits"].items():
         _limit(LIMITS[name], value)
@@ -136,6 +138,13 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
         _filter(plan["seccomp"])
     os.write(status, b"+")
     os.execve(plan["argv"][0], plan["argv"], plan["environment"])
+
+
+def _listen(channel: int, port: int) -> None:
+    import socket
+
+    with socket.socket(fileno=channel) as outside, socket.create_server(("127.0.0.1", port)) as listening:
+        socket.send_fds(outside, [b"+"], [listening.fileno()])
 
 
 def _filter(program: bytes) -> None:

@@ -90,6 +90,8 @@ class PodmanSandbox:
     def start(self, program: Program) -> Jail:
         if program.network:
             raise SandboxUnavailable("podman gives no network here.", "For jobs that need it choose bubblewrap.")
+        if program.listener >= 0:
+            raise SandboxUnavailable("podman carries no connections out of a container here.", "Choose bubblewrap.")
         if os.geteuid() != 0:
             raise SandboxUnavailable("podman is used by an agent that is root.", "As a plain user, choose bubblewrap.")
         tools = {name: shutil.which(name, path=_PATH) for name in ("podman", "runc")}
