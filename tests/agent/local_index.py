@@ -26,7 +26,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     with zipfile.ZipFile(os.path.join(wheel_directory, file), 'w') as made:
         made.writestr(NAME + '.py', f'loot = {{loot!r}}\\n')
         made.writestr(info + '/METADATA', f'Metadata-Version: 2.1\\nName: {{NAME}}\\nVersion: {{VERSION}}\\n')
-        made.writestr(info + '/WHEEL', 'Wheel-Version: 1.0\\nGenerator: t\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+        made.writestr(info + '/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
         made.writestr(info + '/RECORD', '')
     return file
 """

@@ -87,8 +87,8 @@ async def install_inside(
             if gate.refused:
                 hosts = ", ".join(sorted(gate.refused)[:8])
                 words += (
-                    f"\nNot let out of the sandbox: {hosts}. Its address is not public, or its port not the web's. If it "
-                    "is a package index of the machine's owner: `fallow node limits sandbox.index_hosts=HOST`."
+                    f"\nNot let out of the sandbox: {hosts}. Its address is not public, or its port not the web's. "
+                    "If it is a package index of the machine's owner: `fallow node limits sandbox.index_hosts=HOST`."
                 )
                 if not allow_sdist:
                     raise NotInside(words.strip())

@@ -157,13 +157,15 @@ class Environments:
     async def _install_inside(self, confinement: Confinement, uv: str, env: EnvSpec, folder: Path) -> bool:
         """False: it cannot be done in the sandbox, and wheels alone may be installed in another way."""
         from fallow.agent.built_inside import NotInside, install_inside
+        from fallow.sandbox.system import interpreter
 
+        python = self._interpreter(env)
         box = folder.with_name(f".building-{folder.name.split('-')[1]}-box-{os.getpid()}")
         try:
             await install_inside(
                 confinement,
                 uv,
-                os.path.realpath(self._interpreter(env)),
+                interpreter() if python == sys.executable else os.path.realpath(python),
                 _requirements(env),
                 env.allow_sdist,
                 box,

@@ -128,8 +128,7 @@ class Gate:
 async def _asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[str, int]:
     """Host and port. Raises EOFError where the other end does not speak SOCKS."""
     version, methods = await reader.readexactly(2)
-    offered = await reader.readexactly(methods)
-    if version != _VERSION or _NO_PASSWORD not in offered:
+    if version != _VERSION or _NO_PASSWORD not in await reader.readexactly(methods):
         raise EOFError
     writer.write(bytes((_VERSION, _NO_PASSWORD)))
     version, command, _, kind = await reader.readexactly(4)
