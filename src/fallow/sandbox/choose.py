@@ -28,10 +28,17 @@ def _podman(settings: SandboxSettings) -> Sandbox:
     return PodmanSandbox(settings)
 
 
+def _gvisor(settings: SandboxSettings) -> Sandbox:
+    from fallow.sandbox.gvisor import GvisorSandbox
+
+    return GvisorSandbox(settings)
+
+
 BACKENDS: dict[str, Callable[[SandboxSettings], Sandbox]] = {
     "process": _plain,
     "bubblewrap": _bubblewrap,
     "podman": _podman,
+    "gvisor": _gvisor,
 }
 AUTOMATIC = ("bubblewrap",)
 
@@ -42,11 +49,6 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
 
     Raises SandboxUnavailable with what would help, where it does not work or is below the least tier.
     """
-    if settings.backend == "gvisor":
-        raise SandboxUnavailable(
-            "gVisor cannot carry workers in this version: it passes them no descriptors.",
-            "Choose bubblewrap, or podman where the agent is root.",
-        )
     if settings.backend != "auto" and settings.backend not in BACKENDS:
         raise SandboxUnavailable(
             f"There is no sandbox {settings.backend!r}.", f"There are: auto, {', '.join(BACKENDS)}."

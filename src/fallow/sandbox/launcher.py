@@ -1,6 +1,7 @@
 """The first program inside a sandbox: sets limits, closes descriptors, applies Landlock, becomes the program.
 
     python -I -S launcher.py STATUS_FD PLAN_FD [LIFE_FD]
+    python -I -S launcher.py SOCKET_FD
 
 PLAN_FD holds JSON: not arguments nor environment, which other users of the machine could read. Standard library only,
 for any Python from 3.9; it runs by its path, beside landlock.py. To STATUS_FD it writes a plus before it becomes
@@ -9,6 +10,9 @@ the program, and what goes wrong, before or after.
 With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its
 status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs:
 the container's runner keeps copies of descriptors, so that their end tells nothing.
+
+SOCKET_FD, alone, is all three of them, for runners that pass nothing but standard input: the plan comes after its
+length (8 bytes, the lowest first), with the program's descriptors. Later bytes are signals for the program.
 """
 
 from __future__ import annotations
@@ -39,16 +43,43 @@ LIMITS = {
 
 def main() -> None:
     status = int(sys.argv[1])
+    stays = len(sys.argv) != 3
     try:
+        if len(sys.argv) == 2:
+            status, plan = _receive(status)
+            _stay(status, os.dup(status), plan)
         with open(int(sys.argv[2]), "rb") as file:
             plan = json.load(file)
-        if len(sys.argv) > 3:
+        if stays:
             _stay(status, int(sys.argv[3]), plan)
         _become(status, plan)
     except BaseException as error:
         words = f"{type(error).__name__}: {error}".replace("\n", " ")
-        os.write(status, words.encode(errors="replace")[:2000] + (b"\n" if len(sys.argv) > 3 else b""))
+        os.write(status, words.encode(errors="replace")[:2000] + (b"\n" if stays else b""))
         os._exit(126)
+
+
+def _receive(descriptor: int) -> tuple:  # type: ignore[type-arg]
+    """The socket, out of the way of standard input, and the plan with the numbers that descriptors came under."""
+    import socket
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, descriptor)
+    os.close(null)
+    data, found = b"", []
+    with socket.socket(fileno=os.dup(moved)) as control:
+        while len(data) < 8 or len(data) < 8 + struct.unpack("<Q", data[:8])[0]:
+            piece, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 64)
+            if not piece:
+                raise EOFError("the plan did not come")
+            data += piece
+            found += descriptors
+    plan = json.loads(data[8:])
+    if len(found) != len(plan["descriptors"]):
+        raise EOFError(f"{len(found)} of {len(plan['descriptors'])} descriptors came")
+    plan["renumber"] = list(zip(found, plan["descriptors"]))
+    return moved, plan
 
 
 def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
@@ -83,8 +114,13 @@ def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
         _reap(child)
         ready, _, _ = select.select([wake, life], [], [])
         if life in ready:
-            os._exit(128 + signal.SIGKILL)
-        os.read(wake, 4096)
+            numbers = os.read(life, 64)
+            if not numbers:
+                os._exit(128 + signal.SIGKILL)
+            for number in numbers:
+                os.kill(child, number)
+        if wake in ready:
+            os.read(wake, 4096)
 
 
 def _reap(child: int) -> None:

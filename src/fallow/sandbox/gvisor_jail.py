@@ -1,0 +1,84 @@
+"""A program in gVisor: its kernel is one process of the host's, its processes are none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fallow.sandbox.cgroups import Group
+from fallow.sandbox.jail import CLOSE_WITHIN_S, Jail
+from fallow.sandbox.sweep import started
+from fallow.sandbox.tree import children, descendants
+
+
+def sentry(runsc_pid: int) -> int:
+    """gVisor's kernel below its runner; the runner itself where it is gone already."""
+    for pid in children(runsc_pid):
+        with contextlib.suppress(OSError):
+            if b"boot" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                return pid
+    return runsc_pid
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End the runner with its kernel and all that these have started, and wait for that."""
+    below = _kill(process)
+    process.wait()
+    _await_gone(below)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> dict[int, int]:
+    """Returns what was killed beside the runner: when it started, by pid."""
+    below = {pid: started(pid) for pid in descendants(process.pid)}
+    if process.poll() is None:
+        process.kill()
+    for pid in below:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return below
+
+
+def _await_gone(pids: dict[int, int]) -> None:
+    deadline = time.monotonic() + CLOSE_WITHIN_S
+    while any(when and started(pid) == when for pid, when in pids.items()) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+class GvisorJail(Jail):
+    """`init_pid` is the runner, below which all else is; `pid` gVisor's kernel."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        pid: int,
+        group: Group | None,
+        undo: Callable[[], None],
+        control: socket.socket,
+    ) -> None:
+        """`control`: to the launcher inside, without blocking."""
+        super().__init__(process, process.pid, pid, group, undo)
+        self._control = control
+        self._killed: dict[int, int] = {}
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(bytes([number]))
+
+    def kill(self) -> None:
+        self._killed |= _kill(self._process)
+
+    def host_pid(self, inner_pid: int) -> int:
+        """gVisor's kernel, whatever the number inside: it is all that the host sees. 0 where it has ended."""
+        return self._pid if self._process.poll() is None else 0
+
+    def close(self) -> None:
+        self.kill()
+        super().close()
+        _await_gone(self._killed)
+        self._control.close()
