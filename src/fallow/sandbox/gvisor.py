@@ -254,6 +254,7 @@ class _Start:
             log,
             program.log,
             jail.kill,
+            memory_files=False,
         )
         return jail
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,13 +66,25 @@ def resident_bytes(init_pid: int) -> int:
     return total
 
 
-def unlinked_bytes(init_pid: int) -> int:
-    """Disk or memory held by files that have no name any more but are still open or mapped in processes below."""
+def unlinked_bytes(init_pid: int, memory_files: bool = True) -> int:
+    """Disk or memory held by files that have no name any more but are still open or mapped in processes below.
+    `memory_files` False: without those that never had a name (memfd)."""
     seen: dict[tuple[int, int], int] = {}
     for pid in descendants(init_pid):
         _open_files(pid, seen)
         _mapped_files(pid, seen)
-    return sum(seen.values())
+    apart = -1 if memory_files else _memory_device()
+    return sum(size for (device, _), size in seen.items() if device != apart)
+
+
+@functools.cache
+def _memory_device() -> int:
+    """The file system that all memory files of the machine are on."""
+    descriptor = os.memfd_create("fallow")
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
 
 
 def _open_files(pid: int, seen: dict[tuple[int, int], int]) -> None:

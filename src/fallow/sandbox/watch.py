@@ -57,9 +57,11 @@ class Watch:
         log: int,
         log_path: str,
         end: Callable[[], None],
+        memory_files: bool = True,
     ) -> None:
         """`memory_bytes` 0: something better bounds memory. `log`: the reading end of a pipe, taken over; -1: none.
-        `temporary`: paths inside whose file systems' inodes are bounded here."""
+        `temporary`: paths inside whose file systems' inodes are bounded here. `memory_files` False: such files are
+        memory and no disk (where a kernel in user space keeps its programs' memory in one)."""
         self.why = ""
         self._init_pid = init_pid
         self._folders = folders
@@ -69,6 +71,7 @@ class Watch:
         self._log = log
         self._log_path = log_path
         self._end = end
+        self._memory_files = memory_files
         self._wake, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="sandbox-watch", daemon=True)
         self._thread.start()
@@ -121,7 +124,7 @@ class Watch:
         if self._disk_bytes:
             used = sum(usage_bytes(folder, self._disk_bytes) for folder in self._folders)
             if deep:
-                used += unlinked_bytes(self._init_pid)
+                used += unlinked_bytes(self._init_pid, self._memory_files)
             if used > self._disk_bytes:
                 self.why = (
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
