@@ -59,7 +59,12 @@ class Confinement(Struct, frozen=True):
     def offered(self, spec: NodeSpec) -> NodeSpec:
         """The node as it offers itself with this: a GPU is one tenant's at a time."""
         return msgspec.structs.replace(
-            spec, tier=int(self.sandbox.tier), least_tier=int(self.least), network=self.network, shares_gpus=False
+            spec,
+            tier=int(self.sandbox.tier),
+            least_tier=int(self.least),
+            network=self.network,
+            shares_gpus=False,
+            devices=spec.devices if self.sandbox.probe().devices else (),
         )
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fallow.agent.exit_words import death_of, task_stack
-from fallow.agent.memory import private_bytes
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
 from fallow.agent.worker_files import WorkerFiles, WorkerMap
 from fallow.agent.worker_output import OutputPipe
@@ -82,6 +81,8 @@ class Process:
         self._pipes = (OutputPipe(out, "stdout"), OutputPipe(error, "stderr"))
         self._waits_to_write = False
         self._pid = 0
+        self.inner_pid = 0
+        """As its zygote numbers it."""
         self._was_started = False
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._job_id: JobId | None = None
@@ -275,7 +276,7 @@ class Process:
             self._time_out(index, spec.timeout_s)
             return
         limit = spec.resources.memory_bytes
-        if limit and (used := private_bytes(self._pid)) > limit:
+        if limit and (used := self._zygote.private_bytes(self)) > limit:
             self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
 
     def _time_out(self, index: int, limit_s: float) -> None:
@@ -415,9 +416,10 @@ class Process:
 
     # ------------------------------------------------ start and end
 
-    def started(self, pid: int) -> None:
-        """The zygote has forked it. 0: it is gone again."""
+    def started(self, pid: int, inner_pid: int) -> None:
+        """The zygote has forked it, under this number of its own. 0: it is gone again."""
         self._pid = pid
+        self.inner_pid = inner_pid
         self._was_started = True
 
     def ended(self, status: int, oom: bool, words: str) -> None:

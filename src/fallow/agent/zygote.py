@@ -23,7 +23,7 @@ from fallow.agent.worker_files import WorkerMap
 from fallow.agent.worker_process import POLL_S, Process
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.plain import PlainSandbox
-from fallow.sandbox.protocol import Program
+from fallow.sandbox.protocol import OwnKernel, Program
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
 from fallow.worker.zygote import THREAD_VARIABLES
@@ -398,7 +398,7 @@ class Zygote:
             pid = self._host_pid(message.pid)
             worker = self._workers.get(message.serial)
             if worker is not None:
-                worker.started(pid)
+                worker.started(pid, message.pid)
             future = self._spawning.pop(message.serial, None)
             if future is not None and not future.done():
                 future.set_result(pid)
@@ -412,6 +412,12 @@ class Zygote:
         if self.confined is None or self._process is None:
             return pid
         return self._process.host_pid(pid)
+
+    def private_bytes(self, worker: Process) -> int:
+        """Memory that a worker holds, without files that it maps; 0 where it is gone."""
+        if self.confined is not None and isinstance(self._process, OwnKernel):
+            return self._process.private_bytes(worker.inner_pid)
+        return private_bytes(worker.pid)
 
     # ------------------------------------------------ the watch
 
@@ -436,7 +442,7 @@ class Zygote:
         memory.refresh()
         if choose_victim(memory.available, memory.total, {0: memory.total}) is None:
             return  # the usual case, without a look at each worker
-        used = {number: private_bytes(worker.pid) for number, worker in enumerate(running)}
+        used = {number: self.private_bytes(worker) for number, worker in enumerate(running)}
         victim = choose_victim(memory.available, memory.total, used)
         if victim is not None:
             running[victim].kill(

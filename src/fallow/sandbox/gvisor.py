@@ -114,13 +114,15 @@ class GvisorSandbox:
         missing = [layer.name for layer in layers if not layer.works and layer.name != "limits"]
         if missing:
             words = f"gVisor runs, but these do not hold: {', '.join(missing)}"
-            return Probe(self.name, Tier.PROCESS, False, (*layers, egress), words, "Update runsc, or choose bubblewrap.")
+            remedy = "Update runsc, or choose bubblewrap."
+            return Probe(self.name, Tier.PROCESS, False, (*layers, egress), words, remedy, devices=False)
         return Probe(
             self.name,
             self.tier,
             True,
             (*layers, egress),
             f"gVisor keeps programs apart, with a kernel of their own ({self._platform})",
+            devices=False,
         )
 
     def _look(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from fallow.sandbox.cgroups import Group
 from fallow.sandbox.jail import CLOSE_WITHIN_S, Jail
 from fallow.sandbox.sweep import started
 from fallow.sandbox.tree import children, descendants
+
+_ORDER = struct.Struct("<BI")
+_ANSWER = struct.Struct("<IQ")
+"""As the launcher has them."""
 
 
 def sentry(runsc_pid: int) -> int:
@@ -65,10 +70,12 @@ class GvisorJail(Jail):
         super().__init__(process, process.pid, pid, group, undo)
         self._control = control
         self._killed: dict[int, int] = {}
+        self._held: dict[int, int] = {}
+        self._asked: set[int] = set()
+        self._answers = b""
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            self._control.send(bytes([number]))
+        self._order(number, 0)
 
     def kill(self) -> None:
         self._killed |= _kill(self._process)
@@ -76,6 +83,26 @@ class GvisorJail(Jail):
     def host_pid(self, inner_pid: int) -> int:
         """gVisor's kernel, whatever the number inside: it is all that the host sees. 0 where it has ended."""
         return self._pid if self._process.poll() is None else 0
+
+    def private_bytes(self, inner_pid: int) -> int:
+        """As of the last time that it was asked for, which asks anew: the answer comes from the launcher inside."""
+        with contextlib.suppress(OSError):
+            self._answers += self._control.recv(_ANSWER.size * 64)
+        while len(self._answers) >= _ANSWER.size:
+            pid, held = _ANSWER.unpack(self._answers[: _ANSWER.size])
+            self._answers = self._answers[_ANSWER.size :]
+            self._asked.discard(pid)
+            self._held[pid] = held
+            if not held:
+                del self._held[pid]
+        if inner_pid not in self._asked:
+            self._asked.add(inner_pid)
+            self._order(0, inner_pid)
+        return self._held.get(inner_pid, 0)
+
+    def _order(self, number: int, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(_ORDER.pack(number, pid))
 
     def close(self) -> None:
         self.kill()

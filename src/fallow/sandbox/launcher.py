@@ -12,7 +12,9 @@ status, and at once when the pipe's other end is closed. STATUS_FD then gets one
 the container's runner keeps copies of descriptors, so that their end tells nothing.
 
 SOCKET_FD, alone, is all three of them, for runners that pass nothing but standard input: the plan comes after its
-length (8 bytes, the lowest first), with the program's descriptors. Later bytes are signals for the program.
+length (8 bytes, the lowest first), with the program's descriptors. Then orders of 5 bytes: a signal's number for the
+program and nothing; or 0 and the number of a process, which is answered by that number (4 bytes) and the memory that
+it holds beside files (8).
 """
 
 from __future__ import annotations
@@ -110,17 +112,33 @@ def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
     said = said if said == b"+" else said[said.startswith(b"+") :]
     os.write(status, said.replace(b"\n", b" ") + b"\n")
     os.close(status)
+    asked = b""
     while True:
         _reap(child)
         ready, _, _ = select.select([wake, life], [], [])
         if life in ready:
-            numbers = os.read(life, 64)
-            if not numbers:
+            data = os.read(life, 5 * 64)
+            if not data:
                 os._exit(128 + signal.SIGKILL)
-            for number in numbers:
-                os.kill(child, number)
+            asked += data
+            while len(asked) >= 5:
+                _obey(life, child, *struct.unpack("<BI", asked[:5]))
+                asked = asked[5:]
         if wake in ready:
             os.read(wake, 4096)
+
+
+def _obey(life: int, child: int, number: int, pid: int) -> None:
+    if number:
+        os.kill(child, number)
+        return
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            fields = file.read().split()
+        held = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        held = 0
+    os.write(life, struct.pack("<IQ", pid, max(0, held)))
 
 
 def _reap(child: int) -> None:
