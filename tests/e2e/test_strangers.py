@@ -8,28 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import Pool, running_pool, wait_for
+from fallow.model.lending import SandboxSettings
+from tests.pool import Pool, lend_always, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 CANARY = "canary-5d1f0c"
 
 
-@pytest.fixture(scope="module")
-def lent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+@pytest.fixture(scope="module", params=["bubblewrap", "gvisor"])
+def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """A pool whose one node is a stranger's."""
     if sys.platform != "linux":
         pytest.skip("sandboxes need Linux")
-    from fallow.sandbox.bubblewrap import BubblewrapSandbox
+    from fallow.sandbox.choose import BACKENDS
 
-    probe = BubblewrapSandbox().probe()
+    probe = BACKENDS[request.param](SandboxSettings()).probe()
     if not probe.works:
-        pytest.skip(f"no sandbox here: {probe.words} {probe.remedy}")
+        pytest.skip(f"{request.param}: {probe.words} {probe.remedy}")
     folder = tmp_path_factory.mktemp("strangers")
     with running_pool(folder / "home", "--no-agent") as pool:
         node = folder / "node"
         node.mkdir()
         (node / "canary.txt").write_text(CANARY)
+        lend_always(node)
+        with (node / "agent" / "node.toml").open("a") as settings:
+            settings.write(f'\n[sandbox]\nbackend = "{request.param}"\n')
         pool.join("lent", 2, node, "--strangers")
         wait_for("the node", lambda: any(found["state"] == "alive" for found in pool.json("nodes")))
         yield pool
