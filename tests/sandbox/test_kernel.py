@@ -87,7 +87,6 @@ def attempt(box: Box, names: list[str] | None = None) -> set[str]:
     return {name for name, won in answers.items() if won}
 
 
-
 def test_no_attempt_on_the_kernel_succeeds(jail: Box) -> None:
     assert attempt(jail) == set()
 

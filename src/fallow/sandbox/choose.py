@@ -40,7 +40,8 @@ BACKENDS: dict[str, Callable[[SandboxSettings], Sandbox]] = {
     "podman": _podman,
     "gvisor": _gvisor,
 }
-AUTOMATIC = ("bubblewrap",)
+AUTOMATIC = ("bubblewrap", "gvisor")
+"""Of these the first that gives the least tier is tried, and no other."""
 
 
 def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
@@ -58,7 +59,7 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
         names: tuple[str, ...] = ("process",) if settings.backend == "auto" else (settings.backend,)
     else:
         least = settings.least
-        names = AUTOMATIC if settings.backend == "auto" else (settings.backend,)
+        names = _automatic(least, settings) if settings.backend == "auto" else (settings.backend,)
     if names != ("process",):
         from fallow.sandbox.sweep import sweep_machine
 
@@ -79,6 +80,10 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
         " ".join(f"{probe.backend} does not work here: {probe.words.rstrip('.')}." for probe in failed),
         " ".join(dict.fromkeys(probe.remedy for probe in failed if probe.remedy)),
     )
+
+
+def _automatic(least: Tier, settings: SandboxSettings) -> tuple[str, ...]:
+    return (next((name for name in AUTOMATIC if BACKENDS[name](settings).tier >= least), AUTOMATIC[-1]),)
 
 
 def probe_all(settings: SandboxSettings) -> list[Probe]:

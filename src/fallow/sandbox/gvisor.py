@@ -62,8 +62,12 @@ class GvisorSandbox:
     name = "gvisor"
     tier = Tier.KERNEL
 
-    def __init__(self, settings: SandboxSettings | None = None, runsc: str = "") -> None:
-        """`runsc`: the program; '': as found."""
+    def __init__(
+        self, settings: SandboxSettings | None = None, runsc: str = "", without: frozenset[str] = frozenset()
+    ) -> None:
+        """`runsc`: the program; '': as found. `without` leaves layers out, so that tests can show what each is for:
+        seccomp, cgroups, rlimits, network, bounds, watch."""
+        self.without = without
         self.rootfs = settings.rootfs if settings is not None else ""
         self._runsc = runsc
         self._platform = ""
@@ -85,7 +89,8 @@ class GvisorSandbox:
     def place(self) -> Place | None:
         """Where control groups are made; None: rlimits alone are in force."""
         if not self._looked:
-            self._found, self._looked = find_place(), True
+            self._found = None if "cgroups" in self.without else find_place()
+            self._looked = True
         return self._found
 
     def _try(self) -> Probe:
@@ -99,7 +104,7 @@ class GvisorSandbox:
         for platform in offered:
             self._platform = platform
             try:
-                layers = probe_layers(_Trial(self), self.place())
+                layers = probe_layers(_Trial(self), self.place(), own_kernel=True)
             except SandboxUnavailable as error:
                 first = first or error
                 continue
@@ -108,8 +113,6 @@ class GvisorSandbox:
         return _failed(self.name, first or SandboxUnavailable("runsc names no platform that is known here.", _INSTALL))
 
     def _judge(self, layers: tuple[Layer, ...]) -> Probe:
-        # Landlock is of the host's kernel, which the program does not reach.
-        layers = tuple(layer for layer in layers if layer.name != "landlock")
         egress = Layer("egress", False, "gVisor gives no network here", "For jobs that need it choose bubblewrap.")
         missing = [layer.name for layer in layers if not layer.works and layer.name != "limits"]
         if missing:
@@ -159,7 +162,8 @@ class GvisorSandbox:
 
     def command(self, folder: str, name: str) -> list[str]:
         """What runs the container that is described in the folder."""
-        options = runsc_options(self._known, self._platform, f"{folder}/state")
+        network = "host" if "network" in self.without else "none"
+        options = runsc_options(self._known, self._platform, f"{folder}/state", network)
         return [self._runsc, *options, "run", "--bundle", folder, name]
 
 
@@ -231,7 +235,8 @@ class _Start:
                 os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
         self._folder = own_folder("gvisor-")
         (Path(self._folder) / "state").mkdir()
-        described = container(self._root, self._sandbox.rootfs or self._root.folder, self._identity)
+        bounded = "bounds" not in self._sandbox.without
+        described = container(self._root, self._sandbox.rootfs or self._root.folder, self._identity, bounded)
         (Path(self._folder) / "config.json").write_text(json.dumps(described))
         log, log_write = os.pipe()
         self._open |= {log, log_write}
@@ -247,11 +252,12 @@ class _Start:
         self._control.setblocking(False)
         jail = GvisorJail(self._process, sentry(self._process.pid), self._group, self._undo, self._control)
         self._open.discard(log)
+        watched = "watch" not in self._sandbox.without
         jail.watch = Watch(
             self._process.pid,
             tuple(mount.source for mount in program.mounts if mount.writable),
-            limits.disk_bytes,
-            0 if memory_bounded or not limits.memory_bytes else limits.memory_bytes + KERNEL_BYTES,
+            limits.disk_bytes if watched else 0,
+            limits.memory_bytes + KERNEL_BYTES if watched and limits.memory_bytes and not memory_bounded else 0,
             (),
             log,
             program.log,
@@ -261,12 +267,14 @@ class _Start:
         return jail
 
     def _plan(self, memory_bounded: bool) -> dict[str, object]:
-        plan = launcher_plan(self._program, self._root.view, memory_bounded, frozenset({"landlock"}))
+        without = self._sandbox.without
+        plan = launcher_plan(self._program, self._root.view, memory_bounded, without | {"landlock"})
         rlimits = plan["limits"]
         assert isinstance(rlimits, dict)
         plan["limits"] = {name: value for name, value in rlimits.items() if name not in _UNKNOWN_LIMITS}
         plan["cwd"] = self._program.cwd
-        plan["seccomp"] = base64.b64encode(filter_program(shared_memory=memory_bounded)).decode()
+        if "seccomp" not in without:
+            plan["seccomp"] = base64.b64encode(filter_program(shared_memory=memory_bounded)).decode()
         return plan
 
     def _spawn(self, control: int, log: int) -> subprocess.Popen[bytes]:
@@ -312,6 +320,7 @@ class _Start:
             if left <= 0:
                 self._refuse("gVisor did not start the program in time", log)
             if select.select([self._control], [], [], min(left, 0.25))[0]:
+                piece = b""
                 with contextlib.suppress(ConnectionResetError):
                     piece = self._control.recv(4096)
                 if not piece:

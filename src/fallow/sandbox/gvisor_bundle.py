@@ -38,18 +38,19 @@ def known_platforms(words: str) -> tuple[str, ...]:
     return tuple(name for name in PLATFORMS if name in offered)
 
 
-def runsc_options(known: frozenset[str], platform: str, state: str) -> list[str]:
+def runsc_options(known: frozenset[str], platform: str, state: str, network: str = "none") -> list[str]:
     """What stands before the command. `known`: of this version. `state`: a folder."""
-    options = [f"--root={state}", f"--platform={platform}", "--network=none", "--ignore-cgroups"]
+    options = [f"--root={state}", f"--platform={platform}", f"--network={network}", "--ignore-cgroups"]
     return options + [f"--{name}={value}" for name, value in _WANTED.items() if name in known]
 
 
-def container(root: ContainerRoot, folder: str, identity: Identity) -> dict[str, object]:
-    """The description in OCI's terms. `folder`: the root."""
+def container(root: ContainerRoot, folder: str, identity: Identity, bounded: bool = True) -> dict[str, object]:
+    """The description in OCI's terms. `folder`: the root. `bounded` False leaves file systems in memory as large as
+    they like to be."""
     none: list[str] = []
     mounts: list[dict[str, object]] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
     for target, size in (("/tmp", root.tmp_bytes), ("/dev/shm", root.shm_bytes)):
-        options = ["nosuid", "nodev", f"size={size}", "mode=1777"]
+        options = ["nosuid", "nodev", "mode=1777", *([f"size={size}"] if bounded else [])]
         mounts.append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options})
     for bind in root.binds:
         options = ["bind", "private", "rw" if bind.writable else "ro"]
