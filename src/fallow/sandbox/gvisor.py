@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 import os
 import secrets
@@ -75,6 +76,12 @@ class GvisorSandbox:
         self._probe: Probe | None = None
         self._found: Place | None = None
         self._looked = False
+
+    def without_also(self, layers: frozenset[str]) -> GvisorSandbox:
+        """The same, as it was probed, with these left out."""
+        made = copy.copy(self)
+        made.without, made._looked = self.without | layers, False
+        return made
 
     def probe(self) -> Probe:
         if self._probe is None:
@@ -223,7 +230,8 @@ class _Start:
 
     def _run(self) -> GvisorJail:
         program, limits = self._program, self._program.limits
-        place = self._sandbox.place()
+        sandbox = self._sandbox
+        place = sandbox.place()
         if place is not None:
             try:
                 self._group = Group(place, self._name, with_kernel(limits))
@@ -235,8 +243,7 @@ class _Start:
                 os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
         self._folder = own_folder("gvisor-")
         (Path(self._folder) / "state").mkdir()
-        bounded = "bounds" not in self._sandbox.without
-        described = container(self._root, self._sandbox.rootfs or self._root.folder, self._identity, bounded)
+        described = container(self._root, sandbox.rootfs or self._root.folder, self._identity, sandbox.without)
         (Path(self._folder) / "config.json").write_text(json.dumps(described))
         log, log_write = os.pipe()
         self._open |= {log, log_write}
@@ -252,7 +259,7 @@ class _Start:
         self._control.setblocking(False)
         jail = GvisorJail(self._process, sentry(self._process.pid), self._group, self._undo, self._control)
         self._open.discard(log)
-        watched = "watch" not in self._sandbox.without
+        watched = "watch" not in sandbox.without
         jail.watch = Watch(
             self._process.pid,
             tuple(mount.source for mount in program.mounts if mount.writable),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES
+from fallow.sandbox.bwrap_arguments import HOSTNAME
 from fallow.sandbox.container_root import ContainerRoot
 from fallow.sandbox.identity import Identity
 from fallow.sandbox.system import LAUNCHER_FOLDER, interpreter
@@ -44,19 +44,21 @@ def runsc_options(known: frozenset[str], platform: str, state: str, network: str
     return options + [f"--{name}={value}" for name, value in _WANTED.items() if name in known]
 
 
-def container(root: ContainerRoot, folder: str, identity: Identity, bounded: bool = True) -> dict[str, object]:
-    """The description in OCI's terms. `folder`: the root. `bounded` False leaves file systems in memory as large as
-    they like to be."""
+def container(
+    root: ContainerRoot, folder: str, identity: Identity, without: frozenset[str] = frozenset()
+) -> dict[str, object]:
+    """The description in OCI's terms. `folder`: the root. `without`: as of the sandbox."""
     none: list[str] = []
     mounts: list[dict[str, object]] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
     for target, size in (("/tmp", root.tmp_bytes), ("/dev/shm", root.shm_bytes)):
-        options = ["nosuid", "nodev", "mode=1777", *([f"size={size}"] if bounded else [])]
+        options = ["nosuid", "nodev", "mode=1777", *([f"size={size}"] if "bounds" not in without else [])]
         mounts.append({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options})
     for bind in root.binds:
         options = ["bind", "private", "rw" if bind.writable else "ro"]
         mounts.append(
             {"destination": bind.target, "type": "bind", "source": os.path.realpath(bind.source), "options": options}
         )
+    spaces = ["pid", "ipc", "uts", "mount", *(["network"] if "network" not in without else [])]
     return {
         "ociVersion": "1.0.2",
         "hostname": HOSTNAME,
@@ -68,9 +70,8 @@ def container(root: ContainerRoot, folder: str, identity: Identity, bounded: boo
             "env": [],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": OPEN_FILES, "soft": OPEN_FILES}],
             "noNewPrivileges": True,
         },
         "mounts": mounts,
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")]},
+        "linux": {"namespaces": [{"type": kind} for kind in spaces]},
     }
