@@ -1,4 +1,4 @@
-"""gVisor: what its runner is told, what is refused in words, and what the host knows of a program that it cannot see."""
+"""gVisor: what its runner is told, what is refused in words, and what is known of programs that the host cannot see."""
 
 from __future__ import annotations
 

@@ -320,7 +320,8 @@ class _Start:
             self._control.sendall(data[sent:])
 
     def _await_launch(self, log: int) -> None:
-        assert self._process is not None and self._control is not None
+        assert self._process is not None
+        assert self._control is not None
         data = b""
         while b"\n" not in data:
             left = self._until_s - time.monotonic()

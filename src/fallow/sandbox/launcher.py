@@ -80,7 +80,7 @@ def _receive(descriptor: int) -> tuple:  # type: ignore[type-arg]
     plan = json.loads(data[8:])
     if len(found) != len(plan["descriptors"]):
         raise EOFError(f"{len(found)} of {len(plan['descriptors'])} descriptors came")
-    plan["renumber"] = list(zip(found, plan["descriptors"]))
+    plan["renumber"] = [(found[place], wanted) for place, wanted in enumerate(plan["descriptors"])]
     return moved, plan
 
 
