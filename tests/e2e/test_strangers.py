@@ -177,16 +177,17 @@ def test_a_strangers_code_reaches_nothing_of_the_machine(lent: Pool) -> None:
         @app.function
         def spy(node, server):
             found = []
-            for folder, _, names in os.walk("/"):
+            known = {"/proc", "/sys", "/usr", "/dev", sys.prefix, sys.base_prefix}
+            for folder, folders, names in os.walk("/"):
+                folders[:] = [name for name in folders if os.path.join(folder, name) not in known]
                 for name in names:
                     path = os.path.join(folder, name)
-                    if not path.startswith(("/proc", "/sys", "/usr", "/dev")):
-                        try:
-                            with open(path, "rb") as file:
-                                if CANARY.encode() in file.read(1 << 20) and "fallow" not in path:
-                                    found.append(path)
-                        except OSError:
-                            pass
+                    try:
+                        with open(path, "rb") as file:
+                            if CANARY.encode() in file.read(1 << 20) and "fallow" not in path:
+                                found.append(path)
+                    except OSError:
+                        pass
             for path in (node, node + "/canary.txt", node + "/agent", "/root", os.path.expanduser("~root/.ssh")):
                 try:
                     os.listdir(path) if not path.endswith("txt") else open(path).read()
