@@ -125,6 +125,12 @@ def test_requests_are_bounded_by_rate_and_by_what_waits(doubts: Doubts, clock: C
     for _ in range(int(ASKS_PER_S * 0.1) - 2):
         assert doubts.about(ask) == ""
         doubts.answered()
+    subscriber = Doubts(clock)
+    asked = 0
+    while not subscriber.about(orders.Ask(1, "pool", b"")):
+        subscriber.answered()
+        asked += 1
+    assert 10 < asked < 100, "each of these costs the pool something"
     waiting = Doubts(clock)
     assert [waiting.about(ask) for _ in range(ASKS_OPEN)] == [""] * ASKS_OPEN
     assert "asks too much" in waiting.about(ask)
