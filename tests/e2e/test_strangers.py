@@ -190,8 +190,9 @@ def test_a_strangers_code_reaches_nothing_of_the_machine(lent: Pool) -> None:
                         pass
             for path in (node, node + "/canary.txt", node + "/agent", "/root", os.path.expanduser("~root/.ssh")):
                 try:
-                    os.listdir(path) if not path.endswith("txt") else open(path).read()
-                    found.append(path)
+                    inside = os.listdir(path) if not path.endswith("txt") else [open(path).read()]
+                    # (Folders may stand there that lead to the interpreter, and hold nothing else.)
+                    found += [path for name in inside if not sys.base_prefix.startswith(os.path.join(path, name))]
                 except OSError:
                     pass
             for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
