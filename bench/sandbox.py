@@ -69,10 +69,13 @@ def _work_s(sandbox: Sandbox) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench sandbox", description=__doc__)
     parser.add_argument("--repeat", type=int, default=9, help="rounds, each backend in turn; medians count")
-    repeat = parser.parse_args().repeat
+    names = [name for name in BACKENDS if name != "process"]
+    parser.add_argument("backends", nargs="*", default=names, metavar="backend", help=f"of {', '.join(names)}; all")
+    arguments = parser.parse_args()
+    repeat = arguments.repeat
     plain = BACKENDS["process"](SandboxSettings())
     failed = False
-    for name in [name for name in BACKENDS if name != "process"]:
+    for name in arguments.backends:
         sandbox = BACKENDS[name](SandboxSettings(backend=name))
         if not sandbox.probe().works:
             print(f"{name}: {sandbox.probe().words}")

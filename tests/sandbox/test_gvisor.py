@@ -199,3 +199,18 @@ def test_nothing_of_gvisor_is_left_when_a_program_has_ended(tmp_path: Path) -> N
     assert not [pid for pid in all_of_it if os.path.exists(f"/proc/{pid}/exe")], "a zombie has none"
     assert processes_marked(state) == []
     assert not os.path.exists(os.path.dirname(state))
+
+
+@pytest.mark.slow
+def test_why_all_of_it_ended_is_told(tmp_path: Path) -> None:
+    box = Box(working("gvisor"), tmp_path)
+    if GvisorSandbox().place() is None:
+        pytest.skip("no control group can be made here: what ends it is the bound of its address space")
+    held = "held = [bytearray(os.urandom(1 << 20) * 16) for _ in range(64)]"
+    running = box.start(held, Limits(memory_bytes=64 << 20, processes=16))
+    try:
+        assert running.wait(WITHIN_S) != 0
+        assert isinstance(running, OwnKernel)
+        assert "all the memory" in running.why
+    finally:
+        running.close()

@@ -94,6 +94,7 @@ class Zygote:
         self._starting = asyncio.Lock()
         self._poll_handle: asyncio.TimerHandle | None = None
         self._memory: MachineMemory | None = None
+        self._memory_kills = 0
 
     @property
     def pid(self) -> int:
@@ -176,6 +177,7 @@ class Zygote:
         if self.confined is not None:
             self._past.append(self.confined)
         self.confined = Confined(self._scratch / "inside")
+        self._memory_kills = 0
         environment = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
         environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
         environment |= {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "PYTHONUNBUFFERED": "1"}
@@ -252,6 +254,8 @@ class Zygote:
         process = self._process
         status = process.poll() if process is not None else None
         words = "the zygote of the workers has ended" + (f" (status {status})" if status is not None else "")
+        if self.confined is not None and isinstance(process, OwnKernel) and process.why:
+            words = f"the sandbox of the job was ended: {process.why}"
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(
                 EnvironmentFailed(f"{self._python} could not start a worker. {self._last_words() or words}")
@@ -405,7 +409,15 @@ class Zygote:
         else:
             worker = self._workers.pop(message.serial, None)
             if worker is not None:
-                worker.ended(message.status, message.oom, "")
+                oom = message.oom or self._memory_killed()
+                worker.ended(-signal.SIGKILL if oom else message.status, oom, "")
+
+    def _memory_killed(self) -> bool:
+        """Whether the machine's kernel has ended something of a sandbox's own kernel since the last look."""
+        if self.confined is None or not isinstance(self._process, OwnKernel):
+            return False
+        before, self._memory_kills = self._memory_kills, self._process.memory_kills()
+        return self._memory_kills > before
 
     def _host_pid(self, pid: int) -> int:
         """0 where it is not known: gone already, or no process of the sandbox."""

@@ -94,6 +94,10 @@ class GvisorJail(Jail):
         """gVisor's kernel, whatever the number inside: it is all that the host sees. 0 where it has ended."""
         return self._pid if self._process.poll() is None else 0
 
+    def memory_kills(self) -> int:
+        """As far as a control group counts them."""
+        return self._group.memory_kills() if self._group is not None else 0
+
     def private_bytes(self, inner_pid: int) -> int:
         """As of the last time that it was asked for, which asks anew: the answer comes from the launcher inside."""
         with contextlib.suppress(OSError):

@@ -101,7 +101,14 @@ class Running(Protocol):
 
 @runtime_checkable
 class OwnKernel(Protocol):
-    """What a Running has besides where its processes are none of the host's."""
+    """What a Running has besides where its processes are none of the host's, and end together."""
+
+    @property
+    def why(self) -> str:
+        """What all of it was ended for; '': nothing that its limits know of."""
+
+    def memory_kills(self) -> int:
+        """How many processes the machine's kernel has ended for want of memory: inside, such a one just ends."""
 
     def private_bytes(self, inner_pid: int) -> int:
         """Memory that a process inside holds, without files; 0 where it is gone or not known yet."""
