@@ -111,6 +111,11 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
             def more(self, x):
                 return self.n + x
 
+        @app.function
+        def keeps_its_state(x):
+            fallow.checkpoint.save(b"s" * 2_000_000)
+            return len(fallow.checkpoint.load())
+
         def caught(function):
             try:
                 return function.remote(1)
@@ -129,6 +134,7 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
                 print(caught(function))
             print(in_environment.remote(1))
             print(Counter().more.remote(4))
+            print(list(keeps_its_state.map([1])))
         """,
         str(file),
     )
@@ -145,6 +151,7 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
     assert said[9] == "WorkerLost: the worker exited with code 3 (os._exit)"
     assert said[10] == "('six', True)"
     assert said[11] == "9"
+    assert said[12] == "[2000000]"
 
 
 def test_what_asks_for_ones_own_machines_does_not_run_on_a_strangers(lent: Pool) -> None:
@@ -272,6 +279,13 @@ HOSTILE = """
         elif kind == "stolen file":
             nested.current().ask("put", __import__("msgspec").msgpack.encode([path + "/canary.txt", "0" * 64, 13]))
             return "asked"
+        elif kind == "stolen state":
+            frame_ = sys._getframe()
+            while not isinstance(order := frame_.f_locals.get("order"), orders.Run):
+                frame_ = frame_.f_back
+            ask = [order.token, order.start, ["0" * 64, 13, None], path + "/canary.txt"]
+            nested.current().ask("checkpoint", __import__("msgspec").msgpack.encode(ask))
+            return "asked"
         elif kind == "kill zygote":
             os.kill(os.getppid(), 9)
             __import__("time").sleep(60)
@@ -340,9 +354,9 @@ def test_hostile_workers_are_killed_and_the_node_goes_on(lent: Pool, tmp_path: P
 def test_hostile_files_do_not_leave_the_sandbox(lent: Pool) -> None:
     node = lent.home.parent / "node"
     kinds = ["file symlink", "file fifo", "file hard link", "file other content"]
-    said = run(lent, HOSTILE, "", str(node), "stolen file", *kinds)
-    assert said[0] == "stolen file -> asked"
-    for kind, line in zip(kinds, said[1:], strict=True):
+    said = run(lent, HOSTILE, "", str(node), "stolen file", "stolen state", *kinds)
+    assert said[:2] == ["stolen file -> asked", "stolen state -> asked"]
+    for kind, line in zip(kinds, said[2:], strict=True):
         assert line.startswith(f"{kind} -> WorkerLost")
         assert "no plain file" in line
     assert (node / "canary.txt").read_text() == CANARY
