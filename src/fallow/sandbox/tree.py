@@ -77,6 +77,21 @@ def unlinked_bytes(init_pid: int, memory_files: bool = True) -> int:
     return sum(size for (device, _), size in seen.items() if device != apart)
 
 
+def private_and_memory_files_bytes(init_pid: int) -> int:
+    """What a kernel in user space holds: its programs' memory lies in a file, whether they map it just now or not."""
+    seen: dict[tuple[int, int], int] = {}
+    total = 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    for pid in descendants(init_pid):
+        _open_files(pid, seen)
+        try:
+            fields = Path(f"/proc/{pid}/statm").read_text().split()
+            total += (int(fields[1]) - int(fields[2])) * page
+        except (OSError, ValueError, IndexError):
+            continue
+    return total + sum(size for (device, _), size in seen.items() if device == _memory_device())
+
+
 @functools.cache
 def _memory_device() -> int:
     """The file system that all memory files of the machine are on."""

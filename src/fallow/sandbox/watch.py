@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fallow.sandbox.tree import resident_bytes, unlinked_bytes
+from fallow.sandbox.tree import private_and_memory_files_bytes, resident_bytes, unlinked_bytes
 
 LOG_BYTES = 4 << 20
 """Kept of what a program prints; the rest is read and dropped, so that it is not held up."""
@@ -130,7 +130,8 @@ class Watch:
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
                 )
         if deep and self._memory_bytes and not self.why:
-            held = resident_bytes(self._init_pid)
+            measure = resident_bytes if self._memory_files else private_and_memory_files_bytes
+            held = measure(self._init_pid)
             if held > self._memory_bytes:
                 limit = self._memory_bytes / 1e6
                 self.why = f"it held {held / 1e6:.0f} MB of the {limit:.0f} MB of memory that it may use"
