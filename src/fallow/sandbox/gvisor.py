@@ -123,6 +123,7 @@ class GvisorSandbox:
         egress = Layer("egress", False, "gVisor gives no network here", "For jobs that need it choose bubblewrap.")
         missing = [layer.name for layer in layers if not layer.works and layer.name != "limits"]
         if missing:
+            self._platform = ""
             words = f"gVisor runs, but these do not hold: {', '.join(missing)}"
             remedy = "Update runsc, or choose bubblewrap."
             return Probe(self.name, Tier.PROCESS, False, (*layers, egress), words, remedy, devices=False)
