@@ -168,6 +168,8 @@ async def _lend_later(node: Node, folder: Path, home: Path) -> Lender:
         with contextlib.suppress(SettingError):
             lender.reload()
     return lender
+
+
 def _confinement(options: AgentOptions) -> Confinement | None:
     """The sandbox of every job; None for plain processes, and then nothing of it is loaded. Raises
     SandboxUnavailable."""

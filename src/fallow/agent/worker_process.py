@@ -20,6 +20,7 @@ from fallow.model.job import Blob, JobSpec
 from fallow.model.tiers import Tier
 from fallow.wire.messages import Death, ResultPage, RetryLater
 from fallow.worker import orders
+from fallow.worker.block import BLOCK_TASKS
 from fallow.worker.frames import FrameReader, frame
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Process:
         self._held_since = 0.0
         """0: it is not held."""
         self._verdict: tuple[str, str] | None = None
-        self._hung = -1
+        self._hung: tuple[int, int] | None = None
         self._setup: Death | None = None
         self._stopping = False
         self._until_s = 0.0
@@ -146,7 +147,7 @@ class Process:
                 raise ValueError(f"order {order.token} has neither bytes nor a file for the page at {page.start}")
         payload = self._account(spec.job_id, function)
         words = self._words
-        words[orders.INDEX] = words[orders.ENCODING] = -1
+        words[orders.INDEX] = words[orders.REACH] = words[orders.ENCODING] = -1
         words[orders.LIMIT] = self._limit = order.stop
         self._token, self._spec, self._job_id = order.token, spec, spec.job_id
         self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
@@ -199,8 +200,10 @@ class Process:
         if self._token is None:
             return None, -1, 0.0
         now = time.monotonic()
-        index = self._observe(now)
-        return self._token, index, now - self._since if index >= 0 else 0.0
+        if self._observe(now) < 0:
+            return self._token, -1, 0.0
+        index, count = self._in_progress()
+        return self._token, index + count - 1, now - self._since
 
     def tell(self, body: bytes) -> None:
         """See worker_api."""
@@ -273,17 +276,21 @@ class Process:
         now = self._held_since or time.monotonic()
         index = self._observe(now)
         if index >= 0 and spec.timeout_s > 0 and now - self._since > spec.timeout_s:
-            self._time_out(index, spec.timeout_s)
+            self._time_out(spec.timeout_s)
             return
         limit = spec.resources.memory_bytes
         if limit and (used := self._zygote.private_bytes(self)) > limit:
             self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
 
-    def _time_out(self, index: int, limit_s: float) -> None:
+    def _time_out(self, limit_s: float) -> None:
         """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
-        self._hung = index
+        self._hung = index, count = self._in_progress()
         self._pipes[1].muted = True
-        self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
+        if count == 1:
+            self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
+        else:  # it has not even said which: each runs again, alone
+            words = f"a task from {index} to {index + count - 1} ran longer than its time limit of {limit_s:g} s"
+            self._verdict = ("worker_lost", words)
         self._zygote.show_worker(self._serial)
         self._loop.call_later(SHOW_S, self._zygote.kill_worker, self._serial)
 
@@ -294,9 +301,14 @@ class Process:
             self._seen, self._since = seen, now
         return seen[0]
 
-    def _suspect(self) -> int:
+    def _in_progress(self) -> tuple[int, int]:
+        """(first, count) of the tasks that may be in progress."""
+        index = self._words[orders.INDEX]
+        return index, min(max(1, self._words[orders.REACH] - index), 2 * BLOCK_TASKS)
+
+    def _suspects(self) -> tuple[int, int]:
         encoding = self._words[orders.ENCODING]
-        return encoding if encoding >= 0 else self._words[orders.INDEX]
+        return (encoding, 1) if encoding >= 0 else self._in_progress()
 
     # ------------------------------------------------ the socket
 
@@ -444,14 +456,14 @@ class Process:
     def _death(self, status: int, oom: bool, words: str, detail: str, token: Token | None) -> Death:
         if self._setup is not None:
             return self._setup
-        index = -1
+        index, count = -1, 1
         if token is not None:
-            index = self._hung if self._hung >= 0 else self._suspect()
+            index, count = self._hung or self._suspects()
         if self._verdict is not None:
             kind, message = self._verdict
-            return Death(index, kind, message, detail)
+            return Death(index, kind, message, detail, count)
         death = death_of(status, oom, self._words[orders.PHASE], index, detail)
-        return Death(death.index, death.kind, words, detail) if words else death
+        return Death(death.index, death.kind, words or death.message, death.detail, count if death.index >= 0 else 1)
 
     def _drain(self) -> None:
         if self._deaf:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from math import inf
 
+from msgspec.structs import replace
+
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
 from fallow.core.endgame import FREQUENT_BEATS_S, LOOK_SHARE, double_after_s, find_double, keeps_the_rest
 from fallow.core.failures import NODE_LOSSES_LIMIT
@@ -25,6 +27,8 @@ START_DEATHS_LIMIT = 6
 """Deaths outside any task, without a single result between them, after which the job is failed."""
 UNNAMED_GRACE_S = 4.0
 """A lease that no beat of its node has named for so long never arrived."""
+SUSPECTS_LIMIT = 256
+"""One death leaves at most so many suspects, whatever an agent says."""
 PULLS_LIMIT = 100_000
 IDLE_LIMIT = 256
 """Idle slots for which work is sought near the end of a job in one dispatch."""
@@ -293,6 +297,14 @@ class JobProgress(Progress):
 
     def _died(self, lease: LiveLease, death: Death, now: float) -> list[Effect]:
         self.worker_deaths += 1
+        if death.count == 1:
+            return self._died_under(lease, death, now)
+        effects: list[Effect] = []
+        for index in range(death.index, death.index + min(death.count, SUSPECTS_LIMIT)):
+            effects += self._died_under(lease, replace(death, index=index, count=1), now)
+        return effects
+
+    def _died_under(self, lease: LiveLease, death: Death, now: float) -> list[Effect]:
         index = death.index
         if index < 0:
             self._start_deaths += 1
