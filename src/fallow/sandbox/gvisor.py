@@ -8,7 +8,6 @@ in our control group. All of it ends with `runsc`, and that with the agent.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
 import json
@@ -35,6 +34,7 @@ from fallow.sandbox.container_root import ContainerRoot, container_root
 from fallow.sandbox.gvisor_bundle import container, known_options, known_platforms, runsc_options
 from fallow.sandbox.gvisor_jail import GvisorJail, end_tree, sentry
 from fallow.sandbox.identity import Identity, choose_identity
+from fallow.sandbox.launcher_code import packed_plan
 from fallow.sandbox.protocol import Layer, Limits, Probe, Program
 from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
@@ -157,6 +157,8 @@ class GvisorSandbox:
     def start(self, program: Program, within_s: float = START_WITHIN_S) -> GvisorJail:
         if program.network:
             raise SandboxUnavailable("gVisor gives no network here.", "For jobs that need it choose bubblewrap.")
+        if program.listener >= 0:
+            raise SandboxUnavailable("gVisor carries no connections out of a container here.", "Choose bubblewrap.")
         if program.devices:
             raise SandboxUnavailable("gVisor gives no devices here.", "For jobs that need a GPU choose bubblewrap.")
         if not self._platform and not (probe := self.probe()).works:
@@ -282,7 +284,7 @@ class _Start:
         plan["limits"] = {name: value for name, value in rlimits.items() if name not in _UNKNOWN_LIMITS}
         plan["cwd"] = self._program.cwd
         if "seccomp" not in without:
-            plan["seccomp"] = base64.b64encode(filter_program(shared_memory=memory_bounded)).decode()
+            plan["seccomp"] = filter_program(shared_memory=memory_bounded)
         return plan
 
     def _spawn(self, control: int, log: int) -> subprocess.Popen[bytes]:
@@ -354,7 +356,7 @@ class _Start:
 
 
 def _packed(plan: dict[str, object]) -> bytes:
-    data = json.dumps(plan).encode()
+    data = packed_plan(plan)
     return struct.pack("<Q", len(data)) + data
 
 
