@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import blake3
@@ -135,6 +136,27 @@ def test_a_file_that_is_swapped_meanwhile_gives_its_own_content_or_none(confined
     finally:
         ended.set()
         swapping.join(30)
+
+
+def test_two_workers_may_be_shown_the_same_at_once(confined: Confined, tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    for number in range(20):
+        (modules / f"m{number}.py").write_text("")
+    for round_ in range(20):
+        with ThreadPoolExecutor(4) as threads:
+            start = threading.Barrier(4)
+
+            def show(number: int, name: str = f"blob-{round_}", start: threading.Barrier = start) -> str:
+                start.wait(30)
+                if number % 2:
+                    return confined.expose(str(tmp_path / "secret"), name)
+                return confined.expose_folder(str(modules), f"of-{name}")
+
+            shown = list(threads.map(show, range(4)))
+        assert shown == [f"/inputs/of-blob-{round_}", f"/inputs/blob-{round_}"] * 2
+    left = [name for name in os.listdir(confined.inputs) if name.startswith(".") or name.endswith(".part")]
+    assert not left
 
 
 def test_a_tree_is_removed_whatever_a_task_made_of_it(tmp_path: Path) -> None:

@@ -8,28 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import Pool, running_pool, wait_for
+from fallow.model.lending import SandboxSettings
+from tests.pool import Pool, lend_always, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 CANARY = "canary-5d1f0c"
 
 
-@pytest.fixture(scope="module")
-def lent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+@pytest.fixture(scope="module", params=["bubblewrap", "gvisor"])
+def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """A pool whose one node is a stranger's."""
     if sys.platform != "linux":
         pytest.skip("sandboxes need Linux")
-    from fallow.sandbox.bubblewrap import BubblewrapSandbox
+    from fallow.sandbox.choose import BACKENDS
 
-    probe = BubblewrapSandbox().probe()
+    probe = BACKENDS[request.param](SandboxSettings()).probe()
     if not probe.works:
-        pytest.skip(f"no sandbox here: {probe.words} {probe.remedy}")
+        pytest.skip(f"{request.param}: {probe.words} {probe.remedy}")
     folder = tmp_path_factory.mktemp("strangers")
     with running_pool(folder / "home", "--no-agent") as pool:
         node = folder / "node"
         node.mkdir()
         (node / "canary.txt").write_text(CANARY)
+        lend_always(node)
+        with (node / "agent" / "node.toml").open("a") as settings:
+            settings.write(f'\n[sandbox]\nbackend = "{request.param}"\n')
         pool.join("lent", 2, node, "--strangers")
         wait_for("the node", lambda: any(found["state"] == "alive" for found in pool.json("nodes")))
         yield pool
@@ -107,6 +111,11 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
             def more(self, x):
                 return self.n + x
 
+        @app.function
+        def keeps_its_state(x):
+            fallow.checkpoint.save(b"s" * 2_000_000)
+            return len(fallow.checkpoint.load())
+
         def caught(function):
             try:
                 return function.remote(1)
@@ -125,6 +134,7 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
                 print(caught(function))
             print(in_environment.remote(1))
             print(Counter().more.remote(4))
+            print(list(keeps_its_state.map([1])))
         """,
         str(file),
     )
@@ -141,6 +151,7 @@ def test_work_of_every_kind_runs_inside(lent: Pool, tmp_path: Path) -> None:
     assert said[9] == "WorkerLost: the worker exited with code 3 (os._exit)"
     assert said[10] == "('six', True)"
     assert said[11] == "9"
+    assert said[12] == "[2000000]"
 
 
 def test_what_asks_for_ones_own_machines_does_not_run_on_a_strangers(lent: Pool) -> None:
@@ -173,20 +184,22 @@ def test_a_strangers_code_reaches_nothing_of_the_machine(lent: Pool) -> None:
         @app.function
         def spy(node, server):
             found = []
-            for folder, _, names in os.walk("/"):
+            known = {"/proc", "/sys", "/usr", "/dev", sys.prefix, sys.base_prefix}
+            for folder, folders, names in os.walk("/"):
+                folders[:] = [name for name in folders if os.path.join(folder, name) not in known]
                 for name in names:
                     path = os.path.join(folder, name)
-                    if not path.startswith(("/proc", "/sys", "/usr", "/dev")):
-                        try:
-                            with open(path, "rb") as file:
-                                if CANARY.encode() in file.read(1 << 20) and "fallow" not in path:
-                                    found.append(path)
-                        except OSError:
-                            pass
+                    try:
+                        with open(path, "rb") as file:
+                            if CANARY.encode() in file.read(1 << 20) and "fallow" not in path:
+                                found.append(path)
+                    except OSError:
+                        pass
             for path in (node, node + "/canary.txt", node + "/agent", "/root", os.path.expanduser("~root/.ssh")):
                 try:
-                    os.listdir(path) if not path.endswith("txt") else open(path).read()
-                    found.append(path)
+                    inside = os.listdir(path) if not path.endswith("txt") else [open(path).read()]
+                    # (Folders may stand there that lead to the interpreter, and hold nothing else.)
+                    found += [path for name in inside if not sys.base_prefix.startswith(os.path.join(path, name))]
                 except OSError:
                     pass
             for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
@@ -266,6 +279,13 @@ HOSTILE = """
         elif kind == "stolen file":
             nested.current().ask("put", __import__("msgspec").msgpack.encode([path + "/canary.txt", "0" * 64, 13]))
             return "asked"
+        elif kind == "stolen state":
+            frame_ = sys._getframe()
+            while not isinstance(order := frame_.f_locals.get("order"), orders.Run):
+                frame_ = frame_.f_back
+            ask = [order.token, order.start, ["0" * 64, 13, None], path + "/canary.txt"]
+            nested.current().ask("checkpoint", __import__("msgspec").msgpack.encode(ask))
+            return "asked"
         elif kind == "kill zygote":
             os.kill(os.getppid(), 9)
             __import__("time").sleep(60)
@@ -335,9 +355,9 @@ def test_hostile_workers_are_killed_and_the_node_goes_on(lent: Pool, tmp_path: P
 def test_hostile_files_do_not_leave_the_sandbox(lent: Pool) -> None:
     node = lent.home.parent / "node"
     kinds = ["file symlink", "file fifo", "file hard link", "file other content"]
-    said = run(lent, HOSTILE, "", str(node), "stolen file", *kinds)
-    assert said[0] == "stolen file -> asked"
-    for kind, line in zip(kinds, said[1:], strict=True):
+    said = run(lent, HOSTILE, "", str(node), "stolen file", "stolen state", *kinds)
+    assert said[:2] == ["stolen file -> asked", "stolen state -> asked"]
+    for kind, line in zip(kinds, said[2:], strict=True):
         assert line.startswith(f"{kind} -> WorkerLost")
         assert "no plain file" in line
     assert (node / "canary.txt").read_text() == CANARY

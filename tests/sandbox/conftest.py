@@ -18,7 +18,9 @@ if sys.platform != "linux":
     collect_ignore_glob = ["test_*.py"]
 
 _BUILT: dict[str, Sandbox] = {}
-ISOLATING = [name for name in BACKENDS if name != "process"]
+# Starting gVisor takes half a second.
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name == "gvisor" else name for name in BACKENDS]
+ISOLATING = [given for given in EVERY if given != "process"]
 
 
 def working(name: str) -> Sandbox:
@@ -35,7 +37,7 @@ def _box(name: str, tmp_path: Path) -> Box:
     return Box(working(name), tmp_path)
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=EVERY)
 def box(request: pytest.FixtureRequest, tmp_path: Path) -> Box:
     """Any backend."""
     return _box(request.param, tmp_path)

@@ -37,7 +37,9 @@ def test_forks_stop_at_the_limit(jail: Box) -> None:
             time.sleep(0.005)
         assert 4 < int(report.read_text()) <= LIMITS.processes
         init = getattr(running, "init_pid", running.pid)
-        assert len(list(descendants(init))) <= LIMITS.processes
+        # (gVisor: its kernel, what opens files for it, what it keeps in reserve, and two processes for each inside.)
+        most = 2 * LIMITS.processes + 8 if jail.sandbox.name == "gvisor" else LIMITS.processes
+        assert len(list(descendants(init))) <= most
     finally:
         running.close()
 

@@ -12,6 +12,7 @@ import pytest
 
 from fallow.sandbox import bubblewrap
 from fallow.sandbox.bubblewrap import BubblewrapSandbox
+from fallow.sandbox.gvisor import GvisorSandbox
 from fallow.sandbox.protocol import Limits
 
 from .boxes import Box
@@ -107,6 +108,15 @@ def _disk(box: Box) -> bool:
     return "all" in done.out
 
 
+def _temporary_filled(box: Box) -> bool:
+    done = box.run(
+        "with open('/tmp/big', 'wb') as file:\n    for n in range(16): file.write(b'x' * (1 << 20)); file.flush()\n"
+        "say('all')",
+        SMALL,
+    )
+    return "all" in done.out
+
+
 # The attack; what is taken away; what else must be away so that the wall stands alone before it.
 WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
     "seccomp": (_filter, {"seccomp"}, set()),
@@ -118,6 +128,17 @@ WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
     "rlimits": (_descriptors, {"rlimits"}, set()),
     "bounds": (_root_written, {"bounds"}, {"landlock"}),
     "userns": (_namespaces, {"userns"}, {"seccomp"}),
+    "watch of disk": (_disk, {"watch"}, set()),
+}
+
+# What gVisor's kernel answers with our limits and filter, and what the host holds around it.
+GVISOR_WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
+    "seccomp": (_trace, {"seccomp"}, set()),
+    "network": (_network, {"network"}, set()),
+    "cgroups": (_memory_of_all, {"cgroups"}, {"watch"}),
+    "watch of memory": (_memory_in_time, {"watch"}, {"cgroups"}),
+    "rlimits": (_descriptors, {"rlimits"}, set()),
+    "bounds": (_temporary_filled, {"bounds"}, {"rlimits"}),
     "watch of disk": (_disk, {"watch"}, set()),
 }
 
@@ -133,3 +154,17 @@ def test_without_its_wall_the_attack_succeeds(wall: str, tmp_path: Path) -> None
     (tmp_path / "without").mkdir()
     assert not attack(Box(BubblewrapSandbox(frozenset(alone)), tmp_path / "with"))
     assert attack(Box(BubblewrapSandbox(frozenset(alone | removed)), tmp_path / "without"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wall", GVISOR_WALLS)
+def test_without_its_wall_in_gvisor_the_attack_succeeds(wall: str, tmp_path: Path) -> None:
+    kept = working("gvisor")
+    assert isinstance(kept, GvisorSandbox)
+    attack, removed, alone = GVISOR_WALLS[wall]
+    if wall == "cgroups" and BubblewrapSandbox().place() is None:
+        pytest.skip("no control group can be made here: rlimits and the watch are in force anyway")
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    assert not attack(Box(kept.without_also(frozenset(alone)), tmp_path / "with"))
+    assert attack(Box(kept.without_also(frozenset(alone | removed)), tmp_path / "without"))

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fallow.sandbox.cgroups import find_place
 from fallow.sandbox.sweep import is_orphan, own_folder, owner_prefix, started, sweep
+from fallow.sandbox.tree import descendants
 
+from .boxes import WITHIN_S
 from .conftest import working
 
 _AGENT = """
@@ -20,11 +23,12 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.sandbox.boxes import Box
-from fallow.sandbox.bubblewrap import BubblewrapSandbox
+from fallow.model.lending import SandboxSettings
+from fallow.sandbox.choose import BACKENDS
 from fallow.sandbox.sweep import own_folder, owner_prefix
 own_folder('test-')
-running = Box(BubblewrapSandbox(), Path(sys.argv[2])).start('time.sleep(600)')
-print(owner_prefix(), flush=True)
+running = Box(BACKENDS[sys.argv[3]](SandboxSettings()), Path(sys.argv[2])).start('time.sleep(600)')
+print(owner_prefix(), running.init_pid, flush=True)
 time.sleep(600)
 """
 
@@ -61,18 +65,25 @@ def test_living_agents_folders_and_links_stay(tmp_path: Path) -> None:
         mine.rmdir()
 
 
-def test_what_a_killed_agent_left_is_removed(tmp_path: Path) -> None:
-    working("bubblewrap")
-    command = [sys.executable, "-c", _AGENT, str(Path(__file__).parents[2]), str(tmp_path)]
+@pytest.mark.parametrize("name", ["bubblewrap", pytest.param("gvisor", marks=pytest.mark.slow)])
+def test_what_a_killed_agent_left_is_removed(tmp_path: Path, name: str) -> None:
+    working(name)
+    command = [sys.executable, "-c", _AGENT, str(Path(__file__).parents[2]), str(tmp_path), name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdout is not None
         try:
-            prefix = agent.stdout.readline().strip()
+            prefix, init = agent.stdout.readline().split()
             assert prefix.startswith("fallow-")
+            running = {pid: started(pid) for pid in (int(init), *descendants(int(init)))}
+            assert all(running.values())
             before = _left(prefix)
             assert before, "there was something to leave behind"
         finally:
             agent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + WITHIN_S
+    while any(started(pid) == when and os.path.exists(f"/proc/{pid}/exe") for pid, when in running.items()):
+        assert time.monotonic() < deadline, "what ran in the sandbox outlives the agent"
+        time.sleep(0.01)
     if find_place() is not None:
         assert len(before) > 1, "a control group too"
     assert set(before) <= set(_left(prefix)), "a killed agent tidies nothing"

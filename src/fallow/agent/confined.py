@@ -16,6 +16,7 @@ import shutil
 import stat
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,12 @@ class Confinement(Struct, frozen=True):
     def offered(self, spec: NodeSpec) -> NodeSpec:
         """The node as it offers itself with this: a GPU is one tenant's at a time."""
         return msgspec.structs.replace(
-            spec, tier=int(self.sandbox.tier), least_tier=int(self.least), network=self.network, shares_gpus=False
+            spec,
+            tier=int(self.sandbox.tier),
+            least_tier=int(self.least),
+            network=self.network,
+            shares_gpus=False,
+            devices=spec.devices if self.sandbox.probe().devices else (),
         )
 
 
@@ -85,6 +91,8 @@ class Confined:
         (package / "fallow").symlink_to(_CODE)
         for shown in (self.inputs, package):
             shown.chmod(0o755)  # the sandbox may run as another user
+        self._exposing = threading.Lock()
+        """Two workers may ask for the same thing at once, each in a thread of its own."""
         self._scratch_fd = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # Kept open: results may still be on their way out when the sandbox has ended.
 
@@ -105,19 +113,21 @@ class Confined:
     def expose(self, path: str, name: str) -> str:
         """Show a file of the agent, read only; returns its path inside. Raises OSError."""
         target = self.inputs / name
-        if not target.exists():
-            _link_or_copy(path, str(target))
+        with self._exposing:
+            if not target.exists():
+                _link_or_copy(path, str(target))
         return f"{INPUTS}/{name}"
 
     def expose_folder(self, path: str, name: str) -> str:
         """The same for a folder with all that is in it. Raises OSError."""
         target = self.inputs / name
-        if not target.exists():
-            partial = self.inputs / f".{name}"
-            shutil.copytree(path, partial, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True)
-            for parent, _, _ in os.walk(partial):
-                os.chmod(parent, 0o755)
-            os.rename(partial, target)
+        with self._exposing:
+            if not target.exists():
+                partial = self.inputs / f".{name}"
+                shutil.copytree(path, partial, copy_function=_link_or_copy, symlinks=True, dirs_exist_ok=True)
+                for parent, _, _ in os.walk(partial):
+                    os.chmod(parent, 0o755)
+                os.rename(partial, target)
         return f"{INPUTS}/{name}"
 
     def withdraw(self, name: str) -> None:

@@ -94,6 +94,12 @@ class Desk:
         answer((await asyncio.to_thread(confined.expose, str(path), digest)).encode())
 
     async def _put(self, seat: Seat, path: str, digest: str, size: int, answer: Answer) -> None:
+        await self._store(seat, path, digest, size)
+        answer(msgspec.msgpack.encode(True))
+
+    async def _store(self, seat: Seat, path: str, digest: str, size: int) -> None:
+        """A file that the worker names: from a sandbox only what lies in its own folder, and holds what it is said
+        to."""
         confined = _confined(seat)
         if confined is not None:
             path = await self._take(confined, path, digest, size)
@@ -103,7 +109,6 @@ class Desk:
             if confined is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-        answer(msgspec.msgpack.encode(True))
 
     async def _checkpoint(self, seat: Seat, token: Token, index: int, state: Blob, path: str, answer: Answer) -> None:
         """The owner of the job keeps it: then it is safe, whatever becomes of this node."""
@@ -115,7 +120,7 @@ class Desk:
             return
         began_s = time.monotonic()
         if path:
-            await self._blobs.store(path, state.digest, state.size)
+            await self._store(seat, path, state.digest, state.size)
         message = SaveCheckpoint(job_id, node.node_id, token, index, state)
         reply = None
         for _ in range(SAVE_TRIES):

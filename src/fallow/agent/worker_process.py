@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fallow.agent.exit_words import death_of, task_stack
-from fallow.agent.memory import private_bytes
 from fallow.agent.outgoing import Outgoing
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
 from fallow.agent.worker_files import WorkerFiles, WorkerMap
@@ -91,6 +90,8 @@ class Process:
         """What a sandboxed worker has said beyond what is heard in one turn of the loop."""
         self._pipes = (OutputPipe(out, "stdout"), OutputPipe(error, "stderr"))
         self._pid = 0
+        self.inner_pid = 0
+        """As its zygote numbers it."""
         self._was_started = False
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._job_id: JobId | None = None
@@ -287,7 +288,7 @@ class Process:
                 self._time_out(spec.timeout_s)
                 return POLL_MOST_S
             wait_s = min(wait_s, max(POLL_S, spec.timeout_s * TIMEOUT_PRECISION), left_s + 0.001)
-        if (limit := spec.resources.memory_bytes) and (used := private_bytes(self._pid)) > limit:
+        if (limit := spec.resources.memory_bytes) and (used := self._zygote.private_bytes(self)) > limit:
             self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
         return min(wait_s, POLL_S) if limit else wait_s
 
@@ -434,9 +435,10 @@ class Process:
 
     # ------------------------------------------------ start and end
 
-    def started(self, pid: int) -> None:
-        """The zygote has forked it. 0: it is gone again."""
+    def started(self, pid: int, inner_pid: int) -> None:
+        """The zygote has forked it, under this number of its own. 0: it is gone again."""
         self._pid = pid
+        self.inner_pid = inner_pid
         self._was_started = True
 
     def ended(self, status: int, oom: bool, words: str) -> None:

@@ -23,7 +23,7 @@ from fallow.agent.worker_files import WorkerMap
 from fallow.agent.worker_process import POLL_MOST_S, POLL_S, TIMEOUT_PRECISION, Process
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.plain import PlainSandbox
-from fallow.sandbox.protocol import Program
+from fallow.sandbox.protocol import OwnKernel, Program
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
 from fallow.worker.zygote import THREAD_VARIABLES
@@ -94,6 +94,7 @@ class Zygote:
         self._starting = asyncio.Lock()
         self._poll_handle: asyncio.TimerHandle | None = None
         self._memory: MachineMemory | None = None
+        self._memory_kills = 0
 
     @property
     def pid(self) -> int:
@@ -176,6 +177,7 @@ class Zygote:
         if self.confined is not None:
             self._past.append(self.confined)
         self.confined = Confined(self._scratch / "inside")
+        self._memory_kills = 0
         environment = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
         environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
         environment |= {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "PYTHONUNBUFFERED": "1"}
@@ -257,6 +259,8 @@ class Zygote:
         process = self._process
         status = process.poll() if process is not None else None
         words = "the zygote of the workers has ended" + (f" (status {status})" if status is not None else "")
+        if self.confined is not None and isinstance(process, OwnKernel) and process.why:
+            words = f"the sandbox of the job was ended: {process.why}"
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(
                 EnvironmentFailed(f"{self._python} could not start a worker. {self._last_words() or words}")
@@ -403,20 +407,34 @@ class Zygote:
             pid = self._host_pid(message.pid)
             worker = self._workers.get(message.serial)
             if worker is not None:
-                worker.started(pid)
+                worker.started(pid, message.pid)
             future = self._spawning.pop(message.serial, None)
             if future is not None and not future.done():
                 future.set_result(pid)
         else:
             worker = self._workers.pop(message.serial, None)
             if worker is not None:
-                worker.ended(message.status, message.oom, "")
+                oom = message.oom or self._memory_killed()
+                worker.ended(-signal.SIGKILL if oom else message.status, oom, "")
+
+    def _memory_killed(self) -> bool:
+        """Whether the machine's kernel has ended something of a sandbox's own kernel since the last look."""
+        if self.confined is None or not isinstance(self._process, OwnKernel):
+            return False
+        before, self._memory_kills = self._memory_kills, self._process.memory_kills()
+        return self._memory_kills > before
 
     def _host_pid(self, pid: int) -> int:
         """0 where it is not known: gone already, or no process of the sandbox."""
         if self.confined is None or self._process is None:
             return pid
         return self._process.host_pid(pid)
+
+    def private_bytes(self, worker: Process) -> int:
+        """Memory that a worker holds, without files that it maps; 0 where it is gone."""
+        if self.confined is not None and isinstance(self._process, OwnKernel):
+            return self._process.private_bytes(worker.inner_pid)
+        return private_bytes(worker.pid)
 
     # ------------------------------------------------ the watch
 
@@ -449,7 +467,7 @@ class Zygote:
         if choose_victim(memory.available, memory.total, {0: memory.total}) is None:
             # The usual case, without a look at each worker.
             return max(POLL_S, (memory.available - reserve_bytes(memory.total)) / FILLED_BYTES_PER_S)
-        used = {number: private_bytes(worker.pid) for number, worker in enumerate(running)}
+        used = {number: self.private_bytes(worker) for number, worker in enumerate(running)}
         victim = choose_victim(memory.available, memory.total, used)
         if victim is not None:
             running[victim].kill(

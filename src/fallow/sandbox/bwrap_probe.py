@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -39,6 +40,7 @@ json.dump({
         and denied(lambda: socket.socket(16, socket.SOCK_RAW, 0)),
     'landlock': denied(lambda: os.listdir('/run')),
     'network': interfaces in (['lo'], []),
+    'kernel': [os.uname().release, os.uname().version] != sys.argv[2:],
 }, open(sys.argv[1], 'w'))
 """
 
@@ -83,9 +85,10 @@ class Starter(Protocol):
     def start(self, program: Program) -> Started: ...
 
 
-def probe_layers(sandbox: Starter, place: Place | None) -> tuple[Layer, ...]:
+def probe_layers(sandbox: Starter, place: Place | None, own_kernel: bool = False) -> tuple[Layer, ...]:
     """A trial program's walls, as it found them from inside: user, namespaces, seccomp, landlock, network, limits,
-    disk. Raises SandboxUnavailable where it cannot be run."""
+    disk. `own_kernel`: that it is not the machine's is looked at in place of Landlock. Raises SandboxUnavailable where
+    it cannot be run."""
     folder = Path(tempfile.mkdtemp(prefix="fallow-probe-"))
     try:
         answer, bounds = _run_inside(sandbox, folder)
@@ -95,7 +98,9 @@ def probe_layers(sandbox: Starter, place: Place | None) -> tuple[Layer, ...]:
         _layer(answer, "user", "no capability, and not root", "Report this machine: a capability was left."),
         _layer(answer, "namespaces", "own processes, files, names and users", ""),
         _layer(answer, "seccomp", "system calls that reach the kernel's depths are refused", ""),
-        _layer(
+        _layer(answer, "kernel", "system calls are answered by a kernel that is not the machine's", "")
+        if own_kernel
+        else _layer(
             answer,
             "landlock",
             "files that are not shown stay closed even if a mount were wrong",
@@ -114,12 +119,13 @@ def probe_layers(sandbox: Starter, place: Place | None) -> tuple[Layer, ...]:
 
 def _run_inside(sandbox: Starter, folder: Path) -> tuple[dict[str, bool], tuple[str, ...]]:
     log = folder / "log"
+    about = os.uname()
     scratch = folder / "scratch"
     scratch.mkdir()
     report = scratch / "report"
     running = sandbox.start(
         Program(
-            argv=(interpreter(), "-I", "-S", "-c", _INSIDE, str(report)),
+            argv=(interpreter(), "-I", "-S", "-c", _INSIDE, str(report), about.release, about.version),
             environment={},
             cwd=str(scratch),
             mounts=(Mount(str(scratch), writable=True),),

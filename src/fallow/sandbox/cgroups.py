@@ -209,14 +209,18 @@ class Group:
 
     def out_of_memory(self) -> bool:
         """Whether the kernel has killed in here for want of memory."""
+        return self.memory_kills() > 0
+
+    def memory_kills(self) -> int:
+        """How often it has."""
         for folder in self._folders:
             for file in ("memory.events", "memory.oom_control"):
                 with contextlib.suppress(OSError, ValueError):
                     for line in (folder / file).read_text().splitlines():
                         key, _, value = line.partition(" ")
                         if key == "oom_kill" and int(value) > 0:
-                            return True
-        return False
+                            return int(value)
+        return 0
 
     def remove(self) -> None:
         """Kill what is left inside, and remove the folders. Raises OSError where that cannot be done in time."""

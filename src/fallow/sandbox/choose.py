@@ -28,12 +28,20 @@ def _podman(settings: SandboxSettings) -> Sandbox:
     return PodmanSandbox(settings)
 
 
+def _gvisor(settings: SandboxSettings) -> Sandbox:
+    from fallow.sandbox.gvisor import GvisorSandbox
+
+    return GvisorSandbox(settings)
+
+
 BACKENDS: dict[str, Callable[[SandboxSettings], Sandbox]] = {
     "process": _plain,
     "bubblewrap": _bubblewrap,
     "podman": _podman,
+    "gvisor": _gvisor,
 }
-AUTOMATIC = ("bubblewrap",)
+AUTOMATIC = ("bubblewrap", "gvisor")
+"""Of these the first that gives the least tier is tried, and no other."""
 
 
 def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
@@ -42,11 +50,6 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
 
     Raises SandboxUnavailable with what would help, where it does not work or is below the least tier.
     """
-    if settings.backend == "gvisor":
-        raise SandboxUnavailable(
-            "gVisor cannot carry workers in this version: it passes them no descriptors.",
-            "Choose bubblewrap, or podman where the agent is root.",
-        )
     if settings.backend != "auto" and settings.backend not in BACKENDS:
         raise SandboxUnavailable(
             f"There is no sandbox {settings.backend!r}.", f"There are: auto, {', '.join(BACKENDS)}."
@@ -56,7 +59,7 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
         names: tuple[str, ...] = ("process",) if settings.backend == "auto" else (settings.backend,)
     else:
         least = settings.least
-        names = AUTOMATIC if settings.backend == "auto" else (settings.backend,)
+        names = _automatic(least, settings) if settings.backend == "auto" else (settings.backend,)
     if names != ("process",):
         from fallow.sandbox.sweep import sweep_machine
 
@@ -77,6 +80,10 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
         " ".join(f"{probe.backend} does not work here: {probe.words.rstrip('.')}." for probe in failed),
         " ".join(dict.fromkeys(probe.remedy for probe in failed if probe.remedy)),
     )
+
+
+def _automatic(least: Tier, settings: SandboxSettings) -> tuple[str, ...]:
+    return (next((name for name in AUTOMATIC if BACKENDS[name](settings).tier >= least), AUTOMATIC[-1]),)
 
 
 def probe_all(settings: SandboxSettings) -> list[Probe]:

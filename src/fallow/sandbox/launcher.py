@@ -1,6 +1,7 @@
 """The first program inside a sandbox: sets limits, closes descriptors, applies Landlock, becomes the program.
 
     python -I -S launcher.py STATUS_FD PLAN_FD [LIFE_FD]
+    python -I -S launcher.py SOCKET_FD
 
 PLAN_FD holds the plan, marshalled: not arguments nor environment, which other users of the machine could read. To
 STATUS_FD it writes a plus before it becomes the program, and what goes wrong, before or after.
@@ -12,6 +13,11 @@ it imports little, and nothing that imports much (`typing`, `json`, `signal`).
 With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its
 status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs:
 the container's runner keeps copies of descriptors, so that their end tells nothing.
+
+SOCKET_FD, alone, is all three of them, for runners that pass nothing but standard input: the plan comes after its
+length (8 bytes, the lowest first), with the program's descriptors. Then orders of 5 bytes: a signal's number for the
+program and nothing; or 0 and the number of a process, which is answered by that number (4 bytes) and the memory that
+it holds beside files (8).
 """
 
 from __future__ import annotations
@@ -37,17 +43,46 @@ LIMITS = {
 def main(plan: dict | None = None) -> None:  # type: ignore[type-arg]
     """`plan`: read already."""
     status = int(sys.argv[1])
+    stays = len(sys.argv) != 3
     try:
+        if plan is None and len(sys.argv) == 2:
+            status, plan = _receive(status)
+            _stay(status, os.dup(status), plan)
         if plan is None:
             with open(int(sys.argv[2]), "rb") as file:
                 plan = marshal.load(file)
-        if len(sys.argv) > 3:
+        if stays:
             _stay(status, int(sys.argv[3]), plan)
         _become(status, plan)
     except BaseException as error:
         words = f"{type(error).__name__}: {error}".replace("\n", " ")
-        os.write(status, words.encode(errors="replace")[:2000] + (b"\n" if len(sys.argv) > 3 else b""))
+        os.write(status, words.encode(errors="replace")[:2000] + (b"\n" if stays else b""))
         os._exit(126)
+
+
+def _receive(descriptor: int) -> tuple:  # type: ignore[type-arg]
+    """The socket, out of the way of standard input, and the plan with the numbers that descriptors came under."""
+    import fcntl
+    import socket
+    import struct
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, descriptor)
+    os.close(null)
+    data, found = b"", []
+    with socket.socket(fileno=os.dup(moved)) as control:
+        while len(data) < 8 or len(data) < 8 + struct.unpack("<Q", data[:8])[0]:
+            piece, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 64)
+            if not piece:
+                raise EOFError("the plan did not come")
+            data += piece
+            found += descriptors
+    plan = marshal.loads(data[8:])
+    if len(found) != len(plan["descriptors"]):
+        raise EOFError(f"{len(found)} of {len(plan['descriptors'])} descriptors came")
+    plan["renumber"] = [(found[place], wanted) for place, wanted in enumerate(plan["descriptors"])]
+    return moved, plan
 
 
 def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
@@ -55,6 +90,7 @@ def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
     import ctypes
     import select
     import signal
+    import struct
 
     wake, woken = os.pipe()
     report, words = os.pipe()
@@ -82,12 +118,35 @@ def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
     said = said if said == b"+" else said[said.startswith(b"+") :]
     os.write(status, said.replace(b"\n", b" ") + b"\n")
     os.close(status)
+    asked = b""
     while True:
         _reap(child)
         ready, _, _ = select.select([wake, life], [], [])
         if life in ready:
-            os._exit(128 + signal.SIGKILL)
-        os.read(wake, 4096)
+            data = os.read(life, 5 * 64)
+            if not data:
+                os._exit(128 + signal.SIGKILL)
+            asked += data
+            while len(asked) >= 5:
+                _obey(life, child, *struct.unpack("<BI", asked[:5]))
+                asked = asked[5:]
+        if wake in ready:
+            os.read(wake, 4096)
+
+
+def _obey(life: int, child: int, number: int, pid: int) -> None:
+    if number:
+        os.kill(child, number)
+        return
+    import struct
+
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            fields = file.read().split()
+        held = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        held = 0
+    os.write(life, struct.pack("<IQ", pid, max(0, held)))
 
 
 def _reap(child: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -74,6 +74,8 @@ class Probe(Struct, frozen=True):
     remedy: str = ""
     network: bool = False
     """It can give public addresses alone."""
+    devices: bool = True
+    """It can show GPUs."""
 
 
 class Running(Protocol):
@@ -104,6 +106,21 @@ class Running(Protocol):
 
     def close(self) -> None:
         """Kill what is left, and leave no folder, control group or process behind."""
+
+
+@runtime_checkable
+class OwnKernel(Protocol):
+    """What a Running has besides where its processes are none of the host's, and end together."""
+
+    @property
+    def why(self) -> str:
+        """What all of it was ended for; '': nothing that its limits know of."""
+
+    def memory_kills(self) -> int:
+        """How many processes the machine's kernel has ended for want of memory: inside, such a one just ends."""
+
+    def private_bytes(self, inner_pid: int) -> int:
+        """Memory that a process inside holds, without files; 0 where it is gone or not known yet."""
 
 
 class Sandbox(Protocol):

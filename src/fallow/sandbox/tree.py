@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,13 +66,40 @@ def resident_bytes(init_pid: int) -> int:
     return total
 
 
-def unlinked_bytes(init_pid: int) -> int:
-    """Disk or memory held by files that have no name any more but are still open or mapped in processes below."""
+def unlinked_bytes(init_pid: int, memory_files: bool = True) -> int:
+    """Disk or memory held by files that have no name any more but are still open or mapped in processes below.
+    `memory_files` False: without those that never had a name (memfd)."""
     seen: dict[tuple[int, int], int] = {}
     for pid in descendants(init_pid):
         _open_files(pid, seen)
         _mapped_files(pid, seen)
-    return sum(seen.values())
+    apart = -1 if memory_files else _memory_device()
+    return sum(size for (device, _), size in seen.items() if device != apart)
+
+
+def private_and_memory_files_bytes(init_pid: int) -> int:
+    """What a kernel in user space holds: its programs' memory lies in a file, whether they map it just now or not."""
+    seen: dict[tuple[int, int], int] = {}
+    total = 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    for pid in descendants(init_pid):
+        _open_files(pid, seen)
+        try:
+            fields = Path(f"/proc/{pid}/statm").read_text().split()
+            total += (int(fields[1]) - int(fields[2])) * page
+        except (OSError, ValueError, IndexError):
+            continue
+    return total + sum(size for (device, _), size in seen.items() if device == _memory_device())
+
+
+@functools.cache
+def _memory_device() -> int:
+    """The file system that all memory files of the machine are on."""
+    descriptor = os.memfd_create("fallow")
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
 
 
 def _open_files(pid: int, seen: dict[tuple[int, int], int]) -> None:
