@@ -13,13 +13,14 @@ import msgspec
 
 from fallow.agent.exit_words import death_of, task_stack
 from fallow.agent.outgoing import Outgoing
-from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
+from fallow.agent.worker_api import OutputLine, RunOrder, WorkerCallbacks
 from fallow.agent.worker_files import WorkerFiles, WorkerMap
 from fallow.agent.worker_output import OutputPipe
-from fallow.model.ids import Digest, JobId, Token
-from fallow.model.job import Blob, JobSpec
+from fallow.agent.worker_reports import report_of
+from fallow.model.ids import JobId, Token
+from fallow.model.job import JobSpec
 from fallow.model.tiers import Tier
-from fallow.wire.messages import Death, ResultPage, RetryLater
+from fallow.wire.messages import Death
 from fallow.worker import orders
 from fallow.worker.block import BLOCK_TASKS
 from fallow.worker.frames import FrameReader, frame
@@ -407,19 +408,7 @@ class Process:
             self._token = None
             self._begin_grace()
             self._files.hide()
-        self._callbacks.reported(
-            Report(
-                token=report.token,
-                results=tuple(_result_page(page) for page in report.results),
-                files={page.digest: self._files.on_host(page.path) for page in report.results if page.path},
-                give_back=give_back,
-                retry_later=tuple(RetryLater(*later) for later in report.retry_later),
-                ended=report.ended,
-                run_s=report.run_s,
-                cpu_s=report.cpu_s,
-                reduced=report.reduced,
-            )
-        )
+        self._callbacks.reported(report_of(report, give_back, self._files))
 
     # ------------------------------------------------ output
 
@@ -495,8 +484,3 @@ class Process:
             self._loop.remove_reader(pipe.descriptor)
             pipe.close()
         self._files.remove()
-
-
-def _result_page(page: orders.WrittenPage) -> ResultPage:
-    blob = Blob(Digest(page.digest), page.size, page.data)
-    return ResultPage(page.start, page.stop, page.start, blob, page.failed_count, page.failed)

@@ -21,12 +21,12 @@ from fallow.agent.memory import FILLED_BYTES_PER_S, MachineMemory, choose_victim
 from fallow.agent.worker_api import WorkerCallbacks
 from fallow.agent.worker_files import WorkerMap
 from fallow.agent.worker_process import POLL_MOST_S, POLL_S, TIMEOUT_PRECISION, Process
+from fallow.agent.zygote_program import confined_environment, plain_program, zygote_argv
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.plain import PlainSandbox
 from fallow.sandbox.protocol import OwnKernel, Program
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
-from fallow.worker.zygote import THREAD_VARIABLES
 
 if TYPE_CHECKING:
     from fallow.agent.confined import Confined, Confinement
@@ -38,18 +38,11 @@ END_WITHIN_S = 10.0
 INSIDE_SCRATCH = "/scratch"
 """As agent.confined has it, which plain pools do not load."""
 
-_CODE = (
-    "import sys; sys.path[:0] = {path!r}; "
-    "from fallow.worker.zygote import main; main({descriptor}, {parent}, {scratch!r})"
-)
-
 SPAWN_ATTEMPTS = 2
 KILL_WITHIN_S = 2.0
 """A sandbox whose worker has not ended so long after the zygote was told to kill it is ended as a whole."""
 CONTROL_FRAME_BYTES = 64 * 1024
 """What the zygote of a sandbox may say at once."""
-_PASSED_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
-"""All that a sandbox gets of the agent's environment."""
 
 
 class _ZygoteLost(Exception):
@@ -135,7 +128,9 @@ class Zygote:
         try:
             if self._confinement is None:
                 # Pools of one's own: nothing waits for another thread here.
-                self._process = PlainSandbox().start(self._plain_program(theirs.fileno()))
+                self._process = PlainSandbox().start(
+                    plain_program(self._python, theirs.fileno(), self._sys_path, self._cpu, self._scratch, self._log)
+                )
             else:
                 self._process = await self._start_confined(self._confinement, theirs.fileno())
         except SandboxUnavailable as error:
@@ -153,22 +148,6 @@ class Zygote:
         self._ready = self._loop.create_future()
         self._loop.add_reader(ours.fileno(), self._readable)
 
-    def _code(self, descriptor: int, path: Sequence[str], parent: int, scratch: str) -> tuple[str, ...]:
-        code = _CODE.format(path=list(path), descriptor=descriptor, parent=parent, scratch=scratch)
-        return (str(self._python), "-P", "-c", code)
-
-    def _plain_program(self, descriptor: int) -> Program:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FALLOW_"))}
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
-        environment["PYTHONUNBUFFERED"] = "1"
-        return Program(
-            argv=self._code(descriptor, self._sys_path, os.getpid(), str(self._scratch)),
-            environment=environment,
-            cwd=str(self._scratch),
-            descriptors=(descriptor,),
-            log=str(self._log),
-        )
-
     async def _start_confined(self, confinement: Confinement, descriptor: int) -> Running:
         from fallow.agent.confined import PACKAGE, SCRATCH, Confined
 
@@ -178,13 +157,10 @@ class Zygote:
             self._past.append(self.confined)
         self.confined = Confined(self._scratch / "inside")
         self._memory_kills = 0
-        environment = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(self._cpu))
-        environment |= {"PATH": "/usr/bin:/bin", "HOME": SCRATCH, "TMPDIR": SCRATCH, "PYTHONUNBUFFERED": "1"}
         # 0 for the parent: the agent has no number in there.
         program = Program(
-            argv=self._code(descriptor, (PACKAGE, *self._sys_path), 0, SCRATCH),
-            environment=environment,
+            argv=zygote_argv(self._python, descriptor, (PACKAGE, *self._sys_path), 0, SCRATCH),
+            environment=confined_environment(self._cpu, SCRATCH),
             cwd=SCRATCH,
             descriptors=(descriptor,),
             mounts=self.confined.mounts(str(self._python)),
