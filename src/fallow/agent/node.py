@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import shutil
 import sys
 import time
@@ -27,13 +26,12 @@ from fallow.agent.modules import prune_modules
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
+from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
 from fallow.agent.workers import Workers, own_kind
-from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S
 from fallow.model.ids import JobId, NodeId, new_id
 from fallow.wire import subjects
 from fallow.wire.messages import (
-    BEAT_INTERVAL_S,
     Assign,
     Beat,
     BeatAck,
@@ -59,18 +57,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fallow.agent")
 
-AWAY_AFTER_INTERVALS = 2.5
-"""Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
-AWAY_INTERVALS = 0.25
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
 HOUSEKEEPING_AFTER_S = 3.0
 SWEEP_EVERY_S = 30
 MEASURE_EVERY_S = 3600.0
 MEASURE_WAIT_S = 10.0
-
-FIRST_BEATS_S = 0.05
-"""Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 
 
 class Node:
@@ -123,16 +115,10 @@ class Node:
         self._paused: dict[int, str] = {}
         """Why each slot that is paused may run nothing."""
         self._home = home
-        self._beat_seq = 0
-        self._beat_interval_s = BEAT_INTERVAL_S
-        """What the leader asked for."""
-        self._next_beat_s = 0.0
+        self._rhythm = Rhythm(time.monotonic())
         self._seconds = 0
         self._tell_spec = True
-        self._was_heard = False
         self._said_away = False
-        self._acknowledged_s = time.monotonic()
-        self._coordinator_epoch = 0
         self._drained_by_operator = False
         self._drained_by_owner = False
         self._ending = False
@@ -252,30 +238,19 @@ class Node:
         housekeeping = asyncio.ensure_future(self._keep_house())
         try:
             while not ended.is_set():
-                pause_s = min(BEAT_INTERVAL_S, max(0.0, self._next_beat_s - time.monotonic()))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), pause_s)
+                    await asyncio.wait_for(ended.wait(), self._rhythm.wait_s(time.monotonic()))
                 if not ended.is_set():
                     await self._second()
         finally:
             housekeeping.cancel()
 
-    def _pause_s(self) -> float:
-        """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear
-        of this node soon."""
-        if not self._was_heard:
-            return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self._beat_seq)
-        interval_s = self._beat_interval_s * (AWAY_INTERVALS if self._is_away() else 1.0)
-        return interval_s * random.uniform(LEAST_JITTER, 1.0)
-
-    def _is_away(self) -> bool:
-        return time.monotonic() - self._acknowledged_s > AWAY_AFTER_INTERVALS * self._beat_interval_s
-
     async def _second(self) -> None:
         try:
-            if time.monotonic() >= self._next_beat_s:
+            now = time.monotonic()
+            if self._rhythm.is_due(now):
                 self.beat()
-            self._said_away = say_away(self._was_heard and self._is_away(), self._said_away)
+            self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
             self.outbox.resend_due()
             self._look_at_gpus()
             for slot in self.slots:
@@ -301,21 +276,19 @@ class Node:
 
     def beat(self) -> None:
         """Say what this node holds."""
-        self._beat_seq += 1
-        self._next_beat_s = time.monotonic() + self._pause_s()
         spec = self.spec if self._tell_spec else None
         self._tell_spec = False
         beat = Beat(
             node_id=self.node_id,
             session=self.session,
-            seq=self._beat_seq,
+            seq=self._rhythm.beats(time.monotonic()),
             slots=tuple(slot.state() for slot in self.slots),
             busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._drained_by_owner or self._ending,
             spec=spec,
-            interval_s=self._beat_interval_s,
+            interval_s=self._rhythm.interval_s,
             paused=self.paused,
         )
         self.send(subjects.BEAT, beat)
@@ -332,7 +305,7 @@ class Node:
         for job_id, leases in held.items():
             if only is not None and job_id != only:
                 continue
-            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._beat_interval_s)
+            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._rhythm.interval_s)
             self.send(subjects.job(job_id), message)
 
     async def _keep_house(self) -> None:
@@ -412,14 +385,7 @@ class Node:
             self.logs.forget_job(message.job_id)
 
     def _beat_acknowledged(self, message: BeatAck) -> None:
-        now = time.monotonic()
-        was_away = self._is_away()
-        self._beat_interval_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, message.interval_s))
-        self._next_beat_s = min(self._next_beat_s, now + self._beat_interval_s)
-        is_new = message.epoch > self._coordinator_epoch > 0
-        self._acknowledged_s = now
-        self._was_heard = True
-        self._coordinator_epoch = max(self._coordinator_epoch, message.epoch)
+        again = self._rhythm.acknowledged(message, time.monotonic())
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
@@ -428,7 +394,7 @@ class Node:
         if message.want_spec and not self._tell_spec:
             self._tell_spec = True
             self.beat()
-        if was_away or is_new:
+        if again:
             self._send_all_again()
 
     def _reconnected(self) -> None:
