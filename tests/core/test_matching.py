@@ -58,6 +58,24 @@ def test_a_draining_node_gets_nothing_new() -> None:
     assert all(key[0] == "m" for key in plan([job("a")], views).changes)
 
 
+def test_paused_slots_lose_what_they_have_and_get_nothing() -> None:
+    views = [NodeView(node("n", 4), {1: JobId("a"), 2: JobId("a")}, paused=frozenset({1, 3})), NodeView(node("m"), {})]
+    planned = plan([job("a", want=4)], views)
+    assert planned.changes == {("n", 0): "a", ("n", 1): None, ("m", 0): "a", ("m", 1): "a"}
+    assert planned.shares == {"a": 4}
+    assert plan([job("a", resources=Resources(cpu=2))], views).changes.keys() & {("n", 0), ("n", 2)} == {("n", 2)}
+    assert shares([job("a"), job("b", order=1)], views) == {"a": 2, "b": 2}
+
+
+def test_a_job_whose_device_is_withheld_goes_elsewhere() -> None:
+    card = Device("cuda", "NVIDIA RTX 4090", 24 << 30)
+    used = Device("cuda", "NVIDIA RTX 4090", 24 << 30, fault="its owner uses it")
+    needs = job("a", want=1, resources=Resources(gpu=GpuSpec(count=1)))
+    views = [NodeView(node("n", 2, (used,)), {0: JobId("a")}), NodeView(node("m", 2, (card,)), {})]
+    assert set(plan([needs], views).changes.items()) == {(("n", 0), None), (("m", 0), "a")}
+    assert plan([needs], views[:1]).changes == {("n", 0): None}
+
+
 def test_cpu_takes_adjacent_slots_and_max_nodes_holds() -> None:
     views = [NodeView(node(f"n{i}", 4), {}) for i in range(3)]
     changes = plan([job("a", resources=Resources(cpu=2))], views).changes

@@ -203,6 +203,14 @@ class Node:
         for callback in self.after_stop:
             callback(number)
 
+    def withhold(self, uuids: frozenset[str]) -> None:
+        """The machine's owner uses these GPUs (and no others): nobody is given one, and the pool is told."""
+        if self.gpus.withhold(uuids):
+            for slot in self.slots:
+                slot.look_at_gpus()
+            # Later, in the same breath as the slots that are stopped for it: the pool is to take the job from these.
+            asyncio.get_running_loop().call_soon(self.beat)
+
     def free_gpus(self) -> None:
         """Have idle workers give up devices that their slots do not need any more."""
         for slot in self.slots:
@@ -290,6 +298,7 @@ class Node:
             spec=spec,
             interval_s=self._rhythm.interval_s,
             paused=self.paused,
+            withheld=self.gpus.withheld,
         )
         self.send(subjects.BEAT, beat)
         self._tell_owners()

@@ -60,6 +60,8 @@ class SlotMachine:
         self.draining = False
         self.paused = False
         """The machine's owner has it back."""
+        self.lacks_devices = False
+        """The machine's owner uses those that the job needs."""
         self.queue: deque[Held] = deque()
         self.lanes = Lanes()
         self._pulls = Pulls()
@@ -76,7 +78,7 @@ class SlotMachine:
     @property
     def is_shut(self) -> bool:
         """It takes no work."""
-        return self.draining or self.paused
+        return self.draining or self.paused or self.lacks_devices
 
     @property
     def pull(self) -> StandingPull | None:
@@ -161,6 +163,12 @@ class SlotMachine:
 
     def allow(self) -> list[Effect]:
         was_shut, self.paused = self.is_shut, False
+        return self._shut_or_open(was_shut)
+
+    def lack_devices(self, on: bool) -> list[Effect]:
+        """The machine's owner uses devices without which the job cannot run here (or does so no longer): what waits
+        goes back."""
+        was_shut, self.lacks_devices = self.is_shut, on
         return self._shut_or_open(was_shut)
 
     def _shut_or_open(self, was_shut: bool) -> list[Effect]:

@@ -91,9 +91,9 @@ class Books:
         if not node.is_open:
             return
         kind.node_count += 1
-        self._slots += view.spec.slots
+        self._slots += node.open_count
         self._releases += 1
-        self._free_slots += view.spec.slots
+        self._free_slots += node.open_count
         kind.insert(node)
         for slot, job in heads.items():
             self._book(job, kind, [(node, (slot,))])
@@ -126,7 +126,7 @@ class Books:
         if node.is_open:
             kind.take_out(node)
             kind.node_count -= 1
-            self._slots -= len(node.heads)
+            self._slots -= node.open_count
             self._free_slots -= node.free_count
         if not kind.node_count and self._classes.get(kind.key) is kind:
             del self._classes[kind.key]
@@ -243,10 +243,10 @@ class Books:
     # ------------------------------------------------------------ classes
 
     def _class_of(self, view: NodeView) -> NodeClass:
-        key = class_key(view.spec)
+        key = class_key(view)
         kind = self._classes.get(key)
         if kind is None:
-            kind = self._classes[key] = NodeClass(key, view.spec, *key[-2:])  # type: ignore[arg-type]
+            kind = self._classes[key] = NodeClass(key, view, *key[-2:])  # type: ignore[arg-type]
             samples = {job.need: job for job in self._jobs.values()}
             self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
             for need, classes in self._fitting.items():

@@ -17,7 +17,6 @@ from fallow.core.fit import misfit
 from fallow.core.gpus import GpuBook, room
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import GpuSpec
-from fallow.model.node import NodeSpec
 
 SLOT_BITS = 16
 SLOT_MASK = (1 << SLOT_BITS) - 1
@@ -92,6 +91,7 @@ class PlannedNode:
         "memory_bytes",
         "node_id",
         "number",
+        "open_count",
     )
 
     def __init__(self, view: NodeView, kind: NodeClass, number: int) -> None:
@@ -102,7 +102,10 @@ class PlannedNode:
         self.is_open = view.open
         self.memory_bytes = spec.memory_bytes
         self.free = (1 << spec.slots) - 1
-        self.free_count = spec.slots
+        for slot in view.paused:
+            self.free &= ~(1 << slot)
+        self.open_count = self.free_count = self.free.bit_count()
+        """Slots that are not paused."""
         self.gpus = GpuBook(spec.devices, spec.shares_gpus) if spec.devices else None
         """Whose devices are whose, by the first slot of the group."""
         self.gpus_free = kind.device_count
@@ -157,15 +160,19 @@ class NodeClass:
         "key",
         "memory_floor",
         "node_count",
+        "open_count",
         "slots",
         "spec",
     )
 
-    def __init__(self, key: tuple[object, ...], spec: NodeSpec, floor: int, ceiling: int) -> None:
+    def __init__(self, key: tuple[object, ...], view: NodeView, floor: int, ceiling: int) -> None:
+        spec = view.spec
         self.key = key
         self.spec = replace(spec, memory_bytes=ceiling)
         self.memory_floor = floor
         self.slots = spec.slots
+        self.open_count = spec.slots - len(view.paused)
+        """Slots of each node that are not paused."""
         self.device_count = len(spec.devices)
         self._speed = speed_step(spec.speed)
         self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
@@ -179,7 +186,7 @@ class NodeClass:
         """By free GPUs, then by free slots; dicts serve as sets that keep their order."""
 
     def groups_per_node(self, job: PlannedJob) -> int:
-        most = self.slots // job.cpu
+        most = self.open_count // job.cpu
         return min(most, room(self.spec.devices, job.gpu, self.spec.shares_gpus)) if job.gpus else most
 
     def speed(self, job: PlannedJob) -> int:
@@ -223,8 +230,10 @@ def nothing(slots: int) -> tuple[None, ...]:
     return (None,) * slots
 
 
-def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, devices, sandboxes, speed, bounds of memory): nodes with equal keys are of one class."""
+def class_key(view: NodeView) -> tuple[object, ...]:
+    """(slots, how many are paused, Pythons, devices, sandboxes, speed, bounds of memory): nodes with equal keys are of
+    one class."""
+    spec = view.spec
     shift = max(0, spec.memory_bytes.bit_length() - 3)
     low = (spec.memory_bytes >> shift) << shift
     devices = (
@@ -233,7 +242,8 @@ def class_key(spec: NodeSpec) -> tuple[object, ...]:
         else ()
     )
     walls = (spec.tier, spec.least_tier, spec.network)
-    return spec.slots, spec.pythons, devices, walls, speed_step(spec.speed), low, low + (1 << shift) - 1
+    slots = (spec.slots, len(view.paused))
+    return slots, spec.pythons, devices, walls, speed_step(spec.speed), low, low + (1 << shift) - 1
 
 
 def speed_step(speed: float) -> int:
@@ -251,15 +261,21 @@ def allowed(job: PlannedJob, node: PlannedNode) -> bool:
 
 
 def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, PlannedJob]:
-    """The groups that the node's assignments make: unknown jobs, those that refused the node, and groups that overlap
-    a lower one are left out."""
+    """The groups that the node's assignments make: unknown jobs, those that refused the node, groups that overlap a
+    lower one, paused slots and jobs for which there are too few devices now are left out."""
     heads: dict[int, PlannedJob] = {}
     end = 0
+    gpus = GpuBook(view.spec.devices, view.spec.shares_gpus) if view.spec.devices else None
     for slot, job_id in sorted(view.assigned.items()):
         job = jobs.get(job_id) if job_id is not None else None
         if job is None or (job.refused and view.spec.node_id in job.refused):
             continue
-        if slot >= end and slot + job.cpu <= view.spec.slots:
-            heads[slot] = job
-            end = slot + job.cpu
+        if slot < end or slot + job.cpu > view.spec.slots:
+            continue
+        if not view.paused.isdisjoint(range(slot, slot + job.cpu)):
+            continue
+        if job.gpus and (gpus is None or gpus.take(slot, job.gpu) is None):
+            continue
+        heads[slot] = job
+        end = slot + job.cpu
     return heads
