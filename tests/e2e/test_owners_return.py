@@ -160,7 +160,7 @@ def test_a_long_task_goes_on_elsewhere_from_what_it_saved(pool: Pool, tmp_path: 
     wasted = {node["spec"]["name"]: node["wasted_s"] for node in pool.json("nodes")}
     assert wasted[first] > 0
     assert wasted[other] == 0
-    assert "lost to owners who came back" in pool.cli("jobs", "show", job["job_id"]).stdout
+    assert "lost to owners who came back" in pool.cli("status", job["job_id"]).stdout
     assert "lost to its owner's return" in pool.cli("nodes").stdout
     [status] = pool.json("node", "status", "--home", str(home))
     assert status["wasted_s"] > 0
