@@ -17,6 +17,7 @@ import msgspec
 import fallow
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
+from fallow.agent.devices.found import late_devices
 from fallow.agent.devices.gpus import Gpus, Tenant
 from fallow.agent.environments import Environments
 from fallow.agent.jobs import Jobs
@@ -30,6 +31,7 @@ from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
 from fallow.agent.workers import Workers, own_kind
 from fallow.model.ids import JobId, NodeId, new_id
+from fallow.model.lending import GpuSettings
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
@@ -99,6 +101,7 @@ class Node:
         confined = workers.confinement is not None
         self.default_kind = None if confined else own_kind()
         """Of workers that are kept warm for any job; None: every job has workers of its own."""
+        self._gpu_settings = lending.gpu if lending is not None else GpuSettings()
         self.gpus = Gpus(self.spec.devices, self.spec.shares_gpus)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
@@ -319,6 +322,11 @@ class Node:
 
     async def _keep_house(self) -> None:
         """What may take a while, and can wait until the node is at work."""
+        late = await late_devices(self._gpu_settings, self.spec.memory_bytes)
+        if late:
+            self.gpus.add(late)
+            self.spec = msgspec.structs.replace(self.spec, devices=self.gpus.devices)
+            self._tell_spec = True
         await asyncio.sleep(HOUSEKEEPING_AFTER_S)
         await asyncio.to_thread(prune_modules, self._home / "modules")
         if self.embedded:

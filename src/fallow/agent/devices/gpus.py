@@ -79,6 +79,15 @@ class Gpus:
         """As they are now, with what is wrong with them."""
         return tuple(self._devices)
 
+    def add(self, devices: Sequence[Device]) -> None:
+        """Further ones that were found late, numbered on."""
+        first = len(self._devices)
+        self._devices += [self._checked(device) for device in devices]
+        self._book.add(devices)
+        for number in range(first, len(self._devices)):
+            if self._devices[number].fault:
+                self._book.close(number)
+
     def set_speeds(self, speeds: dict[str, float]) -> None:
         """Note what was measured, in Gflop/s by uuid."""
         self._devices = [replace(d, speed=speeds[d.uuid]) if d.uuid in speeds else d for d in self._devices]
