@@ -41,7 +41,12 @@ class Seat:
         self.is_doomed = False
         """The worker was told that it is about to be ended: it gets no more orders."""
         node = lane.slot.node
-        self.relay = WorkerRelay(lambda: node.connection, lambda: self.process, bool(kind.tenant))
+        self.relay = WorkerRelay(
+            lambda: node.connection,
+            lambda: self.process,
+            bool(kind.tenant),
+            lambda: node.paced.throttle if node.paced is not None else None,
+        )
 
     def reported(self, report: Report) -> None:
         if self.lane.seat is self:

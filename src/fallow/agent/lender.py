@@ -91,7 +91,7 @@ class Lender:
         self._tasks_seen = 0
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
-        node.blobs.pace = self.throttle
+        node.set_pace(self.throttle)
         node.blobs.make_room = self.make_room
 
     async def start(self) -> None:

@@ -26,6 +26,7 @@ from fallow.agent.logs import LogSender
 from fallow.agent.modules import prune_modules
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
+from fallow.agent.pauses import Pauses
 from fallow.agent.probe import disk_free_bytes, find_pythons, load_average, memory_used_bytes, own_python, probe_node
 from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fallow.agent.lane import Lane
+    from fallow.agent.limits.bandwidth import Throttle
+    from fallow.agent.limits.messages import PacedMessages
     from fallow.model.lending import LendingSettings
     from fallow.model.node import NodeSpec
     from fallow.wire.connection import Connection
@@ -97,6 +100,8 @@ class Node:
             self.spec = msgspec.structs.replace(self.spec, shares_gpus=False)
         self.scratch = scratch
         self.link: Link | None = None
+        self.paced: PacedMessages | None = None
+        """None: the machine's owner sets no limits."""
         self.workers = workers
         confined = workers.confinement is not None
         self.default_kind = None if confined else own_kind()
@@ -115,8 +120,7 @@ class Node:
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
         self.after_stop: list[Callable[[int], None]] = []
         """Called with a slot's number when it was preempted and all of its workers are gone."""
-        self._paused: dict[int, str] = {}
-        """Why each slot that is paused may run nothing."""
+        self._pauses = Pauses(self.slots)
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
         self._seconds = 0
@@ -138,11 +142,26 @@ class Node:
 
     def send(self, subject: str, message: Msg) -> None:
         """Publish, if there is a connection yet; whatever matters is sent again anyway."""
-        if self.link is not None:
+        if self.paced is not None:
+            self.paced.send(subject, message)
+        elif self.link is not None:
             self.link.send(subject, message)
 
-    def _send_hand_in(self, hand_in: HandIn) -> None:
-        self.send(subjects.job(hand_in.job_id), hand_in)
+    def set_pace(self, throttle: Throttle) -> None:
+        """Hold these rates for all that comes and goes."""
+        from fallow.agent.limits.messages import PacedMessages
+
+        self.blobs.pace = throttle
+        self.paced = PacedMessages(
+            lambda subject, message: self.link.send(subject, message) if self.link else None, throttle
+        )
+
+    def _send_hand_in(self, hand_in: HandIn) -> float:
+        subject = subjects.job(hand_in.job_id)
+        if self.paced is not None:
+            return self.paced.send(subject, hand_in)
+        self.send(subject, hand_in)
+        return 0.0
 
     async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:
         job = self.jobs.get(job_id)
@@ -177,29 +196,18 @@ class Node:
         """Stop these slots (None: all) now, for the machine's owner: their tasks get notice, what is done is handed
         in, and `grace_s` from now no worker of theirs is left, nor anything that one has started. Nothing runs there
         before `allow`. Said again, only the reason counts."""
-        for number in self._numbers(slots):
-            is_news = number not in self._paused
-            self._paused[number] = reason
-            if is_news:
-                self.slots[number].preempt(reason, grace_s)
-        log.info("paused: %s", reason)
+        self._pauses.preempt(slots, reason, grace_s)
         self.beat()
 
     def allow(self, slots: Iterable[int] | None) -> None:
         """These slots (None: all) may run again."""
-        opened = [number for number in self._numbers(slots) if self._paused.pop(number, None) is not None]
-        for number in opened:
-            self.slots[number].allow()
-        if opened:
+        if self._pauses.allow(slots):
             self.beat()
-
-    def _numbers(self, slots: Iterable[int] | None) -> list[int]:
-        return [slot.number for slot in self.slots] if slots is None else [n for n in slots if self._slot(n)]
 
     @property
     def paused(self) -> str:
         """Why nothing runs here now; '' where something may."""
-        return next(iter(self._paused.values())) if len(self._paused) == len(self.slots) and self.slots else ""
+        return self._pauses.words
 
     def slot_stopped(self, number: int) -> None:
         """All workers of a slot that was preempted are gone."""
@@ -314,6 +322,10 @@ class Node:
         for slot in self.slots:
             for lease in slot.leases():
                 held.setdefault(lease.job_id, []).append(lease)
+        for lease in self.outbox.unsent():
+            leases = held.setdefault(lease.job_id, [])
+            if all(lease.token != other.token for other in leases):
+                leases.append(lease)
         for job_id, leases in held.items():
             if only is not None and job_id != only:
                 continue
@@ -362,6 +374,8 @@ class Node:
         """A message to this node."""
         match message:
             case Lease():
+                if self.paced is not None:
+                    self.paced.came(message)
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
                     slot.leased(message)
             case HandInAck():
@@ -456,6 +470,8 @@ class Node:
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
             await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+        if self.paced is not None:
+            self.paced.flush()
         self._tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 
