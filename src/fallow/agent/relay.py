@@ -35,6 +35,7 @@ from fallow.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    from fallow.agent.limits.bandwidth import Throttle
     from fallow.wire.connection import Connection
 
 log = logging.getLogger("fallow.agent")

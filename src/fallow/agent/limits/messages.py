@@ -27,8 +27,10 @@ HEAD_BYTES = 256
 def size_of(message: Msg) -> int:
     """Bytes that a message takes on its way, more or less; 0: it is not held up."""
     match message:
-        case HandIn() | CallResults():
+        case HandIn():
             return HEAD_BYTES + sum(_inline(page.page) for page in message.results)
+        case CallResults():
+            return HEAD_BYTES + sum(_inline(page.page) for page in message.pages)
         case NodeLog():
             return HEAD_BYTES + sum(len(line.text) for line in message.lines)
         case Lease():
