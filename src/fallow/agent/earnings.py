@@ -107,6 +107,7 @@ def an_hour(settings: EarnSettings, slots: int, devices: tuple[Device, ...]) -> 
     if settings.currency != "USD":
         models = {one.model for one in devices}
     if models and not settings.gpu_per_hour:
-        unpriced.append(f"no price is known for {' and '.join(sorted(models))}; yours: fallow node limits earn.gpu_per_hour=0.2")
+        names = " and ".join(sorted(models))
+        unpriced.append(f"no price is known for {names}; yours: fallow node limits earn.gpu_per_hour=0.2")
     empty = {"amount": 0.0, "currency": settings.currency, "basis": ""}
     return {**(found or empty), "unpriced": "; ".join(unpriced)}

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from fallow.agent.devices.found import device_words
 from fallow.agent.earnings import Worked, an_hour, worth
 from fallow.agent.memory import private_bytes
 from fallow.agent.probe import load_average, memory_bytes, memory_used_bytes
@@ -128,6 +129,7 @@ def _machine(lender: Lender) -> dict[str, Any]:
         "memory_used_bytes": memory_used_bytes(),
         "cpu_c": cpu_temperature_c(),
         "gpus": _gpus(lender),
+        "gpu_problem": device_words(),
         "agent_memory_bytes": private_bytes(os.getpid()),
         "work_cpu_share": use.cpu_share,
         "work_memory_bytes": use.memory_bytes,

@@ -95,6 +95,8 @@ def _machine_lines(machine: dict[str, Any]) -> list[str]:
         if gpu.get("power_w") is not None:
             parts.append(f"{gpu['power_w']:.0f} W")
         lines.append(f"  gpu       {', '.join(parts)}")
+    if machine["gpu_problem"]:
+        lines.append(f"  gpu       {machine['gpu_problem']}")
     for device, share in machine["duty"].items():
         lines.append(f"  held to   {share:.0%} of each second on {device}, by your limits")
     return lines

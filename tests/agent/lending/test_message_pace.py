@@ -23,7 +23,7 @@ NODE = NodeId("0123456789abcdef")
 
 
 def hand_in(seq: int, size: int) -> HandIn:
-    page = ResultPage(0, 1, Blob(Digest(""), size, bytes(size)))
+    page = ResultPage(0, 1, 0, Blob(Digest(""), size, bytes(size)))
     return HandIn(JOB, NODE, 0, (1, 1), seq, 0, 1, results=(page,))
 
 
