@@ -96,13 +96,18 @@ def test_a_gpu_that_its_owner_uses_gets_no_work_and_its_slot_gets_other_work(
     assert "owner" in found[first]["spec"]["devices"][0]["fault"]
     assert not found[other]["spec"]["devices"][0]["fault"]
 
-    # Both owners are at it: the task waits for one of them, and nobody holds a lease of it meanwhile.
-    drivers[other].say([Card(f"GPU-{other}", free=20 * GIB)], [owners])
+    # Both owners want theirs: the task waits for one of them, and nobody holds a lease of it meanwhile.
+    home = str(pool.home.parent / f"node-{other}")
+    said = pool.cli("node", "pause", "--gpu", "0", "--home", home)
+    assert "gpu 0     NVIDIA GeForce RTX 4090, paused: by your word" in said.stdout, said.stderr
+    assert "  state     paused" not in said.stdout, "the processor works on"
+    assert "there is no GPU 1 here" in pool.cli("node", "pause", "--gpu", "1", "--home", home).stderr
     wait_for("the task to wait", lambda: pool.json("jobs")[0]["counts"]["running"] == 0)
     wait_for("no slot of it", lambda: not any("gpus" in str(node["jobs"]) for node in pool.json("nodes")))
     (tmp_path / "go").touch()
-    drivers[first].say([Card(f"GPU-{first}")])
-    assert read_line(script) == str((first, f"GPU-{first}"))
+    said = pool.cli("node", "resume", "--home", home)
+    assert "paused: by your word" not in said.stdout
+    assert read_line(script) == str((other, f"GPU-{other}"))
     assert script.wait(60) == 0
 
 
