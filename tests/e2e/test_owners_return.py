@@ -124,7 +124,8 @@ SAVES = """
             file.write(f"{os.environ['NODE']} {step}\\n")
         while not os.path.exists(folder + "/go"):
             step += 1
-            fallow.checkpoint.save(step)
+            if step == 30:
+                fallow.checkpoint.save(step, force=True)
             with open(folder + "/step", "w") as file:
                 file.write(str(step))
             time.sleep(0.02)
@@ -142,7 +143,7 @@ def test_a_long_task_goes_on_elsewhere_from_what_it_saved(pool: Pool, tmp_path: 
     began = tmp_path / "began"
     began.touch()
     script = pool.start_script(SAVES, str(tmp_path))
-    wait_for("some steps", lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text() or 0) > 20)
+    wait_for("some steps", lambda: (tmp_path / "step").exists() and int((tmp_path / "step").read_text() or 0) > 60)
     first, step = began.read_text().split()
     assert step == "0"
     other = "ba"["ab".index(first)]
@@ -152,12 +153,12 @@ def test_a_long_task_goes_on_elsewhere_from_what_it_saved(pool: Pool, tmp_path: 
     wait_for("the task on the other node", lambda: began.read_text().count("\n") == 2)
     name, step = began.read_text().splitlines()[1].split()
     assert name == other
-    assert int(step) > 20, "it goes on from what it saved when it was told to stop"
+    assert step == "30", "it goes on from what it saved"
     (tmp_path / "go").touch()
     last = read_line(script).split()
     assert script.wait(60) == 0
     assert last[0] == other, "no retry was charged: the function has none"
-    assert int(last[1]) >= int(step)
+    assert int(last[1]) >= 30
 
     [job] = pool.json("jobs")
     assert job["counts"]["failed"] == 0
