@@ -153,6 +153,11 @@ class Lane:
             await asyncio.sleep(GPU_AGAIN_S)
         return gpus.environment(numbers, seat.kind.gpu)
 
+    @property
+    def waits_for_gpus(self) -> bool:
+        """Its worker cannot be started yet, or just now."""
+        return self._starting is not None and self._starting_kind is not None and self._starting_kind.gpu.count > 0
+
     def release_idle_gpus(self) -> None:
         """Let a worker go that keeps devices for a job that the slot does not work for any more."""
         if self.seat is None or not self.seat.kind.gpu.count or self.running is not None or self.waiting is not None:

@@ -90,6 +90,13 @@ class Slot:
         self.perform(self.machine.assign(message.epoch, message.seq, message.spec, time.monotonic()))
         if self.node.gpus.withheld:
             self.look_at_gpus()
+        for lane in self.lanes.values():
+            held = lane.waiting
+            if held is not None and held.job_id != self.machine.job_id and lane.waits_for_gpus:
+                # The pool has taken the job away, for lack of devices: who knows when one is free.
+                self.lack_pages(held)
+                if (kind := self.wanted_kind()) is not None:
+                    lane.want_worker(kind)
 
     def leased(self, message: Lease) -> None:
         self.perform(self.machine.lease(message, time.monotonic()))
