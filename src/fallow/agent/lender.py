@@ -93,7 +93,6 @@ class Lender:
         self._tasks_seen = 0
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
-        node.set_pace(self.throttle)
         node.blobs.make_room = self.make_room
 
     async def start(self) -> None:
@@ -144,6 +143,7 @@ class Lender:
     def _apply(self, settings: LendingSettings) -> None:
         self.settings = settings
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
+        self.node.set_pace(self.throttle)
         self.node.workers.priority = (settings.share.nice, settings.share.idle_io)
         if self.watch is not None:
             self.watch.set_settings(settings)

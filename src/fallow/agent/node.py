@@ -144,17 +144,19 @@ class Node:
         """Publish, if there is a connection yet; whatever matters is sent again anyway."""
         if self.paced is not None:
             self.paced.send(subject, message)
-        elif self.link is not None:
+        else:
+            self._send_now(subject, message)
+
+    def _send_now(self, subject: str, message: Msg) -> None:
+        if self.link is not None:
             self.link.send(subject, message)
 
     def set_pace(self, throttle: Throttle) -> None:
-        """Hold these rates for all that comes and goes."""
-        from fallow.agent.limits.messages import PacedMessages
+        """Hold these rates for all that comes and goes. To be called when they are others."""
+        from fallow.agent.limits.messages import repaced
 
         self.blobs.pace = throttle
-        self.paced = PacedMessages(
-            lambda subject, message: self.link.send(subject, message) if self.link else None, throttle
-        )
+        self.paced = repaced(self.paced, throttle, self._send_now)
 
     def _send_hand_in(self, hand_in: HandIn) -> float:
         subject = subjects.job(hand_in.job_id)

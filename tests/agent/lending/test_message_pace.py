@@ -85,9 +85,13 @@ async def test_a_node_holds_its_rates_and_keeps_its_leases(nats: NatsServer, own
         await owner.until("silence of it", lambda: not owner.held)
 
         throttle.set_rates(0, 500_000)
+        node.set_pace(throttle)
         pull = await owner.pull()
         began_s = time.monotonic()
         owner.lease(pull, (1, 2), [bytes(250_000), b""], start=14)
         await owner.ended((1, 2))
         await owner.pull()
         assert time.monotonic() - began_s >= 0.2, "what came is paid off before more is asked for"
+        throttle.set_rates(0, 0)
+        node.set_pace(throttle)
+        assert node.paced is None, "without limits, nothing stands in the way of messages"

@@ -82,7 +82,7 @@ class PacedMessages:
             self.throttle.spend_down(size)
 
     def flush(self) -> None:
-        """The node ends: whatever waits goes now."""
+        """Whatever waits goes now; slots ask again by themselves."""
         for timer in (self._timer, *self._pulls.values()):
             if timer is not None:
                 timer.cancel()
@@ -117,3 +117,14 @@ class PacedMessages:
             self._send(subject, message)
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_later(self._waiting[0][0] - now_s, self._send_due)
+
+
+def repaced(
+    before: PacedMessages | None, throttle: Throttle, send: Callable[[str, Msg], None]
+) -> PacedMessages | None:
+    """What holds messages to these rates from now on; None where there are none, so that nothing stands in their way."""
+    if throttle.limits:
+        return before or PacedMessages(send, throttle)
+    if before is not None:
+        before.flush()
+    return None
