@@ -94,7 +94,7 @@ class PacedMessages:
 
     def _pull(self, subject: str, pull: Pull) -> float:
         """A slot asks for more when what came is paid off, and what it has to send has gone."""
-        up_s = self._waiting[-1][0] - time.monotonic() if self._waiting else 0.0
+        up_s = max(0.001, self._waiting[-1][0] - time.monotonic()) if self._waiting else 0.0
         wait_s = max(up_s, self.throttle.down_wait_s())
         with contextlib.suppress(KeyError):
             self._pulls.pop(pull.slot).cancel()  # an older one of the slot is of no use
@@ -119,10 +119,8 @@ class PacedMessages:
             self._timer = asyncio.get_running_loop().call_later(self._waiting[0][0] - now_s, self._send_due)
 
 
-def repaced(
-    before: PacedMessages | None, throttle: Throttle, send: Callable[[str, Msg], None]
-) -> PacedMessages | None:
-    """What holds messages to these rates from now on; None where there are none, so that nothing stands in their way."""
+def repaced(before: PacedMessages | None, throttle: Throttle, send: Callable[[str, Msg], None]) -> PacedMessages | None:
+    """What holds messages to these rates from now on; None where there are none: nothing stands in their way."""
     if throttle.limits:
         return before or PacedMessages(send, throttle)
     if before is not None:
