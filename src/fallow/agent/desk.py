@@ -130,6 +130,7 @@ class Desk:
         else:
             log.info("the state of task %d of %s was not kept: %s", index, job_id, reply)
             answer(NOTHING)
+
     async def take_result(self, path: str, digest: str, size: int) -> str:
         """Copy a result file that a sandbox wrote, and remove it there; returns the copy's path. `path`: on the host,
         as Confined.result_path gave it. Raises NotAResult where it is not what it was said to be."""

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 
 from fallow.core.demand import JobDemand, NodeView
 from fallow.core.fit import misfit
-from fallow.core.gpus import GpuBook, room
+from fallow.core.gpus import GpuBook, fits, room
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import GpuSpec
+from fallow.model.node import NodeSpec
 
 SLOT_BITS = 16
 SLOT_MASK = (1 << SLOT_BITS) - 1
@@ -91,29 +92,31 @@ class PlannedNode:
         "memory_bytes",
         "node_id",
         "number",
-        "open_count",
     )
 
-    def __init__(self, view: NodeView, kind: NodeClass, number: int) -> None:
-        spec = view.spec
+    def __init__(self, spec: NodeSpec, is_open: bool, kind: NodeClass, number: int) -> None:
+        slots = kind.slots
         self.number = number
         self.node_id: NodeId = spec.node_id
         self.kind = kind
-        self.is_open = view.open
+        self.is_open = is_open
         self.memory_bytes = spec.memory_bytes
-        self.free = (1 << spec.slots) - 1
-        for slot in view.paused:
-            self.free &= ~(1 << slot)
-        self.open_count = self.free_count = self.free.bit_count()
-        """Slots that are not paused."""
-        self.gpus = GpuBook(spec.devices, spec.shares_gpus) if spec.devices else None
-        """Whose devices are whose, by the first slot of the group."""
+        self.free = (1 << slots) - 1
+        self.free_count = slots
+        self.gpus: GpuBook | None = None
+        """Whose devices are whose, by the first slot of the group; None: there are none, or nobody has had one yet."""
         self.gpus_free = kind.device_count
         """Devices that nobody has any of."""
-        self.heads: list[PlannedJob | None] = [None] * spec.slots
-        """The job of each slot that begins a group."""
+        self.heads: tuple[PlannedJob | None, ...] = kind.nothing
+        """The job of each slot that begins a group; one object for many nodes that are alike."""
         self.before: tuple[JobId | None, ...] | None = None
         """What `heads` said when the shell last heard of it; None while nothing has changed since."""
+
+    def pause(self, slots: Iterable[int]) -> None:
+        """Nobody gets these; before the node is in any bucket."""
+        for slot in slots:
+            self.free &= ~(1 << slot)
+        self.free_count = self.free.bit_count()
 
     def free_groups(self, cpu: int) -> Sequence[int]:
         """First slots of disjoint groups of `cpu` adjacent free slots, from the lowest."""
@@ -135,7 +138,17 @@ class PlannedNode:
         """For how many groups of the job there are GPUs, at most `most`, once the groups at `without` are gone."""
         if not job.gpus:
             return most
-        return self.gpus.room(job.gpu, most, without) if self.gpus is not None else 0
+        if self.gpus is None:
+            return min(most, self.kind.gpu_groups(job))
+        return self.gpus.room(job.gpu, most, without)
+
+    def take_gpus(self, job: PlannedJob, slot: int) -> None:
+        """The group that begins at `slot` gets the devices that it needs; there is room for them."""
+        if self.gpus is None:
+            spec = self.kind.spec
+            self.gpus = GpuBook(spec.devices, spec.shares_gpus)
+        self.gpus.take(slot, job.gpu)
+        self.gpus_free = self.gpus.whole_count
 
     def _singles(self) -> list[int]:
         mask = self.free
@@ -160,6 +173,7 @@ class NodeClass:
         "key",
         "memory_floor",
         "node_count",
+        "nothing",
         "open_count",
         "slots",
         "spec",
@@ -173,6 +187,7 @@ class NodeClass:
         self.slots = spec.slots
         self.open_count = spec.slots - len(view.paused)
         """Slots of each node that are not paused."""
+        self.nothing = nothing(spec.slots)
         self.device_count = len(spec.devices)
         self._speed = speed_step(spec.speed)
         self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
@@ -187,7 +202,11 @@ class NodeClass:
 
     def groups_per_node(self, job: PlannedJob) -> int:
         most = self.open_count // job.cpu
-        return min(most, room(self.spec.devices, job.gpu, self.spec.shares_gpus)) if job.gpus else most
+        return min(most, self.gpu_groups(job)) if job.gpus else most
+
+    def gpu_groups(self, job: PlannedJob) -> int:
+        """For how many groups of a job that needs GPUs a node has them, while nobody else has any."""
+        return room(self.spec.devices, job.gpu, self.spec.shares_gpus)
 
     def speed(self, job: PlannedJob) -> int:
         """How fast it is at what the job needs, in steps."""
@@ -230,20 +249,28 @@ def nothing(slots: int) -> tuple[None, ...]:
     return (None,) * slots
 
 
-def class_key(view: NodeView) -> tuple[object, ...]:
-    """(slots, how many are paused, Pythons, devices, sandboxes, speed, bounds of memory): nodes with equal keys are of
-    one class."""
-    spec = view.spec
-    shift = max(0, spec.memory_bytes.bit_length() - 3)
-    low = (spec.memory_bytes >> shift) << shift
-    devices = (
-        (spec.shares_gpus, *((d.model, d.memory_bytes, d.fault, speed_step(d.speed)) for d in spec.devices))
-        if spec.devices
-        else ()
+def class_key(spec: NodeSpec, paused_count: int = 0) -> tuple[object, ...]:
+    """(slots, how many of them are paused, Pythons, sandboxes, devices, speed, bounds of memory): nodes with equal keys
+    are of one class."""
+    memory_bytes, speed, devices = spec.memory_bytes, spec.speed, spec.devices
+    shift = memory_bytes.bit_length() - 3
+    if shift < 0:
+        shift = 0
+    low = (memory_bytes >> shift) << shift
+    return (
+        spec.slots,
+        paused_count,
+        spec.pythons,
+        spec.tier,
+        spec.least_tier,
+        spec.network,
+        (spec.shares_gpus, *[(d.model, d.memory_bytes, d.fault, speed_step(d.speed)) for d in devices])
+        if devices
+        else (),
+        speed_step(speed) if speed else 0,
+        low,
+        low + (1 << shift) - 1,
     )
-    walls = (spec.tier, spec.least_tier, spec.network)
-    slots = (spec.slots, len(view.paused))
-    return slots, spec.pythons, devices, walls, speed_step(spec.speed), low, low + (1 << shift) - 1
 
 
 def speed_step(speed: float) -> int:
@@ -265,7 +292,6 @@ def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, Planned
     lower one, paused slots and jobs for which there are too few devices now are left out."""
     heads: dict[int, PlannedJob] = {}
     end = 0
-    gpus = GpuBook(view.spec.devices, view.spec.shares_gpus) if view.spec.devices else None
     for slot, job_id in sorted(view.assigned.items()):
         job = jobs.get(job_id) if job_id is not None else None
         if job is None or (job.refused and view.spec.node_id in job.refused):
@@ -274,8 +300,27 @@ def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, Planned
             continue
         if not view.paused.isdisjoint(range(slot, slot + job.cpu)):
             continue
-        if job.gpus and (gpus is None or gpus.take(slot, job.gpu) is None):
-            continue
         heads[slot] = job
         end = slot + job.cpu
+    for slot in _without_devices(view.spec, heads):
+        del heads[slot]
     return heads
+
+
+def _without_devices(spec: NodeSpec, heads: dict[int, PlannedJob]) -> list[int]:
+    """Groups for which there are no devices beside the others. Which has which is not known: where they do not fit as
+    they come, they may in the order of who accepts the fewest."""
+    needs = [(slot, job.gpu) for slot, job in heads.items() if job.gpus]
+    left = _left_out(spec, needs)
+    if left:
+        needs.sort(key=lambda item: (sum(fits(device, item[1]) for device in spec.devices), -item[1].share))
+        if not _left_out(spec, needs):
+            return []
+    return left
+
+
+def _left_out(spec: NodeSpec, needs: list[tuple[int, GpuSpec]]) -> list[int]:
+    if not needs:
+        return []
+    book = GpuBook(spec.devices, spec.shares_gpus)
+    return [slot for slot, need in needs if book.take(slot, need) is None]

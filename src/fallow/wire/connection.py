@@ -78,6 +78,10 @@ class Connection:
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             pass
 
+    def send_now(self, subject: str, message: Msg) -> bool:
+        """As `send`, from any thread, but for False where it cannot be written at once."""
+        return self._client.send_now(subject, encode(message))
+
     async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
         data = await self.request_bytes(subject, encode(message), timeout_s)
