@@ -125,3 +125,13 @@ def test_plans_are_sound_and_settle(wants: list[tuple[int, int, float]], sizes: 
     for view in views:
         view.assigned = {s: first.changes.get((view.spec.node_id, s)) for s in range(view.spec.slots)}
     assert plan(jobs, views).changes == {}, "the same snapshot gives another plan"
+
+
+def test_a_device_that_is_withheld_costs_no_more_jobs_than_it_must() -> None:
+    large, small = Device("cuda", "NVIDIA A100", 80 << 30), Device("cuda", "Tesla T4", 16 << 30)
+    first = job("a", want=1, resources=Resources(gpu=GpuSpec(count=1)))
+    second = job("b", want=1, order=1, resources=Resources(gpu=GpuSpec(count=1, models=("T4",))))
+    assigned = {0: JobId("a"), 1: JobId("b")}
+    assert plan([first, second], [NodeView(node("n", 2, (large, small)), assigned)]).changes == {}
+    used = Device("cuda", "NVIDIA A100", 80 << 30, fault="its owner uses it")
+    assert plan([first, second], [NodeView(node("n", 2, (used, small)), assigned)]).changes == {("n", 1): None}
