@@ -180,8 +180,10 @@ class Pool:
 
     # ------------------------------------------------------------ clients
 
-    def join(self, name: str, slots: int = 1, home: Path | None = None, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a `fallow join` of this pool, with a home of its own and further arguments."""
+    def join(
+        self, name: str, slots: int = 1, home: Path | None = None, *arguments: str, **variables: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a `fallow join` of this pool, with a home of its own, further arguments and environment variables."""
         own = home or self.home.parent / f"{self.home.name}-node-{name}"
         lend_always(own)
         process = subprocess.Popen(
@@ -197,7 +199,7 @@ class Pool:
                 str(slots),
                 *arguments,
             ],
-            env={**client_env(own), MARK: self.mark},
+            env={**client_env(own, **variables), MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=open(f"{own}.txt", "wb"),  # noqa: SIM115
             stderr=subprocess.STDOUT,

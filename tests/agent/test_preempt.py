@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fallow.agent.link import Link, connect_patiently
 from fallow.agent.node import Node
-from fallow.agent.workers import Workers
-from fallow.model.ids import Digest, NodeId
+from fallow.model.ids import Digest
 from fallow.model.job import Blob
+from tests.agent.nodes import node_at
 from tests.agent.owner import NatsServer, Owner, given_back, is_alive, spec, values
 
 GRACE_S = 1.2
@@ -72,24 +69,6 @@ def tells(path: str) -> float:
     while not fallow.preempted():
         time.sleep(0.01)
     return fallow.preempted()
-
-
-@contextlib.asynccontextmanager
-async def node_at(nats: NatsServer, folder: Path, slots: int = 1) -> AsyncIterator[Node]:
-    (folder / "home").mkdir()
-    (folder / "scratch").mkdir()
-    workers = Workers(folder / "scratch")
-    node = Node(NodeId("0123456789abcdef"), "node", slots, folder / "home", folder / "scratch", workers, False)
-    node.start_workers()
-    ended = asyncio.Event()
-    link = Link(await connect_patiently(nats.address, "agent"), node.on_message)
-    serving = asyncio.ensure_future(node.serve(link, ended, None))
-    try:
-        yield node
-    finally:
-        ended.set()
-        await serving
-        await node.close()
 
 
 async def stopped(node: Node, owner: Owner, slots: list[int] | None = None) -> float:

@@ -19,7 +19,9 @@ from fallow.agent.slot_effects import (
     SendPull,
     SendUnpull,
 )
-from fallow.agent.slot_state import LEND_LIMIT, PULL_AGAIN_S, SlotMachine
+from fallow.agent.slot_lanes import LEND_LIMIT
+from fallow.agent.slot_pulls import PULL_AGAIN_S
+from fallow.agent.slot_state import SlotMachine
 from fallow.agent.worker_api import Report
 from fallow.model.ids import JobId
 from fallow.model.parts import Death
@@ -253,7 +255,7 @@ class TestDeathAndRevoking:
         assert machine.held() == []
         effects = machine.died(0, (1, 1), Death(0, "cancelled", ""), 0.3)
         assert effects == []
-        assert machine.active is None
+        assert machine.lanes.active is None
 
     def test_a_job_that_cannot_run_here_is_refused_and_left(self) -> None:
         machine = SlotMachine(NODE, 0)

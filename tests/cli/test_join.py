@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -77,3 +79,37 @@ def test_a_pool_that_is_away_is_spoken_of_and_found_when_it_comes(tmp_path: Path
     finally:
         late.kill()
         late.wait()
+
+
+def test_in_a_terminal_each_thing_is_told_as_soon_as_it_is_known(pool: Pool, tmp_path: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    joining = subprocess.Popen(
+        [sys.executable, "-m", "fallow.cli.main", "join", pool.url, "--name", "seen", "--slots", "1", "--dedicated"],
+        env={**client_env(tmp_path), "COLUMNS": "100"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    said = ""
+
+    def heard(words: str) -> bool:
+        nonlocal said
+        with contextlib.suppress(OSError):
+            said += os.read(ours, 1 << 16).decode().replace("\r", "")
+        return words in said
+
+    try:
+        wait_for("the benchmark", lambda: heard("  benchmark "))
+        wait_for("the node", lambda: heard("'seen' works for the pool"))
+    finally:
+        joining.send_signal(signal.SIGINT)
+        joining.wait(60)
+    wait_for("the end", lambda: heard("'seen' has left the pool"))
+    os.close(ours)
+    told = [said.index(f"\n  {what} ") for what in ("CPU", "memory", "disk", "GPU", "when", "sandbox")]
+    assert told == sorted(told)
+    assert max(told) < min(said.index("'seen' works for"), said.index("\n  network ")), said

@@ -107,7 +107,9 @@ def test_pause_stops_at_once_and_resume_goes_on(owner: Owner) -> None:
     script = owner.pool.start_script(NAP, "0.2", "20")
     working = owner.until("working")
     assert working["jobs"][0]["workers"] == 1
-    assert "paused" in owner.say("node", "pause")
+    said = owner.say("node", "pause")
+    assert "  state     paused: you paused it with `fallow node pause` (for" in said
+    assert "  an hour   processors have no market price; yours: fallow node limits earn.cpu_per_hour=0.02" in said
     paused = wait_for("nothing to run", lambda: s if not (s := owner.status())["jobs"] else None)
     assert paused["state"] == "paused"
     assert owner.status()["tasks_done"] == paused["tasks_done"]

@@ -58,6 +58,24 @@ def test_a_draining_node_gets_nothing_new() -> None:
     assert all(key[0] == "m" for key in plan([job("a")], views).changes)
 
 
+def test_paused_slots_lose_what_they_have_and_get_nothing() -> None:
+    views = [NodeView(node("n", 4), {1: JobId("a"), 2: JobId("a")}, paused=frozenset({1, 3})), NodeView(node("m"), {})]
+    planned = plan([job("a", want=4)], views)
+    assert planned.changes == {("n", 0): "a", ("n", 1): None, ("m", 0): "a", ("m", 1): "a"}
+    assert planned.shares == {"a": 4}
+    assert plan([job("a", resources=Resources(cpu=2))], views).changes.keys() & {("n", 0), ("n", 2)} == {("n", 2)}
+    assert shares([job("a"), job("b", order=1)], views) == {"a": 2, "b": 2}
+
+
+def test_a_job_whose_device_is_withheld_goes_elsewhere() -> None:
+    card = Device("cuda", "NVIDIA RTX 4090", 24 << 30)
+    used = Device("cuda", "NVIDIA RTX 4090", 24 << 30, fault="its owner uses it")
+    needs = job("a", want=1, resources=Resources(gpu=GpuSpec(count=1)))
+    views = [NodeView(node("n", 2, (used,)), {0: JobId("a")}), NodeView(node("m", 2, (card,)), {})]
+    assert set(plan([needs], views).changes.items()) == {(("n", 0), None), (("m", 0), "a")}
+    assert plan([needs], views[:1]).changes == {("n", 0): None}
+
+
 def test_cpu_takes_adjacent_slots_and_max_nodes_holds() -> None:
     views = [NodeView(node(f"n{i}", 4), {}) for i in range(3)]
     changes = plan([job("a", resources=Resources(cpu=2))], views).changes
@@ -107,3 +125,13 @@ def test_plans_are_sound_and_settle(wants: list[tuple[int, int, float]], sizes: 
     for view in views:
         view.assigned = {s: first.changes.get((view.spec.node_id, s)) for s in range(view.spec.slots)}
     assert plan(jobs, views).changes == {}, "the same snapshot gives another plan"
+
+
+def test_a_device_that_is_withheld_costs_no_more_jobs_than_it_must() -> None:
+    large, small = Device("cuda", "NVIDIA A100", 80 << 30), Device("cuda", "Tesla T4", 16 << 30)
+    first = job("a", want=1, resources=Resources(gpu=GpuSpec(count=1)))
+    second = job("b", want=1, order=1, resources=Resources(gpu=GpuSpec(count=1, models=("T4",))))
+    assigned = {0: JobId("a"), 1: JobId("b")}
+    assert plan([first, second], [NodeView(node("n", 2, (large, small)), assigned)]).changes == {}
+    used = Device("cuda", "NVIDIA A100", 80 << 30, fault="its owner uses it")
+    assert plan([first, second], [NodeView(node("n", 2, (used, small)), assigned)]).changes == {("n", 1): None}

@@ -50,9 +50,10 @@ class Status(Ask, tag="status", frozen=True):
 
 
 class Pause(Ask, tag="pause", frozen=True):
-    """Run nothing; 0: until `resume`."""
+    """Run nothing; 0: until `resume`. gpu: run nothing on this one alone, by its place in the status; None: on all."""
 
     for_s: float = 0.0
+    gpu: int | None = None
 
 
 class Resume(Ask, tag="resume", frozen=True):

@@ -121,6 +121,8 @@ class Desk:
         began_s = time.monotonic()
         if path:
             await self._store(seat, path, state.digest, state.size)
+        if state.data is not None and self._blobs.pace is not None:
+            await self._blobs.pace.sent(len(state.data))
         message = SaveCheckpoint(job_id, node.node_id, token, index, state)
         reply = None
         for _ in range(SAVE_TRIES):

@@ -75,7 +75,7 @@ def _today() -> str:
 
 
 def worth(worked: Worked, settings: EarnSettings, devices: tuple[Device, ...]) -> dict[str, Any] | None:
-    """{'amount', 'currency', 'basis'}: at the owner's own prices, else at what marketplaces ask for the card. None
+    """{'amount', 'currency', 'basis'}: at the owner's own prices, else at what marketplaces ask for the cards. None
     where no price is known."""
     amount, basis = 0.0, []
     currency = settings.currency
@@ -86,10 +86,28 @@ def worth(worked: Worked, settings: EarnSettings, devices: tuple[Device, ...]) -
         amount += worked.gpu_s / 3600 * settings.gpu_per_hour
         basis.append(f"{settings.gpu_per_hour:g} {currency} an hour of a GPU, as node.toml says")
     elif devices and currency == "USD":
-        price = price_of(devices[0].model, devices[0].memory_bytes)
-        if price is not None:
-            amount += worked.gpu_s / 3600 * earned_per_hour(price)
-            basis.append(
-                f"{price.usd_per_hour:g} USD an hour of a {devices[0].model} ({price.source}), less {FEE_SHARE:.0%} fee"
-            )
+        priced = {one.model: price for one in devices if (price := price_of(one.model, one.memory_bytes)) is not None}
+        rates = [earned_per_hour(priced[one.model]) for one in devices if one.model in priced]
+        # Which of several cards worked is not kept: each counts as their mean.
+        amount += worked.gpu_s / 3600 * sum(rates) / max(1, len(devices))
+        basis += [
+            f"{price.usd_per_hour:g} USD an hour of a {model} ({price.source}), less {FEE_SHARE:.0%} fee"
+            for model, price in priced.items()
+        ]
     return {"amount": round(amount, 4), "currency": currency, "basis": "; ".join(basis)} if basis else None
+
+
+def an_hour(settings: EarnSettings, slots: int, devices: tuple[Device, ...]) -> dict[str, Any]:
+    """The same of one hour of all that is lent, with 'unpriced': what of it has no price, in words."""
+    found = worth(Worked(3600.0 * slots, 3600.0 * len(devices)), settings, devices)
+    unpriced = []
+    if not settings.cpu_per_hour:
+        unpriced.append("processors have no market price; yours: fallow node limits earn.cpu_per_hour=0.02")
+    models = {one.model for one in devices if price_of(one.model, one.memory_bytes) is None}
+    if settings.currency != "USD":
+        models = {one.model for one in devices}
+    if models and not settings.gpu_per_hour:
+        names = " and ".join(sorted(models))
+        unpriced.append(f"no price is known for {names}; yours: fallow node limits earn.gpu_per_hour=0.2")
+    empty = {"amount": 0.0, "currency": settings.currency, "basis": ""}
+    return {**(found or empty), "unpriced": "; ".join(unpriced)}

@@ -41,7 +41,12 @@ class Seat:
         self.is_doomed = False
         """The worker was told that it is about to be ended: it gets no more orders."""
         node = lane.slot.node
-        self.relay = WorkerRelay(lambda: node.connection, lambda: self.process, bool(kind.tenant))
+        self.relay = WorkerRelay(
+            lambda: node.connection,
+            lambda: self.process,
+            bool(kind.tenant),
+            lambda: node.paced.throttle if node.paced is not None else None,
+        )
 
     def reported(self, report: Report) -> None:
         if self.lane.seat is self:
@@ -147,6 +152,11 @@ class Lane:
             self.slot.node.free_gpus()
             await asyncio.sleep(GPU_AGAIN_S)
         return gpus.environment(numbers, seat.kind.gpu)
+
+    @property
+    def waits_for_gpus(self) -> bool:
+        """Its worker cannot be started yet, or just now."""
+        return self._starting is not None and self._starting_kind is not None and self._starting_kind.gpu.count > 0
 
     def release_idle_gpus(self) -> None:
         """Let a worker go that keeps devices for a job that the slot does not work for any more."""

@@ -40,6 +40,8 @@ from fallow.model.errors import SettingError
 from fallow.model.lending import LendingSettings, PriceSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fallow.agent.node import Node
     from fallow.agent.owner.watch import Watch
 
@@ -92,7 +94,6 @@ class Lender:
         self._tasks_seen = 0
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
-        node.blobs.pace = self.throttle
         node.blobs.make_room = self.make_room
 
     async def start(self) -> None:
@@ -148,6 +149,7 @@ class Lender:
         self.settings = settings
         self._repriced.set()
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
+        self.node.set_pace(self.throttle)
         self.node.workers.priority = (settings.share.nice, settings.share.idle_io)
         if self.watch is not None:
             self.watch.set_settings(settings)
@@ -163,11 +165,19 @@ class Lender:
         match question:
             case Status():
                 return status_report(self)
-            case Pause(for_s=for_s):
+            case Pause(for_s=for_s, gpu=None):
                 self.pause(for_s)
+            case Pause(for_s=for_s, gpu=int(gpu)):
+                uuid = self._pause_gpu(gpu, for_s)
+                await self._until_looked(lambda: uuid in self._paused_gpus())
             case Resume():
                 self.resume()
-                await self._until_looked()
+                await self._until_looked(
+                    lambda: (
+                        not self.node.paused.startswith(BY_WORD)
+                        and not any(why.startswith(BY_WORD) for why in self._paused_gpus().values())
+                    )
+                )
             case Drain():
                 self.drain()
             case Reload():
@@ -199,17 +209,39 @@ class Lender:
         if self.is_drained:
             self.is_drained = False
             self.node.drain_by_owner(False)
-        if was_paused:
-            if self.watch is not None:
-                self.watch.resume()
-            else:
-                self.node.allow(None)
+        if self.watch is not None:
+            self.watch.resume()
+        elif was_paused:
+            self.node.allow(None)
         self.note_state()
 
-    async def _until_looked(self) -> None:
+    def _pause_gpu(self, number: int, for_s: float) -> str:
+        """Returns its uuid. Raises SettingError in words where it cannot be paused alone."""
+        devices = self.node.spec.devices
+        if not 0 <= number < len(devices):
+            here = f"0 to {len(devices) - 1}" if devices else "none"
+            raise SettingError(f"there is no GPU {number} here (there is {here}); `fallow node status` lists them.")
+        if self.watch is None or devices[number].uuid not in self.watch.status()["devices"]:
+            raise SettingError(
+                f"GPU {number} ({devices[number].model}) cannot be paused alone: nothing here looks at who uses it. "
+                "`fallow node pause` pauses the machine."
+            )
+        self.watch.pause_gpu(devices[number].uuid, for_s or math.inf)
+        return devices[number].uuid
+
+    def _paused_gpus(self) -> dict[str, str]:
+        """Reasons by uuid, of GPUs that the owner keeps."""
+        if self.watch is None:
+            return {}
+        from fallow.core.owner_policy import CPU
+
+        found = self.watch.status()["devices"]
+        return {name: str(one["reason"]) for name, one in found.items() if one["paused"] and name != CPU}
+
+    async def _until_looked(self, holds: Callable[[], bool]) -> None:
         """The watch looks again within moments; what it finds is what the owner wants to hear."""
         for _ in range(RESUME_LOOKS):
-            if not self.node.paused.startswith(BY_WORD):
+            if holds():
                 return
             await asyncio.sleep(0.05)
 

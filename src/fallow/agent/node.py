@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import shutil
 import sys
 import time
@@ -24,16 +23,17 @@ from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
+from fallow.agent.pauses import Pauses
 from fallow.agent.probe import load_average, memory_used_bytes, own_python, probe_node
 from fallow.agent.pulse import Pulse
+from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
 from fallow.agent.upkeep import keep_house
 from fallow.agent.workers import Workers, own_kind
-from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S
 from fallow.model.ids import JobId, NodeId, new_id
+from fallow.model.lending import GpuSettings
 from fallow.wire import subjects
 from fallow.wire.messages import (
-    BEAT_INTERVAL_S,
     Assign,
     Beat,
     BeatAck,
@@ -53,21 +53,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fallow.agent.lane import Lane
+    from fallow.agent.limits.bandwidth import Throttle
+    from fallow.agent.limits.messages import PacedMessages
     from fallow.model.lending import LendingSettings
     from fallow.model.node import NodeSpec
     from fallow.wire.connection import Connection
 
 log = logging.getLogger("fallow.agent")
 
-AWAY_AFTER_INTERVALS = 2.5
-"""Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
-AWAY_INTERVALS = 0.25
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
 SWEEP_EVERY_S = 30.0
-
-FIRST_BEATS_S = 0.05
-"""Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 
 
 class Node:
@@ -101,10 +97,13 @@ class Node:
         self.scratch = scratch
         self.link: Link | None = None
         self.pulse = Pulse()
+        self.paced: PacedMessages | None = None
+        """None: the machine's owner sets no limits."""
         self.workers = workers
         confined = workers.confinement is not None
         self.default_kind = None if confined else own_kind()
         """Of workers that are kept warm for any job; None: every job has workers of its own."""
+        self.gpu_settings = lending.gpu if lending is not None else GpuSettings()
         self.gpus = Gpus(self.spec.devices, self.spec.shares_gpus)
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
@@ -120,20 +119,13 @@ class Node:
         """Called when a slot is assigned to a job: work may begin at any moment."""
         self.after_stop: list[Callable[[int], None]] = []
         """Called with a slot's number when it was preempted and all of its workers are gone."""
-        self._paused: dict[int, str] = {}
-        """Why each slot that is paused may run nothing."""
+        self._pauses = Pauses(self.slots)
         self._home = home
-        self._beat_seq = 0
-        self._beat_interval_s = BEAT_INTERVAL_S
-        """What the leader asked for."""
-        self._next_beat_s = 0.0
+        self._rhythm = Rhythm(time.monotonic())
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
         self._sweeping: asyncio.Future[None] | None = None
         self._tell_spec = True
-        self._was_heard = False
         self._said_away = False
-        self._acknowledged_s = time.monotonic()
-        self._coordinator_epoch = 0
         self._drained_by_operator = False
         self._drained_by_owner = False
         self._ending = False
@@ -150,11 +142,28 @@ class Node:
 
     def send(self, subject: str, message: Msg) -> None:
         """Publish, if there is a connection yet; whatever matters is sent again anyway."""
+        if self.paced is not None:
+            self.paced.send(subject, message)
+        else:
+            self._send_now(subject, message)
+
+    def _send_now(self, subject: str, message: Msg) -> None:
         if self.link is not None:
             self.link.send(subject, message)
 
-    def _send_hand_in(self, hand_in: HandIn) -> None:
-        self.send(subjects.job(hand_in.job_id), hand_in)
+    def set_pace(self, throttle: Throttle) -> None:
+        """Hold these rates for all that comes and goes. To be called when they are others."""
+        from fallow.agent.limits.messages import repaced
+
+        self.blobs.pace = throttle
+        self.paced = repaced(self.paced, throttle, self._send_now)
+
+    def _send_hand_in(self, hand_in: HandIn) -> float:
+        subject = subjects.job(hand_in.job_id)
+        if self.paced is not None:
+            return self.paced.send(subject, hand_in)
+        self.send(subject, hand_in)
+        return 0.0
 
     async def _store_result(self, job_id: JobId, path: str, digest: str, size: int) -> None:
         job = self.jobs.get(job_id)
@@ -189,24 +198,13 @@ class Node:
         """Stop these slots (None: all) now, for the machine's owner: their tasks get notice, what is done is handed
         in, and `grace_s` from now no worker of theirs is left, nor anything that one has started. Nothing runs there
         before `allow`. Said again, only the reason counts."""
-        for number in self._numbers(slots):
-            is_news = number not in self._paused
-            self._paused[number] = reason
-            if is_news:
-                self.slots[number].preempt(reason, grace_s)
-        log.info("paused: %s", reason)
+        self._pauses.preempt(slots, reason, grace_s)
         self.beat()
 
     def allow(self, slots: Iterable[int] | None) -> None:
         """These slots (None: all) may run again."""
-        opened = [number for number in self._numbers(slots) if self._paused.pop(number, None) is not None]
-        for number in opened:
-            self.slots[number].allow()
-        if opened:
+        if self._pauses.allow(slots):
             self.beat()
-
-    def _numbers(self, slots: Iterable[int] | None) -> list[int]:
-        return [slot.number for slot in self.slots] if slots is None else [n for n in slots if self._slot(n)]
 
     @property
     def is_at_work(self) -> bool:
@@ -216,12 +214,20 @@ class Node:
     @property
     def paused(self) -> str:
         """Why nothing runs here now; '' where something may."""
-        return next(iter(self._paused.values())) if len(self._paused) == len(self.slots) and self.slots else ""
+        return self._pauses.words
 
     def slot_stopped(self, number: int) -> None:
         """All workers of a slot that was preempted are gone."""
         for callback in self.after_stop:
             callback(number)
+
+    def withhold(self, uuids: frozenset[str]) -> None:
+        """The machine's owner uses these GPUs (and no others): nobody is given one, and the pool is told."""
+        if self.gpus.withhold(uuids):
+            for slot in self.slots:
+                slot.look_at_gpus()
+            # Later, in the same breath as the slots that are stopped for it: the pool is to take the job from these.
+            asyncio.get_running_loop().call_soon(self.beat)
 
     def free_gpus(self) -> None:
         """Have idle workers give up devices that their slots do not need any more."""
@@ -258,41 +264,30 @@ class Node:
         link.connection.pace()
         housekeeping = asyncio.ensure_future(keep_house(self, self._home))
         self.pulse.add(self._second)
-        self.pulse.within(self._next_beat_s - time.monotonic())
+        self.pulse.within(self._rhythm.wait_s(time.monotonic()))
         try:
             await ended.wait()
         finally:
             self.pulse.remove(self._second)
             housekeeping.cancel()
 
-    def _pause_s(self) -> float:
-        """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear
-        of this node soon."""
-        if not self._was_heard:
-            return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self._beat_seq)
-        interval_s = self._beat_interval_s * (AWAY_INTERVALS if self._is_away() else 1.0)
-        return interval_s * random.uniform(LEAST_JITTER, 1.0)
-
-    def _is_away(self) -> bool:
-        return time.monotonic() - self._acknowledged_s > AWAY_AFTER_INTERVALS * self._beat_interval_s
-
     def _second(self) -> float:
-        now_s = time.monotonic()
-        if now_s >= self._next_beat_s:
+        now = time.monotonic()
+        if self._rhythm.is_due(now):
             self.beat()
         if self.connection is not None:
             self.connection.keep_alive()
-        self._said_away = say_away(self._was_heard and self._is_away(), self._said_away)
+        self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
         self.outbox.resend_due()
         self._look_at_gpus()
         for slot in self.slots:
             slot.tick()
         if self.workers.confinement is not None:
             self._end_sandboxes()
-        if now_s >= self._next_sweep_s:
-            self._next_sweep_s = now_s + SWEEP_EVERY_S
+        if now >= self._next_sweep_s:
+            self._next_sweep_s = now + SWEEP_EVERY_S
             self._sweeping = asyncio.ensure_future(self.workers.sweep(self.default_kind))
-        return self._next_beat_s - time.monotonic()
+        return self._rhythm.wait_s(time.monotonic())
 
     def _end_sandboxes(self) -> None:
         """Those of jobs that have ended go at once, whatever still runs in them."""
@@ -306,22 +301,21 @@ class Node:
 
     def beat(self) -> None:
         """Say what this node holds."""
-        self._beat_seq += 1
-        self._next_beat_s = time.monotonic() + self._pause_s()
         spec = self.spec if self._tell_spec else None
         self._tell_spec = False
         beat = Beat(
             node_id=self.node_id,
             session=self.session,
-            seq=self._beat_seq,
+            seq=self._rhythm.beats(time.monotonic()),
             slots=tuple(slot.state() for slot in self.slots),
             busy=sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._drained_by_owner or self._ending,
             spec=spec,
-            interval_s=self._beat_interval_s,
+            interval_s=self._rhythm.interval_s,
             paused=self.paused,
+            withheld=self.gpus.withheld,
         )
         self.send(subjects.BEAT, beat)
         self._tell_owners()
@@ -334,10 +328,14 @@ class Node:
         for slot in self.slots:
             for lease in slot.leases():
                 held.setdefault(lease.job_id, []).append(lease)
+        for lease in self.outbox.unsent():
+            leases = held.setdefault(lease.job_id, [])
+            if all(lease.token != other.token for other in leases):
+                leases.append(lease)
         for job_id, leases in held.items():
             if only is not None and job_id != only:
                 continue
-            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._beat_interval_s)
+            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._rhythm.interval_s)
             self.send(subjects.job(job_id), message)
 
     # ------------------------------------------------------------ messages
@@ -346,6 +344,8 @@ class Node:
         """A message to this node."""
         match message:
             case Lease():
+                if self.paced is not None:
+                    self.paced.came(message)
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
                     slot.leased(message)
             case HandInAck():
@@ -388,14 +388,7 @@ class Node:
             self.logs.forget_job(message.job_id)
 
     def _beat_acknowledged(self, message: BeatAck) -> None:
-        now = time.monotonic()
-        was_away = self._is_away()
-        self._beat_interval_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, message.interval_s))
-        self._next_beat_s = min(self._next_beat_s, now + self._beat_interval_s)
-        is_new = message.epoch > self._coordinator_epoch > 0
-        self._acknowledged_s = now
-        self._was_heard = True
-        self._coordinator_epoch = max(self._coordinator_epoch, message.epoch)
+        again = self._rhythm.acknowledged(message, time.monotonic())
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
@@ -404,7 +397,7 @@ class Node:
         if message.want_spec and not self._tell_spec:
             self._tell_spec = True
             self.beat()
-        if was_away or is_new:
+        if again:
             self._send_all_again()
 
     def _reconnected(self) -> None:
@@ -449,6 +442,8 @@ class Node:
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
             await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+        if self.paced is not None:
+            self.paced.flush()
         self._tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from fallow.model.ids import JobId, Token
-from fallow.model.parts import Death
+from fallow.model.parts import Death, HeldLease
 from fallow.wire.messages import HandIn, decode, encode
 
 log = logging.getLogger("fallow.agent")
@@ -41,17 +41,20 @@ class NotAResult(Exception):
 class Entry:
     """One hand-in that is not acknowledged."""
 
-    __slots__ = ("due_s", "files", "hand_in", "is_sent", "seq", "size", "spilled")
+    __slots__ = ("due_s", "files", "goes_s", "hand_in", "is_sent", "seq", "size", "slot", "spilled", "start", "stop")
 
     def __init__(self, hand_in: HandIn, files: dict[str, str]) -> None:
         self.hand_in: HandIn | None = hand_in
         self.files = dict(files)
         """Results that are not in the blob store yet."""
         self.seq = hand_in.seq
+        self.slot, self.start, self.stop = hand_in.slot, hand_in.start, hand_in.stop
         self.size = 256 + sum(len(page.page.data or b"") for page in hand_in.results)
         self.spilled: Path | None = None
         self.is_sent = False
         self.due_s = 0.0
+        self.goes_s = 0.0
+        """When the last sending of it leaves: later than it was sent, where the way up is narrow."""
 
     @property
     def is_stored(self) -> bool:
@@ -70,11 +73,12 @@ class Entry:
 
 
 class Outbox:
-    """`send` publishes a hand-in; `now` reads a monotonic clock in seconds."""
+    """`send` publishes a hand-in, and returns the seconds until it goes, where that is not at once; `now` reads a
+    monotonic clock in seconds."""
 
     def __init__(
         self,
-        send: Callable[[HandIn], None],
+        send: Callable[[HandIn], float | None],
         store_file: StoreFile,
         folder: Path,
         now: Callable[[], float],
@@ -97,6 +101,15 @@ class Outbox:
     def memory_bytes(self) -> int:
         """Bytes of results that are kept in memory."""
         return self._memory
+
+    def unsent(self) -> Iterator[HeldLease]:
+        """Leases of which nothing is left to run, but a hand-in has yet to go: as beats name them."""
+        now = self._now()
+        for (job_id, token), entries in self._leases.items():
+            for entry in entries.values():
+                if not entry.is_sent or entry.goes_s > now:
+                    yield HeldLease(job_id, token, entry.slot, entry.start, entry.stop)
+                    break
 
     def is_blocked(self, job_id: JobId, token: Token) -> bool:
         """Say whether a hand-in of this lease would have to wait for an earlier one to be stored."""
@@ -189,8 +202,9 @@ class Outbox:
             # By now the slot may have asked anew.
             hand_in = msgspec.structs.replace(hand_in, pull=None)
         entry.is_sent = True
-        entry.due_s = self._now() + repeat_s
-        self._send(hand_in)
+        wait_s = self._send(hand_in) or 0.0
+        entry.goes_s = self._now() + wait_s
+        entry.due_s = entry.goes_s + repeat_s
 
     async def _store(self, key: LeaseKey, entry: Entry, sizes: dict[str, int]) -> None:
         delay_s = STORE_RETRY_S

@@ -35,6 +35,7 @@ from fallow.wire.messages import (
 )
 
 if TYPE_CHECKING:
+    from fallow.agent.limits.bandwidth import Throttle
     from fallow.wire.connection import Connection
 
 log = logging.getLogger("fallow.agent")
@@ -90,8 +91,14 @@ class WorkerRelay:
     """The relay of one worker. Close it with the worker."""
 
     def __init__(
-        self, connection: Callable[[], Connection | None], worker: Callable[[], Told | None], confined: bool = False
+        self,
+        connection: Callable[[], Connection | None],
+        worker: Callable[[], Told | None],
+        confined: bool = False,
+        pace: Callable[[], Throttle | None] = lambda: None,
     ) -> None:
+        self._pace = pace
+        """What the machine's owner lends of the way to the pool."""
         self._confined = confined
         """It may speak of jobs alone that it has submitted itself, and for clients that were made for it."""
         self._known: OrderedDict[JobId, None] = OrderedDict()
@@ -124,6 +131,8 @@ class WorkerRelay:
         if self._confined and isinstance(message, SubmitJob):
             log.warning("a task submitted a job without waiting for the answer: it was not relayed")
             return
+        if pace := self._pace():
+            pace.spend_up(len(data))
         connection.send(subject, message)
 
     def _may_say(self, subject: str, data: bytes) -> bool:
@@ -181,10 +190,15 @@ class WorkerRelay:
                     self._note(message)
             elif isinstance(message, CancelJob):
                 self._jobs.pop(message.job_id, None)
+            pace = self._pace()
+            if pace is not None:
+                await pace.sent(len(data))
             try:
                 reply = await connection.request_bytes(subject, data, timeout_s)
             except TimeoutError:
                 reply = NOBODY
+            if pace is not None:
+                await pace.received(len(reply))
             # A stranger's task may name anybody's job: the coordinator says whether it is this client's.
             if self._confined and isinstance(message, SubmitJob) and reply:
                 answered = decode(reply)

@@ -6,7 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from fallow.agent.earnings import Worked, worth
+from fallow.agent.devices.found import device_words
+from fallow.agent.earnings import Worked, an_hour, worth
 from fallow.agent.memory import private_bytes
 from fallow.agent.probe import load_average, memory_bytes, memory_used_bytes
 from fallow.core.setting_keys import KEYS
@@ -43,6 +44,7 @@ def status_report(lender: Lender) -> dict[str, Any]:
         "worked": {
             "today": _worked(lender, lender.work.today),
             "total": _worked(lender, lender.work.total),
+            "an_hour": an_hour(lender.settings.earn, len(node.slots), node.spec.devices),
         },
         "price": {"per_kwh": lender.price_per_kwh, "problem": lender.price_problem},
         "machine": _machine(lender),
@@ -127,6 +129,7 @@ def _machine(lender: Lender) -> dict[str, Any]:
         "memory_used_bytes": memory_used_bytes(),
         "cpu_c": cpu_temperature_c(),
         "gpus": _gpus(lender),
+        "gpu_problem": device_words(),
         "agent_memory_bytes": private_bytes(os.getpid()),
         "work_cpu_share": use.cpu_share,
         "work_memory_bytes": use.memory_bytes,
@@ -142,6 +145,7 @@ def _gpus(lender: Lender) -> list[dict[str, Any]]:
     from fallow.agent.devices.nvml import nvml
 
     readings = nvml().readings()
+    watched = lender.watch.status()["devices"] if lender.watch is not None else {}
     found = []
     for device in devices:
         now = readings.get(device.uuid)
@@ -152,6 +156,7 @@ def _gpus(lender: Lender) -> list[dict[str, Any]]:
                 "memory_bytes": device.memory_bytes,
                 "driver": device.driver,
                 "fault": device.fault,
+                "paused": watched[device.uuid]["reason"] if device.uuid in watched else "",
                 "share": now.utilisation if now is not None else None,
                 "temperature_c": now.temperature_c if now is not None else None,
                 "power_w": now.power_w if now is not None else None,

@@ -88,6 +88,15 @@ class Slot:
 
     def assigned(self, message: Assign) -> None:
         self.perform(self.machine.assign(message.epoch, message.seq, message.spec, time.monotonic()))
+        if self.node.gpus.withheld:
+            self.look_at_gpus()
+        for lane in self.lanes.values():
+            held = lane.waiting
+            if held is not None and held.job_id != self.machine.job_id and lane.waits_for_gpus:
+                # The pool has taken the job away, for lack of devices: who knows when one is free.
+                self.lack_pages(held)
+                if (kind := self.wanted_kind()) is not None:
+                    lane.want_worker(kind)
 
     def leased(self, message: Lease) -> None:
         self.perform(self.machine.lease(message, time.monotonic()))
@@ -177,6 +186,15 @@ class Slot:
                 lane.waiting = None
         self.perform(self.machine.lack_pages(held.job_id, held.token, time.monotonic()))
 
+    def look_at_gpus(self) -> None:
+        """The machine's owner has taken devices, or left some: a job that needs them waits without a lease."""
+        spec = self.machine.spec
+        is_short = spec is not None and self.node.gpus.lacks(spec.resources.gpu)
+        held = [lane.waiting for lane in self.lanes.values() if lane.waiting is not None]
+        self.perform(self.machine.lack_devices(is_short))
+        for one in held if is_short else ():
+            self.lack_pages(one)
+
     def hand_in_all(self) -> None:
         """The agent ends: begin nothing more, so that running orders hand in what is done."""
         for lane in self.machine.lanes:
@@ -186,7 +204,7 @@ class Slot:
     # ------------------------------------------------------------ what is known
 
     def state(self) -> SlotState:
-        return SlotState(self.number, self.machine.job_id)
+        return SlotState(self.number, self.machine.job_id, self.machine.paused)
 
     def leases(self) -> list[HeldLease]:
         """Every lease of the slot, as a beat names it."""

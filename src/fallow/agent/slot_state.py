@@ -2,11 +2,8 @@
 
 Theory of operation. A slot is assigned to at most one job. It has a *lane* (a place for a worker and the lease that
 it runs), a short queue of leases that came ahead, and at most one *standing pull*. A task that waits for nested work
-lends its slot: then its lane counts as not there, and another lane may be opened, up to LEND_LIMIT of them.
-
-    nothing to run, nothing queued     -> an idle pull stands
-    running, nothing queued            -> a pull that asks ahead stands, once the lease has run for AHEAD_AFTER_S
-    something queued                   -> no pull is made
+lends its slot: then its lane counts as not there, and another lane may be opened (slot_lanes). slot_pulls says when a
+pull is made.
 
 Every event returns effects in the order in which they are to be done: the next lease begins before the last one is
 handed in, so that the worker does not wait for messages.
@@ -38,34 +35,18 @@ from fallow.agent.slot_effects import (
     SendUnpull,
     StandingPull,
 )
+from fallow.agent.slot_lanes import LEND_LIMIT, Lane, Lanes
+from fallow.agent.slot_pulls import Pulls
 from fallow.agent.worker_api import Report
 from fallow.model.ids import Interval, JobId, NodeId, Token
 from fallow.model.job import JobSpec
 from fallow.model.parts import Death
 from fallow.wire.messages import Lease
 
-PULL_AGAIN_S = 5.0
-AHEAD_AFTER_S = 0.002
-"""A lease that ends sooner is followed by the pull in its hand-in: a single call costs one message less."""
-LEND_LIMIT = 4
-"""Extra workers that one slot may have while its tasks wait for nested work."""
 LEND_GRACE_S = 0.05
 """So long a lent slot waits for an assignment to the nested job before it goes on with its own."""
 QUEUE_LIMIT = 4
 RECENT_LIMIT = 128
-
-
-class Lane:
-    """A place for a worker, and what it runs."""
-
-    __slots__ = ("began_s", "held", "index", "waiting")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.held: Held | None = None
-        self.began_s = 0.0
-        self.waiting = 0
-        """How many threads of its task wait for nested work."""
 
 
 class SlotMachine:
@@ -79,15 +60,14 @@ class SlotMachine:
         self.draining = False
         self.paused = False
         """The machine's owner has it back."""
-        self.pull: StandingPull | None = None
+        self.lacks_devices = False
+        """The machine's owner uses those that the job needs."""
         self.queue: deque[Held] = deque()
-        self.lanes = [Lane(0)]
+        self.lanes = Lanes()
+        self._pulls = Pulls()
         self._assign_key = (-1, -1)
-        self._pull_seq = 0
         self._recent: dict[tuple[JobId, Token], None] = {}
         self._lent_until = 0.0
-        self._is_ahead_due = False
-        """A tick is coming that will ask ahead."""
 
     # ------------------------------------------------------------ what is known
 
@@ -98,30 +78,24 @@ class SlotMachine:
     @property
     def is_shut(self) -> bool:
         """It takes no work."""
-        return self.draining or self.paused
+        return self.draining or self.paused or self.lacks_devices
 
     @property
-    def active(self) -> Lane | None:
-        """A lane that keeps the slot busy."""
-        return next((lane for lane in self.lanes if lane.held is not None and not lane.waiting), None)
+    def pull(self) -> StandingPull | None:
+        """The newest, until it is answered."""
+        return self._pulls.standing
 
     def held(self) -> list[Held]:
         """Every lease of the slot, the running ones first."""
         return [lane.held for lane in self.lanes if lane.held is not None and not lane.held.revoked] + list(self.queue)
 
-    def lane_of(self, job_id: JobId, token: Token) -> Lane | None:
-        for lane in self.lanes:
-            if lane.held is not None and lane.held.token == token and lane.held.job_id == job_id:
-                return lane
-        return None
-
     def check(self) -> None:
         """Assert what always holds. For tests."""
         assert len(self.lanes) <= LEND_LIMIT + 1
-        assert sum(1 for lane in self.lanes if lane.waiting) <= LEND_LIMIT
+        assert self.lanes.lent_count <= LEND_LIMIT
         assert len(self.queue) <= QUEUE_LIMIT
         if self.queue and self.is_prepared and not self.is_shut:
-            assert self.active is not None or any(lane.waiting for lane in self.lanes), "a queued lease and nobody busy"
+            assert self.lanes.active is not None or self.lanes.lent_count, "a queued lease and nobody busy"
         if self.pull is not None:
             assert self.is_prepared
             assert not self.is_shut
@@ -168,7 +142,7 @@ class SlotMachine:
         effects: list[Effect] = []
         if self.pull is not None:
             effects.append(SendUnpull(self.pull.job_id, self.pull.seq))
-            self.pull = None
+            self._pulls.standing = None
         effects += [self._give_back_whole(held) for held in self.queue]
         self.queue.clear()
         self.spec = None
@@ -191,6 +165,12 @@ class SlotMachine:
         was_shut, self.paused = self.is_shut, False
         return self._shut_or_open(was_shut)
 
+    def lack_devices(self, on: bool) -> list[Effect]:
+        """The machine's owner uses devices without which the job cannot run here (or does so no longer): what waits
+        goes back."""
+        was_shut, self.lacks_devices = self.is_shut, on
+        return self._shut_or_open(was_shut)
+
     def _shut_or_open(self, was_shut: bool) -> list[Effect]:
         if was_shut == self.is_shut:
             return []
@@ -210,8 +190,7 @@ class SlotMachine:
         key = (held.job_id, held.token)
         if key in self._recent or any((h.job_id, h.token) == key for h in self.held()):
             return []
-        if self.pull is not None and self.pull.job_id == held.job_id and lease.pull_seq >= self.pull.seq:
-            self.pull = None
+        self._pulls.answered(held.job_id, lease.pull_seq)
         if held.job_id != self.job_id or self.is_shut or len(self.queue) >= QUEUE_LIMIT:
             return self._with_pull([self._give_back_whole(held)], now)
         self.queue.append(held)
@@ -225,7 +204,7 @@ class SlotMachine:
             if held.job_id == job_id and held.token == token:
                 self.queue.remove(held)
                 return self._with_pull([self._give_back_whole(held)], now)
-        lane = self.lane_of(job_id, token)
+        lane = self.lanes.of(job_id, token)
         if lane is None or lane.held is None:
             return []
         held, lane.held = lane.held, None
@@ -236,22 +215,19 @@ class SlotMachine:
         return self._with_pull(effects, now)
 
     def _begin_next(self, effects: list[Effect], now: float) -> None:
-        if not self.queue or not self.is_prepared or self.active is not None:
+        if not self.queue or not self.is_prepared or self.lanes.active is not None:
             return
-        if any(lane.waiting for lane in self.lanes) and now < self._lent_until:
+        if self.lanes.lent_count and now < self._lent_until:
             effects.append(Later(self._lent_until - now + 0.001))
             return
-        lane = next((lane for lane in self.lanes if lane.held is None), None)
-        if lane is None:
-            lane = Lane(max(lane.index for lane in self.lanes) + 1)
-            self.lanes.append(lane)
+        lane = self.lanes.open()
         lane.held = self.queue.popleft()
         lane.began_s = now
         effects.append(Begin(lane.index, lane.held))
 
     def reported(self, index: int, report: Report, now: float) -> list[Effect]:
         """The worker of lane `index` hands in (part of) its order."""
-        lane = self._lane(index)
+        lane = self.lanes.at(index)
         held = lane.held if lane else None
         token = (report.token[0], report.token[1])
         if lane is None or held is None or held.token != token:
@@ -284,7 +260,7 @@ class SlotMachine:
 
     def died(self, index: int, token: Token | None, death: Death, now: float) -> list[Effect]:
         """The worker of lane `index` is gone, while it ran `token`. What it did not report is lost."""
-        lane = self._lane(index)
+        lane = self.lanes.at(index)
         held = lane.held if lane else None
         if lane is None or held is None or token is None or held.token != (token[0], token[1]):
             return []
@@ -303,7 +279,7 @@ class SlotMachine:
     def preempted(self, index: int, token: Token, wasted_s: float, now: float) -> list[Effect]:
         """The worker of lane `index` was ended for the machine's owner, in the middle of `token`. That is nobody's
         failure: what it did not report goes back. `wasted_s`: run time that is lost by that."""
-        lane = self._lane(index)
+        lane = self.lanes.at(index)
         held = lane.held if lane else None
         if lane is None or held is None or held.token != (token[0], token[1]):
             return []
@@ -326,9 +302,7 @@ class SlotMachine:
 
     def retire_idle(self) -> list[Effect]:
         """Close the extra lanes that run nothing."""
-        gone = [lane for lane in self.lanes[1:] if lane.held is None]
-        self.lanes = [lane for lane in self.lanes if lane not in gone]
-        return [Retire(lane.index) for lane in gone]
+        return [Retire(lane.index) for lane in self.lanes.close_idle()]
 
     # ------------------------------------------------------------ taking back
 
@@ -339,7 +313,7 @@ class SlotMachine:
             if held.job_id == job_id and held.token == token:
                 self.queue.remove(held)
                 return self._with_pull([self._give_back_whole(held)], now)
-        lane = self.lane_of(job_id, token)
+        lane = self.lanes.of(job_id, token)
         if lane is None or lane.held is None or lane.held.revoked or lane.held.asked is not None:
             return []
         return [Cut(lane.index, lane.held, share)]
@@ -353,7 +327,7 @@ class SlotMachine:
 
     def cut(self, held: Held, index: int) -> list[Effect]:
         """The limit holds and the worker is at task `index`: what lies behind both goes back."""
-        if held.asked is None or held.revoked or self.lane_of(held.job_id, held.token) is None:
+        if held.asked is None or held.revoked or self.lanes.of(held.job_id, held.token) is None:
             return []
         stop = max(held.asked, held.start, index + 1)
         give_back = held.missing(stop, held.cut)
@@ -382,7 +356,7 @@ class SlotMachine:
                 lane.waiting = 0
                 effects.append(Abort(lane.index, held_now, reason))
         if not wanted and job_id == self.job_id:
-            self.pull = None
+            self._pulls.standing = None
             self.spec = None
             self.is_prepared = False
         self._begin_next(effects, now)
@@ -392,7 +366,7 @@ class SlotMachine:
 
     def lend(self, index: int, waiting: bool, now: float) -> tuple[bool, list[Effect]]:
         """A task waits for nested work (or does so no longer). Says whether its slot is lent meanwhile."""
-        lane = self._lane(index)
+        lane = self.lanes.at(index)
         if lane is None or lane.held is None:
             return False, []
         if not waiting:
@@ -400,7 +374,7 @@ class SlotMachine:
             if lane.waiting or self.pull is None or not self.pull.idle:
                 return False, []
             return False, self.pull_again(now)
-        if lane.held.revoked or (not lane.waiting and sum(1 for x in self.lanes if x.waiting) >= LEND_LIMIT):
+        if lane.held.revoked or (not lane.waiting and self.lanes.lent_count >= LEND_LIMIT):
             return False, []
         lane.waiting += 1
         if lane.waiting > 1:
@@ -414,42 +388,25 @@ class SlotMachine:
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed: begin what was put off, pull again if nobody answered."""
-        self._is_ahead_due = False
+        self._pulls.is_ahead_due = False
         effects: list[Effect] = []
         self._begin_next(effects, now)
-        if self.pull is not None and now - self.pull.sent_s >= PULL_AGAIN_S:
+        if self._pulls.is_stale(now):
             return effects + self.pull_again(now)
         return self._with_pull(effects, now)
 
     def pull_again(self, now: float) -> list[Effect]:
         """Ask anew: the pull that stands, or its answer, may be lost. A new number, since the owner gives no second
         answer to one that it has answered."""
-        self.pull = None
+        self._pulls.standing = None
         return self._with_pull([], now)
 
-    def _wanted(self, now: float) -> tuple[JobId, bool] | None:
-        """(job, idle) of the pull that should stand."""
-        if self.spec is None or not self.is_prepared or self.is_shut or self.queue:
-            return None
-        active = self.active
-        if active is None or active.held is None:
-            return self.spec.job_id, True
-        held = active.held
-        if held.job_id == self.spec.job_id and not held.alone and not held.revoked:
-            return (self.spec.job_id, False) if now - active.began_s >= AHEAD_AFTER_S else None
-        return None
+    def _job_to_pull(self) -> JobId | None:
+        """The job of which it would take a lease now."""
+        return self.job_id if self.is_prepared and not self.is_shut and not self.queue else None
 
     def _next_pull(self, now: float) -> StandingPull | None:
-        """The new pull that is to be sent now, if any. One that stands and asks for more than is wanted stays: it
-        may be answered already, and a second would be answered too."""
-        wanted = self._wanted(now)
-        if wanted is None:
-            return None
-        if self.pull is not None and (self.pull.idle or not wanted[1]):
-            return None
-        self._pull_seq += 1
-        self.pull = StandingPull(wanted[0], self._pull_seq, wanted[1], now)
-        return self.pull
+        return self._pulls.next(self._job_to_pull(), self.lanes.active, now)
 
     def _with_pull(self, effects: list[Effect], now: float) -> list[Effect]:
         pull = self._next_pull(now)
@@ -459,18 +416,11 @@ class SlotMachine:
         return effects
 
     def _ask_ahead_later(self, effects: list[Effect], now: float) -> None:
-        """See to it that the next lease is asked for when the one that runs turns out to take a while."""
-        if self._is_ahead_due or self.pull is not None or self._wanted(now) is not None:
-            return
-        if self._wanted(now + AHEAD_AFTER_S) is not None:
-            self._is_ahead_due = True
-            # A little later than that, since timers may be early by their precision.
-            effects.append(Later(AHEAD_AFTER_S * 1.5))
+        delay_s = self._pulls.ahead_in(self._job_to_pull(), self.lanes.active, now)
+        if delay_s is not None:
+            effects.append(Later(delay_s))
 
     # ------------------------------------------------------------ hand-ins
-
-    def _lane(self, index: int) -> Lane | None:
-        return next((lane for lane in self.lanes if lane.index == index), None)
 
     def _remember(self, held: Held) -> None:
         self._recent[held.job_id, held.token] = None

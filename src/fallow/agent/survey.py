@@ -1,8 +1,8 @@
-"""What a machine is found to be and what it would lend: shown by `fallow join` before it lends anything."""
+"""What a machine is found to be and what it would lend: shown by `fallow join`, each thing as soon as it is known."""
 
 from __future__ import annotations
 
-import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 import fallow
+from fallow.agent.devices.found import device_words
 from fallow.agent.limits.offer import lent_slots, lent_spec
 from fallow.agent.network import Network, measure_network
 from fallow.agent.probe import cpu_count, probe_node
@@ -28,33 +29,40 @@ class Survey(Struct, frozen=True):
     found: NodeSpec
     lent: NodeSpec
     cpu_model: str
-    network: Network
-    sandbox: dict[str, Any]
-    scores: dict[str, Any]
+    gpu_problem: str = ""
+    """What is wrong with the drivers of GPUs."""
+    network: Network = Network()
+    sandbox: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
 
 
-def survey(
-    address: PoolAddress,
-    settings: LendingSettings,
-    home: Path,
-    slots: int,
-    own_pool: bool,
-    measure: bool,
-) -> Survey:
-    """Looks, and where `measure` also measures: about two seconds. Blocks."""
+def survey(settings: LendingSettings, home: Path, slots: int) -> Survey:
+    """What is known at once: on Apple's machines after some seconds. Blocks."""
     found = probe_node(NodeId(""), "", cpu_count(), home, fallow.__version__)
+    if sys.platform == "darwin":
+        from fallow.agent.devices.apple import apple_devices
+
+        found = msgspec.structs.replace(found, devices=(*found.devices, *apple_devices(found.memory_bytes)))
     lent = lent_spec(
         msgspec.structs.replace(found, slots=lent_slots(settings, found.cpu_count, slots)),
         settings,
     )
-    return Survey(
-        found=found,
-        lent=lent,
-        cpu_model=cpu_model(),
-        network=asyncio.run(measure_network(address)) if measure else Network(),
-        sandbox=_sandbox(settings, own_pool),
-        scores=_scores(home, lent) if measure else {},
-    )
+    return Survey(found=found, lent=lent, cpu_model=cpu_model(), gpu_problem=device_words())
+
+
+def with_sandbox(seen: Survey, settings: LendingSettings, own_pool: bool) -> Survey:
+    """Tries the sandbox that would be used: some tenths of a second. Blocks."""
+    return msgspec.structs.replace(seen, sandbox=_sandbox(settings, own_pool))
+
+
+async def with_network(seen: Survey, address: PoolAddress) -> Survey:
+    """Measures the way to the pool, for about a second."""
+    return msgspec.structs.replace(seen, network=await measure_network(address))
+
+
+async def with_scores(seen: Survey, home: Path) -> Survey:
+    """Runs the benchmark, for about a second: nothing where this very hardware was measured of late."""
+    return msgspec.structs.replace(seen, scores=await _scores(home, seen.lent))
 
 
 def cpu_model() -> str:
@@ -83,10 +91,10 @@ def _sandbox(settings: LendingSettings, own_pool: bool) -> dict[str, Any]:
     return built
 
 
-def _scores(home: Path, spec: NodeSpec) -> dict[str, Any]:
+async def _scores(home: Path, spec: NodeSpec) -> dict[str, Any]:
     """Kept ones of this very hardware, or new ones: about a second."""
     from fallow.agent.devices.benchmark import measured
 
-    scores = asyncio.run(measured(home, spec, BENCHMARK_S))
+    scores = await measured(home, spec, BENCHMARK_S)
     built: dict[str, Any] = msgspec.to_builtins(scores) if scores is not None else {}
     return built

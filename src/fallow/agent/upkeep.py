@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fallow.agent.devices.found import late_devices
 from fallow.agent.modules import prune_modules
 from fallow.agent.probe import disk_free_bytes, find_pythons, own_python
 
@@ -21,7 +22,11 @@ MEASURE_WAIT_S = 10.0
 
 
 async def keep_house(node: Node, home: Path) -> None:
-    """Runs until it is cancelled; an embedded pool's node is not worth more than the first step."""
+    """Runs until it is cancelled; an embedded pool's node is not worth more than the first steps."""
+    late = await late_devices(node.gpu_settings, node.spec.memory_bytes)
+    if late:
+        node.gpus.add(late)
+        node.offer(msgspec.structs.replace(node.spec, devices=node.gpus.devices))
     await asyncio.sleep(HOUSEKEEPING_AFTER_S)
     await asyncio.to_thread(prune_modules, home / "modules")
     if node.embedded:

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -22,6 +23,9 @@ from fallow.wire.address import (
     running_pool,
 )
 from fallow.wire.messages import PoolInfo
+
+if TYPE_CHECKING:
+    from fallow.cli.join_show import Show
 
 FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
@@ -68,18 +72,22 @@ def run_join(wanted: JoinOptions) -> int:
     from fallow.agent.probe import cpu_count
 
     slots = lent_slots(settings, cpu_count(), wanted.slots)
+    show: Show | None = None
     if wanted.dry_run or sys.stdout.isatty():
-        from fallow.agent.survey import survey
-        from fallow.cli.join_show import print_survey
+        from fallow.cli.join_show import Show
 
         agent_home.mkdir(exist_ok=True, mode=0o700)
-
-        seen = survey(address, settings, agent_home, wanted.slots, own, measure=True)
-        print_survey(seen, settings, pool, str(file), wanted.as_json)
+        show = Show(settings, agent_home, address, str(file))
+        show.look(wanted.slots, own, quiet)
         if wanted.dry_run:
-            if not wanted.as_json:
+            show.measure(quiet)
+            if quiet:
+                show.print_json(pool)
+            else:
                 print("Nothing was started: this was a dry run.")
             return 0
+        # The agent need not wait for what takes seconds to measure.
+        show.start_measuring()
     from fallow.agent.main import AgentOptions, run_agent
 
     def ready() -> None:
@@ -95,7 +103,11 @@ def run_join(wanted: JoinOptions) -> int:
         own_pool=own,
         sandbox=settings.sandbox,
     )
-    code = run_agent(options)
+    try:
+        code = run_agent(options)
+    finally:
+        if show is not None:
+            show.stop_measuring()
     print(f"{name!r} has left the pool {pool.name!r}.", flush=True)
     return code
 

@@ -1,46 +1,111 @@
-"""How `fallow join` shows what it found: a table in a terminal, plain lines elsewhere, JSON for programs."""
+"""How `fallow join` shows what it found: a line for each thing as soon as it is known, or JSON for programs."""
 
 from __future__ import annotations
 
-import sys
+import asyncio
+import contextlib
+import shutil
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fallow.cli.show import as_plain, bytes_words, print_json
 from fallow.core.quantities import size_words, write_rate, write_share, write_size
 from fallow.model.lending import LendingSettings
 from fallow.model.tiers import Tier
+from fallow.wire.address import PoolAddress
 from fallow.wire.messages import PoolInfo
 
 if TYPE_CHECKING:
     from fallow.agent.survey import Survey
 
-
-def print_survey(seen: Survey, settings: LendingSettings, pool: PoolInfo, file: str, as_json: bool) -> None:
-    if as_json:
-        body = as_plain(seen)
-        print_json({"pool": pool.name, "settings": file, **body, "network": as_plain(seen.network)})
-        return
-    rows = survey_rows(seen, settings)
-    if not sys.stdout.isatty():
-        for what, found, lent in rows:
-            print(f"  {what:<9} {found}" + (f"  ->  {lent}" if lent else ""))
-        print(f"Change what is lent in {file}", flush=True)
-        return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in ("", "found here", "lent to the pool"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    print(f"Change what is lent in {file}", flush=True)
+STOP_WITHIN_S = 3.0
 
 
-def survey_rows(seen: Survey, settings: LendingSettings) -> list[tuple[str, str, str]]:
-    """(what, found, lent) in words."""
+Row = tuple[str, str, str]
+"""What, what was found of it, what of that is lent."""
+WHAT_WIDTH = 10
+
+
+class Show:
+    """What `fallow join` finds and lends, told row by row. `file`: where the owner changes what is lent."""
+
+    def __init__(self, settings: LendingSettings, home: Path, address: PoolAddress, file: str) -> None:
+        self._settings, self._home, self._address, self._file = settings, home, address, file
+        self._seen: Survey | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._measuring: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def look(self, slots: int, own_pool: bool, quiet: bool) -> None:
+        """What is known within moments."""
+        from fallow.agent.survey import survey, with_sandbox
+
+        self._seen = survey(self._settings, self._home, slots)
+        if not quiet:
+            print_rows(machine_rows(self._seen, self._settings))
+        self._seen = with_sandbox(self._seen, self._settings, own_pool)
+        if not quiet:
+            print_rows(_sandbox_rows(self._seen.sandbox))
+            print(f"Change what is lent in {self._file}", flush=True)
+
+    def measure(self, quiet: bool) -> None:
+        """The way to the pool, and the benchmark. Blocks for about two seconds."""
+        asyncio.run(self._measure(quiet))
+
+    async def _measure(self, quiet: bool) -> None:
+        from fallow.agent.survey import with_network, with_scores
+
+        assert self._seen is not None
+        self._seen = await with_network(self._seen, self._address)
+        if not quiet:
+            print_rows([("network", _network_words(self._seen), _rate_words(self._settings))])
+        self._seen = await with_scores(self._seen, self._home)
+        if self._seen.scores and not quiet:
+            print_rows([("benchmark", _score_words(self._seen.scores), "")])
+
+    def start_measuring(self) -> None:
+        """The same while the agent starts, in a thread of its own."""
+        self._thread = threading.Thread(target=self._measure_in_thread, name="survey", daemon=True)
+        self._thread.start()
+
+    def _measure_in_thread(self) -> None:
+        with asyncio.Runner() as runner, contextlib.suppress(asyncio.CancelledError):
+            runner.run(self._measure_until_told())
+
+    async def _measure_until_told(self) -> None:
+        self._measuring = asyncio.ensure_future(self._measure(False))
+        self._loop = asyncio.get_running_loop()
+        await self._measuring
+
+    def stop_measuring(self) -> None:
+        """The agent has ended: whatever is still measured is left."""
+        thread, loop, measuring = self._thread, self._loop, self._measuring
+        if thread is None:
+            return
+        if loop is not None and measuring is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(measuring.cancel)
+        thread.join(STOP_WITHIN_S)
+
+    def print_json(self, pool: PoolInfo) -> None:
+        assert self._seen is not None
+        body = as_plain(self._seen)
+        print_json({"pool": pool.name, "settings": self._file, **body, "network": as_plain(self._seen.network)})
+
+
+def print_rows(rows: list[Row]) -> None:
+    """A line for each, or two where what is lent has no room beside what was found."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    for what, found, lent in rows:
+        line = f"  {what:<{WHAT_WIDTH}}{found}"
+        if lent and len(line) + len(lent) + 4 > width:
+            line += "\n" + " " * (WHAT_WIDTH + 2)
+        print(line + (f"{' -> ' if found else ''}{lent}" if lent else ""), flush=True)
+
+
+def machine_rows(seen: Survey, settings: LendingSettings) -> list[Row]:
+    """What needs no measurement, in words."""
     found, lent, share = seen.found, seen.lent, settings.share
     slots = f"{lent.slots} task{'' if lent.slots == 1 else 's'} at a time, lowest priority"
     if share.cpu_share:
@@ -59,12 +124,8 @@ def survey_rows(seen: Survey, settings: LendingSettings) -> list[tuple[str, str,
         driver = f", driver {device.driver}" if device.driver else ""
         words = f"{device.model}, {bytes_words(device.memory_bytes)}{driver}"
         rows.append(("GPU", words, "lent" if device.uuid in names else "not lent"))
-    if not found.devices:
-        rows.append(("GPU", "none found", ""))
-    rows.append(("network", _network_words(seen), _rate_words(settings)))
-    rows += _sandbox_rows(seen.sandbox)
-    if seen.scores:
-        rows.append(("benchmark", _score_words(seen.scores), ""))
+    if seen.gpu_problem or not found.devices:
+        rows.append(("GPU", seen.gpu_problem or "none found", ""))
     rows.append(("when", "", _when_words(settings)))
     return rows
 
@@ -92,7 +153,7 @@ def _rate_words(settings: LendingSettings) -> str:
     return ", ".join(parts) or "no limit"
 
 
-def _sandbox_rows(sandbox: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _sandbox_rows(sandbox: dict[str, Any]) -> list[Row]:
     if not sandbox:
         return []
     if problem := sandbox.get("problem"):

@@ -39,6 +39,7 @@ def status(agent: Agent = 0, as_json: Json = False, home: Home = None) -> None:
 @node_app.command()
 def pause(
     for_time: Annotated[str, typer.Option("--for", metavar="TIME", help="Such as '2 h'; nothing: until resume.")] = "",
+    gpu: Annotated[int, typer.Option(min=-1, help="This GPU alone, as `status` numbers them; -1: everything.")] = -1,
     agent: Agent = 0,
     as_json: Json = False,
     home: Home = None,
@@ -51,6 +52,7 @@ def pause(
     Examples:
       fallow node pause
       fallow node pause --for 2h
+      fallow node pause --gpu 0
     """
     set_home(home)
     from fallow.agent.control import Pause
@@ -63,7 +65,7 @@ def pause(
         raise SettingError(f"--for {for_time}: {error}.") from None
     if for_time and for_s <= 0:
         raise SettingError(f"--for {for_time}: that is no time at all.")
-    _show_status(Pause(for_s=for_s), agent, as_json)
+    _show_status(Pause(for_s=for_s, gpu=None if gpu < 0 else gpu), agent, as_json)
 
 
 @node_app.command()

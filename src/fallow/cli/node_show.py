@@ -37,6 +37,8 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
         )
     for when in ("today", "total"):
         lines.append(f"  {when:<9} {_worked_words(body['worked'][when])}")
+    first, *further = _hour_words(body["worked"]["an_hour"])
+    lines += [f"  an hour   {first}", *(f"            {words}" for words in further)]
     lines += [f"  watch     {words}" for words in _watch_words(body["watch"])]
     lines += _machine_lines(body["machine"])
     lines.append(f"  sandbox   {_sandbox_words(body['sandbox'])}")
@@ -58,31 +60,45 @@ def _worked_words(worked: dict[str, Any]) -> str:
         words += f", {duration_words(worked['gpu_s'])} of GPUs"
     words += f", {count_words(worked['tasks'])} tasks"
     if earn := worked["would_earn"]:
-        words += f"; would earn {earn['amount']:.2f} {earn['currency']} ({earn['basis']})"
+        words += f"; would earn {earn['amount']:.{2 if earn['amount'] >= 0.1 else 4}f} {earn['currency']}"
     return words
+
+
+def _hour_words(hour: dict[str, Any]) -> list[str]:
+    """What all that is lent would earn, and by which prices, line by line."""
+    words = []
+    if hour["basis"]:
+        words.append(f"of all that is lent would earn {hour['amount']:.2f} {hour['currency']}:")
+        words += hour["basis"].split("; ")
+    return [*words, *([hour["unpriced"]] if hour["unpriced"] else [])]
 
 
 def _watch_words(owner: dict[str, Any] | None) -> list[str]:
     """What the watch for the owner has to say beyond the reason of a pause."""
     if owner is None:
         return []
-    devices = [f"{name}: {one['reason']}" for name, one in owner["devices"].items() if one["paused"] and name != "cpu"]
-    return [*owner["notes"], *devices, *owner["troubles"]]
+    return [*owner["notes"], *owner["troubles"]]
 
 
 def _machine_lines(machine: dict[str, Any]) -> list[str]:
     heat = f", processor at {machine['cpu_c']:.0f} °C" if machine["cpu_c"] else ""
     memory = f"{bytes_words(machine['memory_used_bytes'])} of {bytes_words(machine['memory_bytes'])} of memory in use"
     lines = [f"  machine   load {machine['load']:.2f} on {machine['cpu_count']} processors, {memory}{heat}"]
-    for gpu in machine["gpus"]:
+    for number, gpu in enumerate(machine["gpus"]):
         parts = [gpu["model"]]
+        if gpu["fault"]:
+            parts.append(f"out: {gpu['fault']}")
+        elif gpu["paused"]:
+            parts.append(f"paused: {gpu['paused']}")
         if gpu.get("share") is not None:
             parts.append(f"{gpu['share']:.0%} busy")
         if gpu.get("temperature_c") is not None:
             parts.append(f"{gpu['temperature_c']:.0f} °C")
         if gpu.get("power_w") is not None:
             parts.append(f"{gpu['power_w']:.0f} W")
-        lines.append(f"  gpu       {', '.join(parts)}")
+        lines.append(f"  gpu {number:<5} {', '.join(parts)}")
+    if machine["gpu_problem"]:
+        lines.append(f"  gpu       {machine['gpu_problem']}")
     for device, share in machine["duty"].items():
         lines.append(f"  held to   {share:.0%} of each second on {device}, by your limits")
     return lines

@@ -20,6 +20,7 @@ from fallow.wire.messages import Assign, Beat, BeatAck, Place
 
 REASSIGN_AFTER_S = 1.5
 """An assignment that a beat does not show by then is sent again."""
+WITHHELD = "the machine's owner uses it"
 SHOW_LOST_S = 3600.0
 """Listings show a lost or departed node for so long."""
 
@@ -47,6 +48,9 @@ class NodeEntry:
     """How often it says that it beats."""
     paused: str = ""
     """Why its owner lets nothing run on it now."""
+    paused_slots: frozenset[int] = frozenset()
+    withheld: tuple[int, ...] = ()
+    """Devices that its owner uses now."""
     wasted_s: float = 0.0
 
     def judged_spec(self) -> NodeSpec:
@@ -60,6 +64,17 @@ class NodeEntry:
         if speed == self.spec.speed and devices is self.spec.devices:
             return self.spec
         return replace(self.spec, speed=speed, devices=devices)
+
+    def spec_now(self) -> NodeSpec:
+        """The same, without devices that its owner uses."""
+        spec = self.judged_spec()
+        if not self.withheld:
+            return spec
+        devices = [
+            replace(device, fault=device.fault or WITHHELD) if number in self.withheld else device
+            for number, device in enumerate(spec.devices)
+        ]
+        return replace(spec, devices=tuple(devices))
 
     def judgement(self) -> str:
         """Why its speed is not the one that it claims; '' where it is."""
@@ -162,8 +177,10 @@ class NodeRegistry:
         elif not beat.draining and entry.state is NodeState.DRAINING:
             entry.state = node_transition(entry.state, NodeEvent.RESUME, beat.node_id)
             entry.reason = ""
+        paused_slots = frozenset(slot.slot for slot in beat.slots if slot.paused and 0 <= slot.slot < entry.spec.slots)
         changed = changed or entry.state is not before or bool(entry.paused) != bool(beat.paused)
-        entry.paused = beat.paused
+        changed = changed or (entry.paused_slots, entry.withheld) != (paused_slots, beat.withheld)
+        entry.paused, entry.paused_slots, entry.withheld = beat.paused, paused_slots, beat.withheld
         if changed:
             self._is_another(beat.node_id)
         for slot in beat.slots:
@@ -223,7 +240,10 @@ class NodeRegistry:
         if entry is None or entry.state not in (NodeState.ALIVE, NodeState.DRAINING):
             return None
         is_open = entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused
-        return NodeView(entry.judged_spec(), entry.assigned, is_open)
+        if entry.paused:
+            # All of it, and so closed: what its slots have stays until its owner is away again.
+            return NodeView(entry.judged_spec(), entry.assigned, is_open)
+        return NodeView(entry.spec_now(), entry.assigned, is_open, entry.paused_slots)
 
     def views(self) -> Iterator[NodeView]:
         """Of all nodes that are here."""
@@ -295,7 +315,7 @@ class NodeRegistry:
                     jobs[job_id] = jobs.get(job_id, 0) + 1
             infos.append(
                 NodeInfo(
-                    spec=entry.judged_spec(),
+                    spec=entry.judged_spec() if gone else entry.spec_now(),
                     state="draining" if entry.drain_wanted and not gone else str(entry.state),
                     reason=entry.reason if gone or entry.state is NodeState.DRAINING else entry.judgement(),
                     seen_unix_s=entry.seen_unix_s,

@@ -17,7 +17,6 @@ from fallow.core.classes import (
 )
 from fallow.core.demand import JobDemand, NodeView
 from fallow.model.ids import JobId, NodeId
-from fallow.model.node import NodeSpec
 
 
 class Books:
@@ -82,10 +81,13 @@ class Books:
         node_id = spec.node_id
         if node_id in self._nodes:
             self.remove_node(node_id)
-        kind = self._classes.get(class_key(spec)) or self._new_class(spec)
+        key = class_key(spec, len(view.paused))
+        kind = self._classes.get(key) or self._new_class(key, view)
         number = self._next_number
         self._next_number = number + 1
         node = PlannedNode(spec, view.open, kind, number)
+        if view.paused:
+            node.pause(view.paused)
         self._by_number[number] = self._nodes[node_id] = node
         heads: dict[int, PlannedJob] | None = None
         if view.assigned:
@@ -93,11 +95,10 @@ class Books:
             self._note_strays(node, view, heads)
         if not node.is_open:
             return
-        slots = kind.slots
         kind.node_count += 1
-        self._slots += slots
+        self._slots += kind.open_count
         self._releases += 1
-        self._free_slots += slots
+        self._free_slots += kind.open_count
         kind.insert(node)
         if heads:
             for slot, job in heads.items():
@@ -131,7 +132,7 @@ class Books:
         if node.is_open:
             kind.take_out(node)
             kind.node_count -= 1
-            self._slots -= len(node.heads)
+            self._slots -= kind.open_count
             self._free_slots -= node.free_count
         if not kind.node_count and self._classes.get(kind.key) is kind:
             del self._classes[kind.key]
@@ -287,9 +288,8 @@ class Books:
 
     # ------------------------------------------------------------ classes
 
-    def _new_class(self, spec: NodeSpec) -> NodeClass:
-        key = class_key(spec)
-        kind = self._classes[key] = NodeClass(key, spec, *key[-2:])  # type: ignore[arg-type]
+    def _new_class(self, key: tuple[object, ...], view: NodeView) -> NodeClass:
+        kind = self._classes[key] = NodeClass(key, view, *key[-2:])  # type: ignore[arg-type]
         samples = {job.need: job for job in self._jobs.values()}
         self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
         for need, classes in self._fitting.items():

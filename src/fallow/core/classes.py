@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from fallow.core.demand import JobDemand, NodeView
 from fallow.core.fit import misfit
-from fallow.core.gpus import GpuBook, room
+from fallow.core.gpus import GpuBook, fits, room
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import GpuSpec
 from fallow.model.node import NodeSpec
@@ -112,6 +112,12 @@ class PlannedNode:
         self.before: tuple[JobId | None, ...] | None = None
         """What `heads` said when the shell last heard of it; None while nothing has changed since."""
 
+    def pause(self, slots: Iterable[int]) -> None:
+        """Nobody gets these; before the node is in any bucket."""
+        for slot in slots:
+            self.free &= ~(1 << slot)
+        self.free_count = self.free.bit_count()
+
     def free_groups(self, cpu: int) -> Sequence[int]:
         """First slots of disjoint groups of `cpu` adjacent free slots, from the lowest."""
         if cpu == 1:
@@ -168,15 +174,19 @@ class NodeClass:
         "memory_floor",
         "node_count",
         "nothing",
+        "open_count",
         "slots",
         "spec",
     )
 
-    def __init__(self, key: tuple[object, ...], spec: NodeSpec, floor: int, ceiling: int) -> None:
+    def __init__(self, key: tuple[object, ...], view: NodeView, floor: int, ceiling: int) -> None:
+        spec = view.spec
         self.key = key
         self.spec = replace(spec, memory_bytes=ceiling)
         self.memory_floor = floor
         self.slots = spec.slots
+        self.open_count = spec.slots - len(view.paused)
+        """Slots of each node that are not paused."""
         self.nothing = nothing(spec.slots)
         self.device_count = len(spec.devices)
         self._speed = speed_step(spec.speed)
@@ -191,7 +201,7 @@ class NodeClass:
         """By free GPUs, then by free slots; dicts serve as sets that keep their order."""
 
     def groups_per_node(self, job: PlannedJob) -> int:
-        most = self.slots // job.cpu
+        most = self.open_count // job.cpu
         return min(most, self.gpu_groups(job)) if job.gpus else most
 
     def gpu_groups(self, job: PlannedJob) -> int:
@@ -239,8 +249,9 @@ def nothing(slots: int) -> tuple[None, ...]:
     return (None,) * slots
 
 
-def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, sandboxes, devices, speed, bounds of memory): nodes with equal keys are of one class."""
+def class_key(spec: NodeSpec, paused_count: int = 0) -> tuple[object, ...]:
+    """(slots, how many of them are paused, Pythons, sandboxes, devices, speed, bounds of memory): nodes with equal keys
+    are of one class."""
     memory_bytes, speed, devices = spec.memory_bytes, spec.speed, spec.devices
     shift = memory_bytes.bit_length() - 3
     if shift < 0:
@@ -248,6 +259,7 @@ def class_key(spec: NodeSpec) -> tuple[object, ...]:
     low = (memory_bytes >> shift) << shift
     return (
         spec.slots,
+        paused_count,
         spec.pythons,
         spec.tier,
         spec.least_tier,
@@ -276,15 +288,39 @@ def allowed(job: PlannedJob, node: PlannedNode) -> bool:
 
 
 def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, PlannedJob]:
-    """The groups that the node's assignments make: unknown jobs, those that refused the node, and groups that overlap
-    a lower one are left out."""
+    """The groups that the node's assignments make: unknown jobs, those that refused the node, groups that overlap a
+    lower one, paused slots and jobs for which there are too few devices now are left out."""
     heads: dict[int, PlannedJob] = {}
     end = 0
     for slot, job_id in sorted(view.assigned.items()):
         job = jobs.get(job_id) if job_id is not None else None
         if job is None or (job.refused and view.spec.node_id in job.refused):
             continue
-        if slot >= end and slot + job.cpu <= view.spec.slots:
-            heads[slot] = job
-            end = slot + job.cpu
+        if slot < end or slot + job.cpu > view.spec.slots:
+            continue
+        if not view.paused.isdisjoint(range(slot, slot + job.cpu)):
+            continue
+        heads[slot] = job
+        end = slot + job.cpu
+    for slot in _without_devices(view.spec, heads):
+        del heads[slot]
     return heads
+
+
+def _without_devices(spec: NodeSpec, heads: dict[int, PlannedJob]) -> list[int]:
+    """Groups for which there are no devices beside the others. Which has which is not known: where they do not fit as
+    they come, they may in the order of who accepts the fewest."""
+    needs = [(slot, job.gpu) for slot, job in heads.items() if job.gpus]
+    left = _left_out(spec, needs)
+    if left:
+        needs.sort(key=lambda item: (sum(fits(device, item[1]) for device in spec.devices), -item[1].share))
+        if not _left_out(spec, needs):
+            return []
+    return left
+
+
+def _left_out(spec: NodeSpec, needs: list[tuple[int, GpuSpec]]) -> list[int]:
+    if not needs:
+        return []
+    book = GpuBook(spec.devices, spec.shares_gpus)
+    return [slot for slot, need in needs if book.take(slot, need) is None]

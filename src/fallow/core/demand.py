@@ -29,6 +29,8 @@ class NodeView:
     assigned: Mapping[int, JobId | None]
     open: bool = True
     """False while it drains: it gets nothing new."""
+    paused: frozenset[int] = frozenset()
+    """Slots on which its owner lets nothing run now."""
 
 
 @dataclass(slots=True)

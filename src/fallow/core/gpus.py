@@ -70,6 +70,11 @@ class GpuBook:
         """Devices that nobody has any of."""
         return self._left.count(UNITS)
 
+    def add(self, devices: Sequence[Device]) -> None:
+        """Further ones, numbered on."""
+        self._devices += tuple(devices)
+        self._left += [UNITS] * len(devices)
+
     def close(self, number: int) -> None:
         """Give the device to nobody from now on; who has it keeps it."""
         self._closed |= {number}

@@ -75,6 +75,8 @@ class OwnerState(Struct, frozen=True):
     """When a person last touched the machine, as far as any reading ever said."""
     input_source: str = ""
     pause: ManualPause | None = None
+    gpu_pauses: dict[str, ManualPause] = {}
+    """Of single GPUs."""
     devices: dict[str, DeviceState] = {}
 
 
@@ -116,6 +118,9 @@ def look(
     state = _with_input(state, readings, settings.owner, now_s)
     if state.pause is not None and state.pause.until_s <= now_s:
         state = replace(state, pause=None)
+    if any(pause.until_s <= now_s for pause in state.gpu_pauses.values()):
+        lasting = {name: pause for name, pause in state.gpu_pauses.items() if pause.until_s > now_s}
+        state = replace(state, gpu_pauses=lasting)
     shared = list(_shared_causes(state, readings, settings, now_s, minute_of_week))
     if jumped:
         shared.append(Cause("jump", "the machine slept or stood still a moment ago", settings.owner.settle_s))
@@ -128,7 +133,8 @@ def look(
             idle_s, own = settings.owner.idle_s, _cpu_causes(before, readings, settings)
         else:
             idle_s, own = settings.owner.gpu_idle_s, _gpu_causes(before, readings, settings, name)
-        causes = [*shared, *_input_causes(state, readings, settings.owner, idle_s, now_s), *own]
+        word = [_word(state.gpu_pauses[name], now_s)] if name in state.gpu_pauses else []
+        causes = [*word, *shared, *_input_causes(state, readings, settings.owner, idle_s, now_s), *own]
         after = _next_state(before, causes, now_s, restart=now_s < state.looked_s)
         devices[name] = after
         if not after.allowed:
@@ -173,9 +179,7 @@ def _shared_causes(
 ) -> Iterator[Cause]:
     owner, settle_s = settings.owner, settings.owner.settle_s
     if state.pause is not None:
-        left_s = state.pause.until_s - now_s
-        words = "by your word" if left_s == inf else f"by your word, for {span_words(left_s)} more"
-        yield Cause("manual", words, left_s=left_s)
+        yield _word(state.pause, now_s)
     if readings.going_to_sleep:
         yield Cause("sleep", "the machine is about to sleep", settle_s)
     wait = minutes_to_open(owner.hours, minute)
@@ -204,6 +208,12 @@ def _shared_causes(
             yield Cause("full_screen", f"{readings.full_screen} fills the screen", settle_s)
         if owner.remote_sessions:
             yield from _remote_causes(readings, owner, settle_s)
+
+
+def _word(pause: ManualPause, now_s: float) -> Cause:
+    left_s = pause.until_s - now_s
+    words = "by your word" if left_s == inf else f"by your word, for {span_words(left_s)} more"
+    return Cause("manual", words, left_s=left_s)
 
 
 def _program_causes(key: str, readings: Readings, names: tuple[str, ...], settle_s: float) -> Iterator[Cause]:

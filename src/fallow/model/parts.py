@@ -93,3 +93,5 @@ class SlotState(Struct, frozen=True, array_like=True, gc=False):
     slot: int
     job_id: JobId | None
     """What the slot is assigned to."""
+    paused: bool = False
+    """The machine's owner lets nothing run on it now."""

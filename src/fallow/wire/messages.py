@@ -331,6 +331,8 @@ class Beat(Msg, frozen=True):
     """The next comes within so long; core.presence says how long a silence means that the node is lost."""
     paused: str = ""
     """Why the owner of the machine lets nothing run now, on any slot; '': something may run."""
+    withheld: tuple[int, ...] = ()
+    """Devices, by their place in `spec.devices`, that the owner uses now: they are given to nobody."""
 
 
 class Held(Msg, frozen=True):

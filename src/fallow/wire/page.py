@@ -187,11 +187,6 @@ def _decode_data(view: memoryview, kind: int, failures_size: int, body_size: int
     return items
 
 
-def page_is_plain(buffer: Buffer | Any) -> bool:
-    """Say whether decoding the page runs nobody's code (exceptions inside failures stay pickled)."""
-    return _read_header(memoryview(buffer).cast("B"))[0] != PICKLE
-
-
 def _encode_data(values: list[object], failures: bytes) -> list[Buffer]:
     from fallow.wire.plain import NotPlain, encode_plain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,11 +94,17 @@ class PageWriter:
     def _write_file(self, segments: Sequence[Buffer]) -> str:
         self._serial += 1
         path = os.path.join(self._folder, f"{self._prefix}-{self._serial}.page")
-        with open(path, "wb", buffering=0) as file:
-            for segment in segments:
-                view = memoryview(segment)
-                while len(view):
-                    view = view[file.write(view) :]
+        try:
+            with open(path, "wb", buffering=0) as file:
+                for segment in segments:
+                    view = memoryview(segment)
+                    while len(view):
+                        view = view[file.write(view) :]
+        except OSError:
+            # Half a page is of no use, and would leave no room for the next.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
         return path
 
 

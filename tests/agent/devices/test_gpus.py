@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from fallow.agent.devices.found import late_devices
 from fallow.agent.devices.gpus import Gpus, Tenant
 from fallow.agent.devices.nvml import Nvml
 from fallow.model.job import GpuSpec
+from fallow.model.lending import GpuSettings
 from fallow.model.node import Device
 from tests.agent.devices.drivers import GIB, Card, Driver, Process
 
@@ -66,6 +68,36 @@ def test_amd_devices_have_their_own_variables() -> None:
     )
     hidden = gpus.environment((0,))
     assert (hidden["ROCR_VISIBLE_DEVICES"], hidden["HIP_VISIBLE_DEVICES"]) == ("-1", "-1")
+
+
+PROFILER = """#!/bin/sh
+cat <<END
+{"SPDisplaysDataType": [
+  {"sppci_model": "Apple M3 Max", "spdisplays_vendor": "sppci_vendor_Apple"},
+  {"sppci_model": "AMD Radeon Pro", "spdisplays_vendor": "sppci_vendor_amd"}]}
+END
+"""
+
+
+async def test_apples_gpu_is_found_late_and_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "system_profiler"
+    program.write_text(PROFILER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = await late_devices(GpuSettings(), 64 * GIB)
+    refused = await late_devices(GpuSettings(lend=False), 64 * GIB)
+    monkeypatch.undo()
+    assert refused == ()
+    assert [(one.model, one.memory_bytes, one.vendor) for one in found] == [("Apple M3 Max", 48 * GIB, "apple")]
+    gpus = bare((Device("gpu", "first", GIB),))
+    gpus.add(found)
+    assert gpus.take("a", GpuSpec(count=1, models=("M3 Max",))) == (1,)
+    assert gpus.take("b", GpuSpec(count=1)) == (0,)
+    strangers = bare((), shares=False)
+    strangers.add(found)
+    assert "cannot be overwritten" in strangers.devices[0].fault
+    assert strangers.take("a", GpuSpec(count=1)) is None
 
 
 def test_parts_of_a_device_come_with_their_limits() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fallow.agent.earnings import WorkBook, Worked, worth
+from fallow.agent.earnings import WorkBook, Worked, an_hour, worth
 from fallow.agent.limits.bandwidth import Throttle
 from fallow.agent.limits.duties import Duties
 from fallow.agent.limits.meter import Meter
@@ -178,3 +178,15 @@ def test_what_work_would_earn() -> None:
     assert own is not None
     assert own["amount"] == pytest.approx(0.52)
     assert worth(hour, EarnSettings(), ()) is None
+    other = Device("gpu", "NVIDIA H100 80GB HBM3", 80 << 30, "b")
+    both = worth(hour, EarnSettings(), (card, other))
+    assert both is not None
+    assert both["amount"] == pytest.approx((0.34 + 1.80) / 2 * 0.8)
+    all_of_it = an_hour(EarnSettings(), 4, (card, other))
+    assert all_of_it["amount"] == pytest.approx((0.34 + 1.80) * 0.8)
+    assert "H100" in all_of_it["basis"]
+    assert "4090" in all_of_it["basis"]
+    assert "earn.cpu_per_hour" in all_of_it["unpriced"]
+    unknown = an_hour(EarnSettings(cpu_per_hour=0.01), 4, (Device("gpu", "Voodoo 2", 1 << 24, "c"),))
+    assert unknown["amount"] == pytest.approx(0.04)
+    assert unknown["unpriced"].startswith("no price is known for Voodoo 2; ")

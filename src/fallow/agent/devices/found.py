@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from collections.abc import Sequence
 
 from fallow.agent.devices.amd import amd_devices, render_nodes
@@ -16,6 +18,15 @@ NVIDIA_ALWAYS = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 def gpu_devices(settings: GpuSettings | None = None) -> tuple[Device, ...]:
     """All that can be had at once: NVIDIA's and AMD's. settings: what of it the owner lends."""
     return lent((*nvml().devices(), *amd_devices()), settings or GpuSettings())
+
+
+async def late_devices(settings: GpuSettings, memory_bytes: int) -> tuple[Device, ...]:
+    """Those that are lent and take seconds to be found: Apple's."""
+    if sys.platform != "darwin":
+        return ()
+    from fallow.agent.devices.apple import apple_devices
+
+    return lent(await asyncio.to_thread(apple_devices, memory_bytes), settings)
 
 
 def lent(devices: Sequence[Device], settings: GpuSettings) -> tuple[Device, ...]:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from fallow.agent.devices.variables import device_variables
 from fallow.core.gpu_memory import Use, over_cap, what_is_left
-from fallow.core.gpus import GpuBook
+from fallow.core.gpus import GpuBook, room
 from fallow.model.job import GpuSpec
 from fallow.model.node import Device
 
@@ -79,12 +79,27 @@ class Gpus:
         """As they are now, with what is wrong with them."""
         return tuple(self._devices)
 
+    def add(self, devices: Sequence[Device]) -> None:
+        """Further ones that were found late, numbered on."""
+        first = len(self._devices)
+        self._devices += [self._checked(device) for device in devices]
+        self._book.add(devices)
+        for number in range(first, len(self._devices)):
+            if self._devices[number].fault:
+                self._book.close(number)
+
     def set_speeds(self, speeds: dict[str, float]) -> None:
         """Note what was measured, in Gflop/s by uuid."""
         self._devices = [replace(d, speed=speeds[d.uuid]) if d.uuid in speeds else d for d in self._devices]
 
-    def withhold(self, uuids: frozenset[str]) -> None:
-        """Give these devices to nobody, until others are named: the machine's owner uses them."""
+    @property
+    def withheld(self) -> tuple[int, ...]:
+        """Numbers of the devices that the machine's owner uses."""
+        return tuple(sorted(self._withheld))
+
+    def withhold(self, uuids: frozenset[str]) -> bool:
+        """Give these devices to nobody, until others are named: the machine's owner uses them. Says whether they are
+        others than before."""
         before = self._withheld
         self._withheld = frozenset(at for at, device in enumerate(self._devices) if device.uuid in uuids)
         for number in self._withheld - before:
@@ -92,6 +107,12 @@ class Gpus:
         for number in before - self._withheld:
             if number not in self._cleaning and not self._devices[number].fault:
                 self._book.open(number)
+        return before != self._withheld
+
+    def lacks(self, need: GpuSpec) -> bool:
+        """Whether the owner uses so many devices that the rest could not serve this, whoever gave up theirs."""
+        left = [device for number, device in enumerate(self._devices) if number not in self._withheld]
+        return bool(need.count and self._withheld) and not room(left, need, self._shares)
 
     # ------------------------------------------------------------ giving
 

@@ -171,14 +171,6 @@ class Nvml:
     def readings(self) -> dict[str, Reading]:
         return {uuid: self.reading(uuid) for uuid in self._handles}
 
-    def temperatures(self) -> dict[str, float | None]:
-        """Degrees Celsius by uuid."""
-        return {uuid: reading.temperature_c for uuid, reading in self.readings().items()}
-
-    def power(self) -> dict[str, float | None]:
-        """Watts by uuid."""
-        return {uuid: reading.power_w for uuid, reading in self.readings().items()}
-
     def processes(self, uuid: str) -> tuple[GpuProcess, ...] | None:
         """Who has a context on the device, graphics included; None where the driver does not tell."""
         handle = self._handles.get(uuid)

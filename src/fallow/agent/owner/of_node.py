@@ -30,6 +30,6 @@ def watch_of(node: Node, settings: LendingSettings, price: Callable[[], float | 
         gpu_uuids=told,
         gpu_use=gpu_use,
         slot_gpus=slot_gpus,
-        withhold=node.gpus.withhold,
+        withhold=node.withhold,
         price=price,
     )

@@ -104,10 +104,18 @@ class Watch:
         self._stop_all("by your word")
         self._sensing.wake()
 
-    def resume(self) -> None:
-        """End a pause by word. What else keeps the machine for its owner still does."""
+    def pause_gpu(self, uuid: str, for_s: float = math.inf) -> None:
+        """The same for one GPU, at the next look, which is now."""
         with self._lock:
-            self._state = replace(self._state, pause=None)
+            pauses = {**self._state.gpu_pauses, uuid: ManualPause(clock_s() + for_s)}
+            self._state = replace(self._state, gpu_pauses=pauses)
+            self._told = None
+        self._sensing.wake()
+
+    def resume(self) -> None:
+        """End all pauses by word. What else keeps the machine for its owner still does."""
+        with self._lock:
+            self._state = replace(self._state, pause=None, gpu_pauses={})
             # Whatever the next look finds is done: it may find what it found before the pause.
             self._told = None
         self._sensing.wake()

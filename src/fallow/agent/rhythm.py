@@ -1,0 +1,65 @@
+"""When an agent beats, and whether a coordinator answers."""
+
+from __future__ import annotations
+
+import random
+
+from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S
+from fallow.wire.messages import BEAT_INTERVAL_S, BeatAck
+
+AWAY_AFTER_INTERVALS = 2.5
+"""Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
+AWAY_INTERVALS = 0.25
+FIRST_BEATS_S = 0.05
+"""Until a coordinator has answered: it may start just now, and a cold start waits for it."""
+
+
+class Rhythm:
+    """`now`, everywhere: seconds on the caller's monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self.seq = 0
+        """Of the last beat."""
+        self.interval_s = BEAT_INTERVAL_S
+        """What the leader asked for."""
+        self.was_heard = False
+        """A coordinator has answered at least once."""
+        self._next_s = 0.0
+        self._acknowledged_s = now
+        self._epoch = 0
+
+    def beats(self, now: float) -> int:
+        """A beat is sent now; returns its number."""
+        self.seq += 1
+        self._next_s = now + self._pause_s(now)
+        return self.seq
+
+    def is_due(self, now: float) -> bool:
+        return now >= self._next_s
+
+    def wait_s(self, now: float) -> float:
+        """Time until the next look: at most BEAT_INTERVAL_S."""
+        return min(BEAT_INTERVAL_S, max(0.0, self._next_s - now))
+
+    def is_away(self, now: float) -> bool:
+        """The coordinator has not answered of late."""
+        return now - self._acknowledged_s > AWAY_AFTER_INTERVALS * self.interval_s
+
+    def _pause_s(self, now: float) -> float:
+        """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear
+        of this node soon."""
+        if not self.was_heard:
+            return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self.seq)
+        interval_s = self.interval_s * (AWAY_INTERVALS if self.is_away(now) else 1.0)
+        return interval_s * random.uniform(LEAST_JITTER, 1.0)
+
+    def acknowledged(self, ack: BeatAck, now: float) -> bool:
+        """Returns whether the coordinator was away or is a new one: then all that matters is to be sent again."""
+        was_away = self.is_away(now)
+        is_new = ack.epoch > self._epoch > 0
+        self.interval_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, ack.interval_s))
+        self._next_s = min(self._next_s, now + self.interval_s)
+        self._acknowledged_s = now
+        self.was_heard = True
+        self._epoch = max(self._epoch, ack.epoch)
+        return was_away or is_new
