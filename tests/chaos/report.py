@@ -120,7 +120,9 @@ class Report:
             out.append(f"  {kind:45} {shown}")
         slow = self.slow()
         if slow:
-            out.append(f"took over {SLOW_S:g} s, with the faults felt meanwhile (seconds from the request's beginning):")
+            out.append(
+                f"took over {SLOW_S:g} s, with the faults felt meanwhile (seconds from the request's beginning):"
+            )
         for noted in slow:
             missed = " MISSED" if not noted.is_served else ""
             words = f" {noted.wrong[:120]};" if noted.wrong else ""

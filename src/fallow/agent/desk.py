@@ -22,6 +22,7 @@ from fallow.model.ids import Token
 from fallow.model.job import Blob
 from fallow.wire import subjects
 from fallow.wire.messages import Done, SaveCheckpoint
+from fallow.wire.repeats import AGAIN_S
 
 if TYPE_CHECKING:
     from fallow.agent.blob_access import BlobAccess
@@ -120,7 +121,7 @@ class Desk:
         reply = None
         for _ in range(SAVE_TRIES):
             with contextlib.suppress(TimeoutError):
-                reply = await connection.request(subjects.job(job_id), message, SAVE_TIMEOUT_S)
+                reply = await connection.request(subjects.job(job_id), message, SAVE_TIMEOUT_S, AGAIN_S)
                 break
         if isinstance(reply, Done):
             process.saved_s = began_s
@@ -128,6 +129,7 @@ class Desk:
         else:
             log.info("the state of task %d of %s was not kept: %s", index, job_id, reply)
             answer(NOTHING)
+
     async def take_result(self, path: str, digest: str, size: int) -> str:
         """Copy a result file that a sandbox wrote, and remove it there; returns the copy's path. `path`: on the host,
         as Confined.result_path gave it. Raises NotAResult where it is not what it was said to be."""

@@ -33,6 +33,7 @@ from fallow.wire.messages import (
     decode,
     encode,
 )
+from fallow.wire.repeats import again_s
 
 if TYPE_CHECKING:
     from fallow.wire.connection import Connection
@@ -181,7 +182,7 @@ class WorkerRelay:
             elif isinstance(message, CancelJob):
                 self._jobs.pop(message.job_id, None)
             try:
-                reply = await connection.request_bytes(subject, data, timeout_s)
+                reply = await connection.request_bytes(subject, data, timeout_s, again_s(message))
             except TimeoutError:
                 reply = NOBODY
             # A stranger's task may name anybody's job: the coordinator says whether it is this client's.

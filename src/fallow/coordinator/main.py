@@ -102,7 +102,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.service import TICK_S, Service
     from fallow.coordinator.session import Session
     from fallow.store.open import open_store
-    from fallow.wire.connection import connect
+    from fallow.wire.connection import PING_OFTEN_S, connect
 
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -111,7 +111,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         options.blobs or str(options.blob_dir), options.address.secret, options.http_host, options.http_port
     )
     store = open_store(options.store_url)
-    connecting = asyncio.ensure_future(connect(options.address, "coordinator", timeout_s=10.0))
+    connecting = asyncio.ensure_future(connect(options.address, "coordinator", 10.0, PING_OFTEN_S))
     try:
         await loop.run_in_executor(None, store.open)
         connection = await connecting

@@ -34,6 +34,7 @@ from fallow.wire.messages import (
     HandInAck,
     Held,
     Lease,
+    OwnerHere,
     Place,
     Pull,
     Refused,
@@ -208,6 +209,11 @@ class OwnedJob:
         self.dispatch()
 
     # ------------------------------------------------------------ passing on
+
+    def announce(self) -> None:
+        """To its client: this is the owner now, or one that was cut off is back."""
+        if not self.closed and not self.progress.is_final:
+            self.context.say(subjects.client(self.spec.client_id), OwnerHere(self.job_id, self.epoch))
 
     def leases_held(self) -> tuple[tuple[NodeId, HeldLease], ...]:
         """Every lease that is out, for the next owner."""

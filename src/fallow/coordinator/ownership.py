@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TAKE_OVER_S = 0.25
 REBALANCE_S = 2.5
 """One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
+ANNOUNCE_AFTER_S = 0.3
+"""Agents name their leases before the client of a job that was taken up sends again what the new owner lacks."""
 UNREAD_AGAIN_S = 4.0
 DRAIN_S = 5.0
 """A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
@@ -97,6 +99,7 @@ class Ownership:
         if job_id not in self.directory.active:
             return
         self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
+        self.context.loop.call_later(ANNOUNCE_AFTER_S, self.directory.active[job_id].announce)
         self.context.kick_matcher()
 
     async def take_over(self) -> None:

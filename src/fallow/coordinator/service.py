@@ -42,6 +42,7 @@ from fallow.wire.messages import (
     ListJobs,
     ListNodes,
     Msg,
+    NameLeases,
     NodeControl,
     NodeLog,
     Ping,
@@ -95,11 +96,21 @@ class Service:
         connection = self.context.connection
         if self.context.session.shared:
             await connection.subscribe(subjects.OWNERS, self.peers.receive)
+        connection.on_reconnect.append(self._reconnected)
         await self.ownership.take_over()
         await connection.subscribe(subjects.LOGS_ALL, self._on_log, queue=subjects.COORDINATORS)
         await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.COORDINATORS)
         if self.context.session.leads:
             await self._open_leaders_doors()
+        self.peers.report()
+
+    def _reconnected(self) -> None:
+        """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
+        for job_id, owned in self.directory.active.items():
+            if not owned.progress.is_final:
+                for node_id in owned.nodes_seen:
+                    self.context.say(subjects.node(node_id), NameLeases(job_id, owned.epoch))
+                owned.announce()
         self.peers.report()
 
     def _lead(self) -> None:

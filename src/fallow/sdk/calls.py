@@ -30,6 +30,7 @@ from fallow.wire.messages import (
     FaultPage,
     GetJob,
     InputPage,
+    OwnerHere,
     ResultPage,
     SubmitJob,
     SyncCalls,
@@ -44,6 +45,9 @@ PAGE_CALLS_LIMIT = 8192
 PAGE_BYTES_AIM = 128 * 1024
 MESSAGE_BYTES = 2 << 20
 RECEIVED_INTERVALS_LIMIT = 1000
+QUIET_S = 0.4
+"""A call that nobody has spoken of for so long may be lost: it is asked about, soon and then more seldom."""
+QUIET_MOST_S = 2.0
 
 
 class _Sent:
@@ -80,6 +84,8 @@ class Calls:
         self._window = RateWindow(2)
         self._item_bytes = 256
         self._heard = 0.0
+        self._looks = False
+        """A look at whether anybody speaks is due."""
         self._under_way = 0
         """Calls that are neither queued nor sent: their large page is being put."""
         self._idle: list[Future[None]] = []
@@ -266,6 +272,10 @@ class Calls:
         message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._received_intervals())
         self.client.transport.send(subjects.job(self.job_id), message)
 
+        if not self._looks:
+            self._looks = True
+            self.client.thread.loop.call_later(QUIET_S, self._look, QUIET_S)
+
     def _received_intervals(self) -> tuple[tuple[int, int], ...]:
         if self._received.interval_count <= RECEIVED_INTERVALS_LIMIT:
             return self._received.intervals()
@@ -282,6 +292,8 @@ class Calls:
             self._on_results(message)
         elif isinstance(message, CallsUnknown):
             self._send_again(message.unknown)
+        elif isinstance(message, OwnerHere):
+            self._sync()
 
     def _on_results(self, message: CallResults) -> None:
         before = len(self._waiting)
@@ -382,8 +394,22 @@ class Calls:
             self._send(pages)
 
     def tick(self, now: float) -> None:
-        """Repair: what is waited for is named, so that lost answers come again."""
         self._window.set_slots(self.client.info.slots)
+        self._sync()
+
+    def _look(self, quiet_s: float) -> None:
+        """What was sent may be lost, or its owner gone: where there was no word for `quiet_s`, do not wait for the
+        next tick."""
+        if self.client.thread.loop.time() - self._heard >= quiet_s:
+            self._sync()
+            quiet_s *= 2
+        if self._waiting and quiet_s < QUIET_MOST_S:
+            self.client.thread.loop.call_later(quiet_s, self._look, quiet_s)
+        else:
+            self._looks = False
+
+    def _sync(self) -> None:
+        """Repair: what is waited for is named, so that lost answers come again."""
         if not self._waiting or self._state != "open":
             return
         waiting = IntervalSet((index, index + 1) for index in sorted(self._waiting))

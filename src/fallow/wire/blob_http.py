@@ -24,6 +24,7 @@ from fallow.model.ids import Digest
 from fallow.wire import subjects
 from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
+from fallow.wire.repeats import AGAIN_S
 
 if TYPE_CHECKING:
     import aiohttp
@@ -63,7 +64,7 @@ def pool_signer(connection: Connection) -> Signer:
     which of them it is reached: then it is the host that NATS was reached by."""
 
     async def sign(method: str, digest: Digest, size: int) -> str:
-        answer = await connection.request(subjects.POOL, SignBlobs(method, ((digest, size),)), _SIGN_TIMEOUT_S)
+        answer = await connection.request(subjects.POOL, SignBlobs(method, ((digest, size),)), _SIGN_TIMEOUT_S, AGAIN_S)
         if isinstance(answer, Refused):
             if answer.kind == "overloaded":
                 raise TimeoutError(answer.message)

@@ -37,7 +37,9 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 PENDING_BYTES_LIMIT = 256 * 1024 * 1024
 
-PING_EVERY_S = 1
+PING_EVERY_S = 1.0
+PING_OFTEN_S = 0.5
+"""The same for those who are few, and whom others wait for: coordinators and customers."""
 PINGS_UNANSWERED = 2
 """A server that answers nothing for so long is stopped or cut off, though its connection stands: another is taken."""
 
@@ -78,18 +80,23 @@ class Connection:
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             pass
 
-    async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
-        """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
-        data = await self.request_bytes(subject, encode(message), timeout_s)
+    async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
+        """Ask and wait for one reply. Raises TimeoutError; no responder counts as one. `again_s`: sent again that often
+        while there is no answer (0: once)."""
+        data = await self.request_bytes(subject, encode(message), timeout_s, again_s)
         return decode(data)
 
-    async def request_bytes(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+    async def request_bytes(self, subject: str, data: bytes, timeout_s: float, again_s: float = 0.0) -> bytes:
         try:
-            return await self._client.ask(subject, data, timeout_s)
+            return await self._client.ask(subject, data, timeout_s, again_s)
         except TimeoutError as error:
             raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise TimeoutError(f"not connected while asking on {subject}") from error
+
+    def repeat(self, subject: str) -> None:
+        """Send again what still waits for an answer on this subject."""
+        self._client.repeat(subject)
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Any:
         """Call `handler` with every message. One that cannot be decoded is dropped: a stranger's or a newer one's."""
@@ -120,12 +127,16 @@ class Connection:
             await asyncio.wait_for(self._client.close(), 2.0)
 
 
-async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Connection:
+async def connect(
+    address: PoolAddress, name: str, timeout_s: float = 5.0, ping_every_s: float = PING_EVERY_S
+) -> Connection:
     """Connect to the pool's NATS. Raises PoolUnreachable or PoolRefused in words when the first attempt fails
-    for `timeout_s`; afterwards reconnects for ever."""
+    for `timeout_s`; afterwards reconnects for ever. A server is left after three pings without an answer."""
     holder: list[Connection] = []
 
     async def reconnected() -> None:
+        if holder:
+            holder[0]._client.repeat()
         for callback in holder[0].on_reconnect if holder else ():
             callback()
 
@@ -151,7 +162,7 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.2,  # type: ignore[arg-type]
             connect_timeout=max(1, int(min(timeout_s, ATTEMPT_S))),
-            ping_interval=PING_EVERY_S,
+            ping_interval=ping_every_s,  # type: ignore[arg-type]
             max_outstanding_pings=PINGS_UNANSWERED,
             pending_size=PENDING_BYTES_LIMIT,
             flusher_queue_size=65536,

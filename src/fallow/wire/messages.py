@@ -306,6 +306,14 @@ class CallsUnknown(Msg, frozen=True):
     """Calls that are with a worker now."""
 
 
+class OwnerHere(Msg, frozen=True):
+    """To the client of a job, from a new owner, or one that was cut off: what was asked or said meanwhile may be lost,
+    and is to be asked again."""
+
+    job_id: JobId
+    epoch: int
+
+
 # ---------------------------------------------------------------- agent -> the leader (subject BEAT)
 
 
@@ -594,7 +602,7 @@ Message = (
     | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
     | AppendCalls | SyncCalls | CancelCalls
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
-    | LogLines | CallResults | CallsUnknown
+    | LogLines | CallResults | CallsUnknown | OwnerHere
     | OwnerReport | Place | Verdict | PoolState | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | SaveCheckpoint | AssignRefused | NodeLog
     | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
