@@ -16,6 +16,7 @@ from fallow.coordinator.ownership import Ownership
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
+from fallow.core.presence import QUIET_LEAST_S
 from fallow.model.ids import JobId
 from fallow.model.node import NodeSpec
 from fallow.store.protocol import PutNode, StoreError
@@ -336,12 +337,13 @@ class Service:
         self.context.tasks_done_here = {}
         self.context.nodes.count_waste(self.context.wasted_here_s)
         self.context.wasted_here_s = {}
+        quiet = self.context.connection.has_listened(QUIET_LEAST_S) and self.context.nodes.note_quiet(now)
         lost = self.context.nodes.silent(now)
         for entry in lost:
             self.context.journal.append(
                 [PutNode(spec=entry.spec, unix_s=self.context.unix_s(), state=str(entry.state))]
             )
-        if lost:
+        if lost or quiet:
             self.matcher.kick()
 
     # ------------------------------------------------------------ forgetting

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -55,12 +56,17 @@ class Connection:
 
     def __init__(self, client: DirectClient) -> None:
         self._client = client
+        self._since = time.monotonic()
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
 
     @property
     def is_connected(self) -> bool:
         return bool(self._client.is_connected)
+
+    def has_listened(self, seconds: float) -> bool:
+        """Whether it was connected all that time: else others' silence means nothing."""
+        return self.is_connected and time.monotonic() - self._since >= seconds
 
     @property
     def server_host(self) -> str:
@@ -136,6 +142,7 @@ async def connect(
 
     async def reconnected() -> None:
         if holder:
+            holder[0]._since = time.monotonic()
             holder[0]._client.repeat()
         for callback in holder[0].on_reconnect if holder else ():
             callback()
