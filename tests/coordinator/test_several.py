@@ -15,19 +15,23 @@ from fallow.model.ids import ClientId
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
 from fallow.wire.messages import (
+    AppendInputs,
     Assign,
     FetchResults,
     FindJob,
     JobStatus,
+    Lease,
     ListJobs,
     ListNodes,
     Nodes,
     OwnerReport,
     Results,
+    SubmitJob,
+    Submitted,
 )
 from tests.engines.postgres import Postgres
 
-from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, spec
+from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, page, spec
 from .test_coordinator import CLIENT, ask, fetch_all, hand_in, results, run_all, submit
 
 pytestmark = pytest.mark.slow
@@ -172,6 +176,56 @@ async def test_jobs_spread_when_a_coordinator_joins(
     for job in jobs:
         await run_all(agent, job, 2)
         assert sum(b - a for a, b in await fetch_all(connection, job)) == 2
+
+
+async def test_a_job_sent_to_two_coordinators_at_once_has_one_owner(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    everything = Inbox()
+    await connection.subscribe(subjects.node(agent.node_id), everything)
+    jobs = [spec(CLIENT) for _ in range(6)]
+    answers = Inbox()
+    await connection.subscribe("test.answers", answers)
+    for job in jobs:
+        for _ in range(8):  # each goes to either coordinator, whichever the bus picks
+            connection.send(subjects.POOL, SubmitJob(job, (page(0, 4),), 4), "test.answers")
+    for job in jobs:
+        answer = await answers.take(
+            Submitted,
+            lambda m, job=job: m.job_id == job.job_id,  # type: ignore[misc]
+            again=lambda job=job: connection.send(subjects.POOL, SubmitJob(job, (page(0, 4),), 4), "test.answers"),  # type: ignore[misc]
+        )
+        assert (answer.epoch, answer.cursor) == (1, 4)
+        await run_all(agent, job, 4)
+        assert sum(b - a for a, b in await fetch_all(connection, job)) == 4
+    for job in jobs:
+        given = [m for m in everything.messages if isinstance(m, Lease) and m.job_id == job.job_id]
+        tasks = [index for lease in given for index in range(lease.start, lease.stop)]
+        assert sorted(tasks) == [0, 1, 2, 3], "only the one whose commit came first leases anything"
+
+
+async def test_a_submission_that_comes_when_its_job_is_over_begins_nothing(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    hand = HandAgent(connection, "hand")
+    await hand.start()
+    job = spec(CLIENT, detached=True)
+    first = SubmitJob(job, (page(0, 4),))
+    await ask(connection, subjects.POOL, first)
+    await ask(connection, subjects.job(job.job_id), AppendInputs(job.job_id, (), total=4))
+    await run_all(hand, job, 4)
+    await fetch_all(connection, job)
+    coordinator.kill()
+    coordinator.start()
+    late = await ask(connection, subjects.POOL, first)
+    assert isinstance(late, Submitted)
+    assert late.cursor == 4
+    answer = await ask(connection, subjects.POOL, FindJob(job.job_id))
+    assert isinstance(answer, JobStatus)
+    assert answer.info.state == "succeeded"
+    assert (await ask(connection, subjects.POOL, ListJobs(active_only=True))).jobs == ()
 
 
 async def test_another_leads_when_the_leader_dies(

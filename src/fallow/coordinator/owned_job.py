@@ -263,6 +263,8 @@ class OwnedJob:
     # ------------------------------------------------------------ effects
 
     def dispatch(self) -> None:
+        if not self.is_written and self.context.session.shared:
+            return  # another coordinator may have been sent the job too: the store says whose it is
         self.progress.leasing_stop = self.leasing_stop()
         self.perform(self.progress.dispatch(self.context.now()))
 
