@@ -92,6 +92,10 @@ class Ownership:
         try:
             await self.listen(job_id)
             await self.directory.take(job_id, leases)
+            if job_id in self.directory.active:
+                await self.listen(
+                    job_id
+                )  # its old memory may have been dropped meanwhile, and with it the subscription
         finally:
             self._passing.discard(job_id)
             if job_id not in self.directory.active:
@@ -131,7 +135,7 @@ class Ownership:
         if now - self._rebalanced_at < REBALANCE_S:
             return
         least = self.peers.least_loaded()
-        mine = [owned for owned in self.directory.active.values() if not owned.progress.is_final]
+        mine = [o for o in self.directory.active.values() if o.is_written and not o.progress.is_final]
         if least is not None and len(mine) > least[1] + 1:
             self._rebalanced_at = now
             self.hand_over(mine[-1], least[0])
@@ -149,7 +153,7 @@ class Ownership:
             if not told.done():
                 told.set_result(None)
 
-        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch), tell)
+        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch, owner=self.context.owner), tell)
         return told
 
     async def drain(self) -> None:

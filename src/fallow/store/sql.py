@@ -158,9 +158,10 @@ class SqlStore:
         rows = self._write(take)
         return _stored_job(rows[0]) if rows else None
 
-    def release_job(self, job_id: JobId, epoch: int, to: str = "") -> None:
+    def release_job(self, job_id: JobId, epoch: int, to: str = "", owner: str = "") -> None:
         def release(session: Session) -> None:
-            if [row[1] for row in session.run("lock_job", {"id": job_id})] != [epoch]:
+            held = session.run("lock_job", {"id": job_id})
+            if [row[1] for row in held] != [epoch] or owner not in ("", held[0][0]):
                 raise OwnershipLost([job_id])
             session.run("release_job", {"id": job_id, "held_epoch": epoch, "new_owner": to})
 
