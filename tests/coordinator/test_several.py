@@ -111,6 +111,27 @@ async def test_killed_owner_is_followed_within_seconds(
     assert answer.info.state == "succeeded"
 
 
+async def test_time_lost_to_owners_is_counted_on_after_a_take_over(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    lease = await agent.lease(job.job_id)
+    hand_in(agent, lease, give_back=((lease.start, lease.stop),), wasted_s=3.5)
+    await agent.acknowledged(lease)
+    first = await owner_of(connection, job)
+    coordinators.running[first].kill()
+    await owner_of(connection, job, besides=first)
+    lease = await agent.lease(job.job_id)
+    hand_in(agent, lease, give_back=((lease.start, lease.stop),), wasted_s=1.0)
+    await agent.acknowledged(lease)
+    answer = await ask(connection, subjects.POOL, FindJob(job.job_id))
+    assert isinstance(answer, JobStatus)
+    assert answer.info.counts.wasted_s == 4.5
+
+
 async def test_an_owner_stopped_past_its_session_counts_for_nothing(
     coordinators: Coordinators, connection: Connection, agent: HandAgent
 ) -> None:

@@ -84,6 +84,7 @@ class SetJob(Op, frozen=True):
     consumed: int | None = None
     retried: int | None = None
     failed: int | None = None
+    wasted_s: float | None = None
 
 
 class PutInputPage(Op, frozen=True):
@@ -202,6 +203,8 @@ class StoredJob(Struct, frozen=True):
     """Index (ordered) below which an attached client has everything."""
     retried: int
     failed: int = 0
+    wasted_s: float = 0.0
+    """Run time lost because owners wanted their machines back."""
 
 
 class PageIndex(Struct, frozen=True, array_like=True):

@@ -377,9 +377,10 @@ def _close(session: Session) -> None:
 
 
 def _stored_job(row: Row) -> StoredJob:
-    state, reason, owner, epoch, total, created, ended, nodes, input_error, consumed, retried, failed, spec = row
+    state, reason, owner, epoch, total, created, ended, nodes, input_error, consumed, retried, failed = row[:12]
+    wasted_s, spec = row[12:]
     return StoredJob(
         spec=_decode_spec(spec), state=JobState(state), reason=reason, owner=owner, epoch=epoch, total=total,
         created_unix_s=created, ended_unix_s=ended, nodes=_decode_counts(nodes), input_error=input_error,
-        consumed=consumed, retried=retried, failed=failed,
+        consumed=consumed, retried=retried, failed=failed, wasted_s=wasted_s,
     )  # fmt: skip
