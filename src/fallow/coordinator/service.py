@@ -91,6 +91,8 @@ class Service:
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
         self._leading: list[Any] = []
+        self._door: Any = None
+        self._turning = False
 
     async def start(self) -> None:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
@@ -100,10 +102,24 @@ class Service:
         connection.on_reconnect.append(self._reconnected)
         await self.ownership.take_over()
         await connection.subscribe(subjects.LOGS_ALL, self._on_log, queue=subjects.COORDINATORS)
-        await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.COORDINATORS)
+        await self._turn_door()
         if self.context.session.leads:
             await self._open_leaders_doors()
         self.peers.report()
+
+    async def _turn_door(self) -> None:
+        """Take part in the pool's questions while the session stands: others answer them meanwhile."""
+        self._turning = True
+        try:
+            if self._door is None:
+                self._door = await self.context.connection.subscribe(
+                    subjects.POOL, self._on_pool, queue=subjects.COORDINATORS
+                )
+            else:
+                door, self._door = self._door, None
+                await self.context.connection.unsubscribe(door)
+        finally:
+            self._turning = False
 
     def _reconnected(self) -> None:
         """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
@@ -307,6 +323,8 @@ class Service:
     def tick(self) -> None:
         """Every TICK_S: silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
+        if self.context.session.valid != (self._door is not None) and not self._turning:
+            self.context.loop.create_task(self._turn_door())
         if not self.context.session.valid:
             return
         if self.context.session.leads:

@@ -6,7 +6,7 @@ from fallow.wire.messages import FetchResults, Msg, SubmitJob
 
 AGAIN_S = 0.4
 """Whoever was asked may be stopped, cut off or dead: another one answers at once."""
-SUBMIT_AGAIN_S = 1.0
+SUBMIT_AGAIN_S = 0.5
 """A second coordinator that is asked for a new job does work that only one of them keeps."""
 
 
