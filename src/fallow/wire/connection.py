@@ -177,6 +177,9 @@ async def connect(
             disconnected_cb=disconnected,
             error_cb=failed,
         )
+        # The order of the servers was drawn; the one that it has now stands last in it. Should that one stop, it is not
+        # to be tried first: it takes connections, and greets nobody.
+        client.options["dont_randomize"] = True
         return client
 
     try:
