@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fallow.core.intervals import IntervalSet
 from fallow.model.errors import JobCancelled, JobError, TaskCancelled, UnserialisableInput
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
-from fallow.sdk.failures import ending, fault_exception, task_exception
+from fallow.sdk.failures import as_single, ending, fault_exception, task_exception
 from fallow.sdk.paging import RateWindow
 from fallow.sdk.reply import Reply, Sink
 from fallow.wire import subjects
@@ -238,7 +238,7 @@ class Calls:
                 return list(encode_inputs(items))
             except UnserialisableInput as error:
                 at = error.index if 0 <= error.index < len(items) else 0
-                sinks.pop(at).set_exception(_as_single(error))
+                sinks.pop(at).set_exception(as_single(error))
                 items.pop(at)
             except BaseException as error:
                 for sink in sinks:
@@ -496,10 +496,4 @@ def _encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
     try:
         return list(encode_inputs([item]))
     except UnserialisableInput as error:
-        raise _as_single(error) from None
-
-
-def _as_single(error: UnserialisableInput) -> UnserialisableInput:
-    """For a single call there are arguments, not numbered inputs."""
-    old, new = f"input {error.index}", "the call's arguments"
-    return UnserialisableInput(str(error).replace(old, new, 1), error.where.replace(old, new, 1), -1)
+        raise as_single(error) from None

@@ -307,8 +307,7 @@ class CallsUnknown(Msg, frozen=True):
 
 
 class OwnerHere(Msg, frozen=True):
-    """To the client of a job, from a new owner, or one that was cut off: what was asked or said meanwhile may be lost,
-    and is to be asked again."""
+    """To a job's client, from a new owner, or one that was cut off: what was asked meanwhile is to be asked again."""
 
     job_id: JobId
     epoch: int
