@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import pytest
 
 from tests.engines.postgres import Postgres, programs
 from tests.engines.seaweed import Seaweed, program
+from tests.order import (  # noqa: F401  (hooks)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+)
 from tests.pool import Pool, running_pool
+
+# A shell that starts the tests in the background has SIGINT ignored, in all that they start too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

@@ -220,9 +220,7 @@ class Pool:
 
     def json(self, *arguments: str) -> Any:
         """What `fallow ... --json` prints."""
-        done = self.cli(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return ask_json(self.env, *arguments)
 
     def script(self, text: str, *arguments: str, timeout_s: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
         """Run a Python script as a user of this pool."""
@@ -254,6 +252,19 @@ class Pool:
         path = folder / "script.py"
         path.write_text(textwrap.dedent(text))
         return path
+
+
+def ask_json(env: dict[str, str], *arguments: str) -> Any:
+    """What `fallow ... --json` prints in that environment. The command runs in this process: tests that wait for a
+    state ask again and again, and a new interpreter each time would take the processor from what they wait for."""
+    from typer.testing import CliRunner
+
+    from fallow.cli.main import app
+
+    changes: dict[str, str | None] = {name: None for name in os.environ if name not in env}
+    done = CliRunner().invoke(app, [*arguments, "--json"], env={**changes, **env})
+    assert done.exit_code == 0, f"{done.output}{done.exception!r}"
+    return json.loads(done.stdout)
 
 
 def lend_always(home: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import blake3
 import pytest
 
-from fallow.agent.doubts import ASKS_AT_ONCE, ASKS_OPEN, ASKS_PER_S, RETRY_DELAY_MAX_S, WORDS_LIMIT, Doubts
+from fallow.agent.doubts import ASKS_AT_ONCE, ASKS_OPEN, ASKS_PER_S, COST_OF, RETRY_DELAY_MAX_S, WORDS_LIMIT, Doubts
 from fallow.model.job import INLINE_LIMIT_BYTES
 from fallow.worker import orders
 from fallow.worker.pages import FAILED_LIST_LIMIT
@@ -115,7 +115,7 @@ def test_a_worker_without_an_order_reports_nothing() -> None:
 
 
 def test_requests_are_bounded_by_rate_and_by_what_waits(doubts: Doubts, clock: Clock) -> None:
-    ask = orders.Ask(1, "relay", b"")
+    ask = orders.Ask(1, "request", b"")
     for _ in range(ASKS_AT_ONCE):
         assert doubts.about(ask) == ""
         doubts.answered()
@@ -128,3 +128,10 @@ def test_requests_are_bounded_by_rate_and_by_what_waits(doubts: Doubts, clock: C
     waiting = Doubts(clock)
     assert [waiting.about(ask) for _ in range(ASKS_OPEN)] == [""] * ASKS_OPEN
     assert "asks too much" in waiting.about(ask)
+
+
+def test_new_clients_are_dear_and_what_there_is_not_is_no_request(doubts: Doubts, clock: Clock) -> None:
+    said = [doubts.about(orders.Ask(serial, "pool", b"")) for serial in range(int(ASKS_AT_ONCE / COST_OF["pool"]) + 1)]
+    assert set(said[:-1]) == {""}
+    assert "asks too much" in said[-1]
+    assert "what there is not" in Doubts(clock).about(orders.Ask(1, "secrets", b""))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool import DEADLINE_S, Pool, client_env, running_pool, wait_for
+from tests.pool import DEADLINE_S, Pool, ask_json, client_env, running_pool, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,8 @@ SPIN = """
     if __name__ == "__main__":
         print(sum(spin.map([float(sys.argv[1])] * int(sys.argv[2]))))
 """
+
+NAP = SPIN.replace("pass", "time.sleep(0.02)")
 
 
 class Owner:
@@ -54,7 +56,7 @@ class Owner:
         return done.stdout + done.stderr
 
     def status(self) -> dict[str, Any]:
-        answers: list[dict[str, Any]] = json.loads(self.say("node", "status", "--json"))
+        answers: list[dict[str, Any]] = ask_json(client_env(self.home), "node", "status")
         return answers[0]
 
     def until(self, state: str) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def test_a_dry_run_shows_and_starts_nothing(owner: Owner, tmp_path: Path) -> Non
 
 
 def test_pause_stops_at_once_and_resume_goes_on(owner: Owner) -> None:
-    script = owner.pool.start_script(SPIN, "0.2", "40")
+    script = owner.pool.start_script(NAP, "0.2", "20")
     working = owner.until("working")
     assert working["jobs"][0]["workers"] == 1
     assert "paused" in owner.say("node", "pause")
@@ -112,7 +114,7 @@ def test_pause_stops_at_once_and_resume_goes_on(owner: Owner) -> None:
     owner.say("node", "resume")
     owner.until("working")
     out, errors = script.communicate(timeout=DEADLINE_S)
-    assert out.strip() == "40", errors
+    assert out.strip() == "20", errors
     assert owner.status()["worked"]["total"]["slot_s"] > 0
 
 
@@ -122,7 +124,7 @@ def test_a_pause_ends_by_itself(owner: Owner) -> None:
 
 
 def test_draining_finishes_what_runs(owner: Owner) -> None:
-    script = owner.pool.start_script(SPIN, "0.2", "20")
+    script = owner.pool.start_script(NAP, "0.2", "20")
     owner.until("working")
     owner.say("node", "drain")
     wait_for("the slot to be free", lambda: owner.status()["busy_slots"] == 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from tests.chaos.parts import Large, Part, http_get
 from tests.engines.postgres import programs
-from tests.pool import wait_for
+from tests.pool import ask_json, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,9 +61,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Large]:
 
 
 def status(large: Large) -> dict[str, object]:
-    done = large.cli("status", "--json")
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    return dict(ask_json(large.client_env("operator"), "status"))
 
 
 def coordinators(large: Large) -> set[str]:
@@ -95,7 +92,7 @@ def test_coordinators_are_listed_healthy_and_drained(large: Large) -> None:
 
 def test_a_node_is_drained_by_its_name(large: Large) -> None:
     assert "takes no more" in large.cli("drain", "n1").stdout
-    wait_for("it to drain", lambda: json.loads(large.cli("nodes", "--json").stdout)[0]["state"] == "draining")
+    wait_for("it to drain", lambda: ask_json(large.client_env("operator"), "nodes")[0]["state"] == "draining")
     assert "takes work again" in large.cli("resume", "n1").stdout
 
 

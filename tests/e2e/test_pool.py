@@ -52,7 +52,7 @@ def test_a_script_finds_the_pool_and_its_job_is_listed(pool: Pool) -> None:
 
 
 def test_status_and_nodes(pool: Pool) -> None:
-    status = pool.json("status")
+    status = json.loads(pool.cli("status", "--json").stdout)
     assert status["slots"] == 2
     assert status["nodes"] == 1
     nodes = pool.json("nodes")

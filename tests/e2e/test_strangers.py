@@ -251,9 +251,9 @@ HOSTILE = """
             channel._sock.sendall(struct.pack("<I", 0xFFFFFFF0))
         elif kind == "no message":
             channel._sock.sendall(frame(os.urandom(200)))
-        elif kind == "flood":
+        elif kind.startswith("flood of "):
             for serial in range(100_000):
-                say(orders.Ask(serial, "pool", b""))
+                say(orders.Ask(serial, kind.removeprefix("flood of "), b""))
         elif kind == "empty reports":
             say(report((1, 1)))
         elif kind == "another lease":
@@ -318,7 +318,8 @@ HOSTILE = """
 
 def test_hostile_workers_are_killed_and_the_node_goes_on(lent: Pool, tmp_path: Path) -> None:
     node = lent.home.parent / "node"
-    broken = ["huge frame", "no message", "flood", "empty reports", "another lease", "beyond the lease"]
+    floods = ["flood of pool", "flood of request"]
+    broken = ["huge frame", "no message", *floods, "empty reports", "another lease", "beyond the lease"]
     killed = ["kill zygote", "stop zygote"]
     said = run(lent, HOSTILE, "", str(node), *broken, *killed)
     assert len(said) == len(broken) + len(killed)

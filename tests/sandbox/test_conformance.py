@@ -163,3 +163,19 @@ def test_many_starts_leave_no_descriptor_open(box: Box) -> None:
     for _ in range(3):
         box.run("pass")
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_start_leaves_the_agents_threads_in_their_control_group(bubble: Box) -> None:
+    place = bubble.sandbox.place()  # type: ignore[attr-defined]
+    if place is None:
+        pytest.skip("no control group can be made here")
+    before = Path("/proc/self/cgroup").read_text()
+    running = bubble.start("say('ready'); time.sleep(600)")
+    try:
+        _wait_for(bubble.folder / "scratch" / "out")
+        threads = {path.read_text() for path in Path("/proc/self/task").glob("*/cgroup")}
+        inside = Path(f"/proc/{running.pid}/cgroup").read_text()
+    finally:
+        running.close()
+    assert threads == {before}
+    assert "memory:" not in before or "/fallow-" in next(line for line in inside.splitlines() if ":memory:" in line)

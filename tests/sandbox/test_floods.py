@@ -97,6 +97,12 @@ def test_the_folder_of_results_is_bounded(jail: Box, kind: str) -> None:
         assert (done.scratch / "big").stat().st_size <= LIMITS.disk_bytes
 
 
+@pytest.mark.parametrize("kind", ["many files", "unlinked files", "unlinked mappings"])
+def test_a_disk_that_fills_between_two_looks_is_seen(bubble: Box, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fallow.sandbox.watch.EVERY_S", 3600.0)
+    assert bubble.run(FILES[kind], LIMITS).status == -signal.SIGKILL
+
+
 def test_output_is_bounded_and_not_held_up(jail: Box) -> None:
     done = jail.run("for _ in range(64): os.write(1, b'x' * (1 << 20))\nsay('written')", LIMITS)
     assert "written" in done.out

@@ -45,7 +45,7 @@ ATTEMPTS = {
     "write the root": "open('/owned', 'w')",
     "write /dev": "open('/dev/owned', 'w')",
     "write /etc": "open('/etc/passwd', 'a')",
-    "write the launcher": "open('/run/fallow/launcher.py', 'a')",
+    "write beside the launcher": "open('/run/owned', 'w')",
     "other processes of the host": "max(int(name) for name in os.listdir('/proc') if name.isdigit()) > 1000",
     "terminal input": "__import__('fcntl').ioctl(os.openpty()[1], 0x5412, b'x') == 0",
     "open by handle": "libc.name_to_handle_at(-100, b'/usr', ctypes.create_string_buffer(b'\\x80', 200), "

@@ -64,6 +64,12 @@ def exits(x: int) -> int:
     return x
 
 
+@app.function
+def exit_at(x: int, at: int) -> None:
+    if x == at:
+        os._exit(3)
+
+
 @app.function(timeout=0.5)
 def hangs(x: int) -> int:
     if x == 2:

@@ -24,6 +24,16 @@ pytestmark = pytest.mark.usefixtures("connected")
 # ---------------------------------------------------------------- maps
 
 
+def test_poison_among_very_short_tasks_is_one_error() -> None:
+    bad = 150_003
+    results = list(tasks.exit_at.map(range(300_000), kwargs={"at": bad}, return_exceptions=True))
+    assert len(results) == 300_000
+    assert isinstance(results[bad], errors.WorkerLost)
+    assert results[bad].index == bad
+    del results[bad]
+    assert set(results) == {None}
+
+
 def test_map_over_any_iterable() -> None:
     assert list(tasks.square.map([1, 2, 3])) == [1, 4, 9]
     assert list(tasks.square.map(range(3, 3000, 7))) == [x * x for x in range(3, 3000, 7)]

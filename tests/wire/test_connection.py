@@ -46,6 +46,34 @@ async def test_messages_go_from_the_socket_to_their_handler_and_back(
     assert taken == [True], "nats-py does not read through the stream reader's feed_data any more"
 
 
+async def test_threads_write_whole_messages_beside_the_loop(connection: Connection) -> None:
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    await connection.flush()
+
+    def message(thread: int, number: int) -> NodeLog:
+        line = LogLine(number, "n", 0, "stdout", "x" * (number % 40_000))
+        return NodeLog(f"job-{thread}", str(number), (line,))  # type: ignore[arg-type]
+
+    def write(thread: int) -> int:
+        return sum(connection.send_now("here", message(thread, number)) for number in range(3000))
+
+    threads = [asyncio.create_task(asyncio.to_thread(write, thread)) for thread in range(3)]
+    sent = 0
+    while not all(thread.done() for thread in threads):
+        connection.send("here", message(9, sent * 37 % 400_000))
+        sent += 1
+        await asyncio.sleep(0)
+    written = sum([await thread for thread in threads])
+    assert written > 0
+    seen: dict[str, int] = {}
+    for _ in range(sent + written):
+        came = await inbox.take(NodeLog)
+        seen[came.job_id] = seen.get(came.job_id, 0) + 1
+        assert len(came.lines[0].text) == int(came.node) % 40_000
+    assert seen["job-9"] == sent
+
+
 async def test_messages_of_all_sizes_keep_their_order_on_whatever_way(connection: Connection) -> None:
     inbox = Inbox()
     plain: list[int] = []

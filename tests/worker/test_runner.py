@@ -17,6 +17,8 @@ from fallow.wire.code import Loaded
 from fallow.wire.page import Failure, decode_page, encode_inputs
 from fallow.worker import orders
 from fallow.worker import outbox as outbox_module
+from fallow.worker import runner as runner_module
+from fallow.worker.block import Block
 from fallow.worker.outbox import Outbox, Piece
 from fallow.worker.pages import PageWriter
 from fallow.worker.runner import Runner
@@ -28,19 +30,22 @@ def nothing() -> None:
 
 def words_for(stop: int) -> memoryview:
     words = memoryview(bytearray(orders.MAP_BYTES)).cast("q")
-    words[orders.INDEX] = words[orders.ENCODING] = -1
+    words[orders.INDEX] = words[orders.REACH] = words[orders.ENCODING] = -1
     words[orders.LIMIT] = stop
     return words
 
 
-def run_order(order: orders.Run, call: Any, words: memoryview, reduce: Any = None) -> list[orders.Report]:
+def run_order(
+    order: orders.Run, call: Any, words: memoryview, reduce: Any = None, block: Block | None = None, chunk: int = 1
+) -> list[orders.Report]:
     reports: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         loaded = Loaded("f", call, reduce, (ValueError,), {}, nothing)
         outbox = Outbox(order, reports.append, PageWriter(folder, "x"), early=not order.reduce)
-        runner = Runner(order, loaded, words, outbox)
+        runner = Runner(order, loaded, words, outbox, block or Block(words), chunk)
         runner.run()
         runner.end(runner.retry())
+    assert words[orders.REACH] <= words[orders.INDEX] + 1
     assert [report.ended for report in reports] == [False] * (len(reports) - 1) + [True]
     return reports
 
@@ -60,6 +65,8 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "retries": draw(st.integers(0, 2)),
         "limit": draw(st.none() | st.tuples(st.integers(start, stop - 1), st.integers(start, stop))),
         "budget": draw(st.sampled_from([60.0, 60.0, 0.0])),
+        "block": draw(st.sampled_from([0, 1, 3, 7])),
+        "looks": draw(st.dictionaries(st.integers(start, stop - 1), st.integers(1, 2), max_size=5)),
     }
 
 
@@ -72,16 +79,23 @@ def test_every_task_is_accounted_for_once(case: dict[str, Any], reduce: bool) ->
         orders.OrderPage(first, last, b"".join(encode_inputs(range(first, last)))) for first, last in pairwise(bounds)
     )
     words = words_for(stop)
+    block = Block(words)
     calls: Counter[int] = Counter()
     cut = stop
 
     def call(x: int) -> Any:
         nonlocal cut
-        assert words[orders.INDEX] == x
+        assert block.in_progress() == x
+        assert words[orders.INDEX] <= x < max(words[orders.INDEX] + 1, words[orders.REACH])
         assert x < cut
+        for _ in range(case["looks"].get(x, 0)):
+            block.look()
+        if case["looks"].get(x, 0) == 2:
+            assert (words[orders.INDEX], block.in_progress()) == (x, x)
+            assert words[orders.REACH] <= x + 1
         calls[x] += 1
         if case["limit"] and case["limit"][0] == x and calls[x] == 1:
-            cut = max(case["limit"][1], x + 1)
+            cut = max(case["limit"][1], x + 1, words[orders.REACH])
             words[orders.LIMIT] = min(words[orders.LIMIT], cut)
         if calls[x] <= case["flaky"].get(x, 0):
             raise ValueError
@@ -92,7 +106,13 @@ def test_every_task_is_accounted_for_once(case: dict[str, Any], reduce: bool) ->
     order = orders.Run(
         "j", (1, 1), start, stop, case["budget"], pages, retry=RetryPolicy(case["retries"]), reduce=reduce
     )
-    reports = run_order(order, call, words, (lambda a, b: a + b) if reduce else None)
+    with pytest.MonkeyPatch.context() as patch:
+        if case["block"]:
+            patch.setattr(runner_module, "BLOCK_TASKS", case["block"])
+            patch.setattr(runner_module, "LEAST_CHUNK_IN_BLOCKS", 1)
+        reports = run_order(
+            order, call, words, (lambda a, b: a + b) if reduce else None, block, 1000 if case["block"] else 1
+        )
     seen: Counter[int] = Counter()
     for report in reports:
         for first, last in report.give_back:
@@ -143,7 +163,8 @@ def test_the_helper_takes_what_is_there_while_the_loop_goes_on(monkeypatch: pyte
         helper.start()
         try:
             loaded = Loaded("f", lambda x: x, None, (), {}, nothing)
-            runner = Runner(order, loaded, words_for(count), outbox)
+            words = words_for(count)
+            runner = Runner(order, loaded, words, outbox, Block(words))
             runner.run()
             runner.end(runner.retry())
         finally:

@@ -41,6 +41,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _COPY_BYTES = 1 << 20
 
 
+BUILD_BYTES = 20 * 10**9
+
+
 class Tampered(Exception):
     """What came out of a sandbox is not what it was said to be."""
 
@@ -55,6 +58,10 @@ class Confinement(Struct, frozen=True):
     """Jobs that ask for it reach public addresses."""
     least: Tier = Tier.ISOLATED
     """Of what runs here."""
+    index_hosts: tuple[str, ...] = ()
+    """As SandboxSettings has them."""
+    build_bytes: int = BUILD_BYTES
+    """What the build of one environment may hold on disk, with its downloads."""
 
     def offered(self, spec: NodeSpec) -> NodeSpec:
         """The node as it offers itself with this: a GPU is one tenant's at a time."""

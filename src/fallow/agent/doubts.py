@@ -22,6 +22,9 @@ FRAME_BYTES = 16 * 1024 * 1024
 ASKS_PER_S = 2000.0
 ASKS_AT_ONCE = 4000
 """Requests to the node: a burst, and what may follow each second."""
+COST_OF = {"request": 1.0, "publish": 1.0, "waiting": 1.0, "blob": 1.0, "put": 1.0, "checkpoint": 1.0, "pool": 100.0}
+"""All that may be asked, in requests of the usual kind. For a new client (pool) the node subscribes on the message bus;
+honest code has one in each process."""
 ASKS_OPEN = 512
 """Requests that wait for their answer."""
 RETRY_DELAY_MAX_S = 24 * 3600.0
@@ -64,16 +67,19 @@ class Doubts:
         if isinstance(message, orders.Report):
             return self._about_report(message)
         if isinstance(message, orders.Ask):
-            return self._about_ask()
+            return self._about_ask(message.kind)
         if len(message.message) > WORDS_LIMIT or len(message.detail) > WORDS_LIMIT:
             return "its words are too many"
         return ""
 
-    def _about_ask(self) -> str:
+    def _about_ask(self, kind: str) -> str:
+        cost = COST_OF.get(kind)
+        if cost is None:
+            return "it asks for what there is not"
         now = self._clock()
         self._tokens = min(float(ASKS_AT_ONCE), self._tokens + (now - self._at_s) * ASKS_PER_S)
         self._at_s = now
-        self._tokens -= 1.0
+        self._tokens -= cost
         self._open += 1
         if self._tokens < 0 or self._open > ASKS_OPEN:
             return "it asks too much"

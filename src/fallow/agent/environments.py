@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +24,9 @@ import fallow
 from fallow.agent.probe import own_python, uv_program
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.job import EnvSpec
+
+if TYPE_CHECKING:
+    from fallow.agent.confined import Confinement
 
 log = logging.getLogger("fallow.agent")
 
@@ -32,6 +36,7 @@ BUILD_TIMEOUT_S = 1800.0
 KEPT_LIMIT = 16
 """Environments kept for later; the ones used longest ago go when there are more."""
 WORDS_LIMIT = 8_000
+_TOO_LONG = f"building the environment took longer than {BUILD_TIMEOUT_S / 60:.0f} minutes and was ended."
 FORMAT = "1"
 """Part of every digest: changes when environments are built differently."""
 PASSING_WORDS = ("error sending request", "dns error", "connection reset", "timed out", "connection refused")
@@ -56,14 +61,8 @@ _NAMED = re.compile(
 
 
 def refuse_foreign(env: EnvSpec) -> None:
-    """On machines of strangers' customers only wheels are installed, from the package index that the machine's owner
-    has set: nothing of them runs before it is inside a sandbox, and no line can name a file or an address of the
-    owner's network. Raises EnvironmentFailed."""
-    if env.allow_sdist:
-        raise EnvironmentFailed(
-            "machines of strangers build no source distributions: leave sdist=True out, or have a wheel built and "
-            "ship pure Python modules with the function."
-        )
+    """On machines of strangers' customers packages come from the index that the machine's owner has set: no line can
+    name a file or an address of the owner's network. Raises EnvironmentFailed."""
     for line in env.requirements:
         if not _NAMED.match(line.strip()):
             raise EnvironmentFailed(
@@ -82,8 +81,9 @@ class Environments:
         self._pythons = pythons
         self._in_use = in_use
         self._builds: dict[str, asyncio.Task[str]] = {}
-        self.trusted = True
-        """False: customers are strangers, and building runs none of their code: see `refuse_foreign`."""
+        self.confinement: Confinement | None = None
+        """Customers are strangers: environments are built in this sandbox. Where it cannot do that, only wheels are
+        installed, of which nothing runs before it is inside; see also `refuse_foreign`."""
 
     def ready(self, env: EnvSpec) -> str | None:
         """The interpreter, if it is there without any building."""
@@ -123,7 +123,7 @@ class Environments:
     # ------------------------------------------------------------ building
 
     async def _build(self, env: EnvSpec, digest: str) -> str:
-        if not self.trusted:
+        if self.confinement is not None:
             refuse_foreign(env)
         interpreter = self._interpreter(env)
         uv = uv_program()
@@ -138,8 +138,9 @@ class Environments:
             self._sweep()
             shutil.rmtree(building, ignore_errors=True)
             await _run([uv, "venv", "--no-project", "--relocatable", "--python", interpreter, str(building)])
-            await self._install(uv, env, building)
             self._link_package(building)
+            if self.confinement is None or not await self._install_inside(self.confinement, uv, env, building):
+                await self._install(uv, env, building)
             try:
                 os.rename(building, final)
             except OSError:
@@ -153,9 +154,44 @@ class Environments:
             shutil.rmtree(building, ignore_errors=True)
         return str(final / _BIN / _PYTHON)
 
+    async def _install_inside(self, confinement: Confinement, uv: str, env: EnvSpec, folder: Path) -> bool:
+        """False: it cannot be done in the sandbox, and wheels alone may be installed in another way."""
+        from fallow.agent.built_inside import NotInside, install_inside
+        from fallow.sandbox.system import interpreter
+
+        python = self._interpreter(env)
+        box = folder.with_name(f".building-{folder.name.split('-')[1]}-box-{os.getpid()}")
+        try:
+            await install_inside(
+                confinement,
+                uv,
+                interpreter() if python == sys.executable else os.path.realpath(python),
+                _requirements(env),
+                env.allow_sdist,
+                box,
+                folder,
+                BUILD_TIMEOUT_S,
+            )
+            return True
+        except TimeoutError:
+            raise EnvironmentFailed(_TOO_LONG) from None
+        except NotInside as error:
+            why = str(error)
+        except EnvironmentFailed as error:
+            why = _words(str(error))
+            if env.allow_sdist or not any(words in why.lower() for words in PASSING_WORDS):
+                raise EnvironmentFailed(why) from None
+        if env.allow_sdist:
+            raise EnvironmentFailed(
+                f"this machine of a stranger's builds no source distributions: {why} Leave allow_sdist=True out, or "
+                "have a wheel built and ship pure Python modules with the function."
+            )
+        log.warning("an environment could not be built in the sandbox; its wheels are installed without it: %s", why)
+        return False
+
     async def _install(self, uv: str, env: EnvSpec, folder: Path) -> None:
         wanted = folder / "requirements.txt"
-        wanted.write_text("".join(f"{line}\n" for line in (*env.requirements, *WORKER_REQUIREMENTS)))
+        wanted.write_text(_requirements(env))
         command = [uv, "pip", "install", "--python", str(folder / _BIN / _PYTHON), "--requirement", str(wanted)]
         if not env.allow_sdist:
             command += ["--only-binary", ":all:"]
@@ -164,7 +200,7 @@ class Environments:
         except EnvironmentFailed as error:
             if not any(words in str(error).lower() for words in PASSING_WORDS):
                 raise
-            if not self.trusted:
+            if self.confinement is not None:
                 raise  # parts of it may be there, and uv would run them with the environment's interpreter
             log.warning("building an environment failed for the network's sake; once more: %s", error)
             await asyncio.sleep(1.0)
@@ -212,6 +248,10 @@ class Environments:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def _requirements(env: EnvSpec) -> str:
+    return "".join(f"{line}\n" for line in (*env.requirements, *WORKER_REQUIREMENTS))
+
+
 _BIN = "Scripts" if sys.platform == "win32" else "bin"
 _PYTHON = "python.exe" if sys.platform == "win32" else "python"
 
@@ -252,9 +292,7 @@ async def _run(command: list[str]) -> None:
     try:
         _, stderr = await asyncio.wait_for(process.communicate(), BUILD_TIMEOUT_S)
     except TimeoutError:
-        raise EnvironmentFailed(
-            f"building the environment took longer than {BUILD_TIMEOUT_S / 60:.0f} minutes and was ended."
-        ) from None
+        raise EnvironmentFailed(_TOO_LONG) from None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -168,13 +168,15 @@ async def _lend_later(node: Node, folder: Path, home: Path) -> Lender:
         with contextlib.suppress(SettingError):
             lender.reload()
     return lender
+
+
 def _confinement(options: AgentOptions) -> Confinement | None:
     """The sandbox of every job; None for plain processes, and then nothing of it is loaded. Raises
     SandboxUnavailable."""
     settings = options.sandbox
     if options.own_pool and settings.backend in ("auto", "process"):
         return None
-    from fallow.agent.confined import Confinement
+    from fallow.agent.confined import BUILD_BYTES, Confinement
     from fallow.agent.probe import cpu_count, memory_bytes
     from fallow.sandbox.choose import choose
     from fallow.sandbox.protocol import Limits
@@ -194,7 +196,14 @@ def _confinement(options: AgentOptions) -> Confinement | None:
         nice=share.nice,
         idle_io=share.idle_io,
     )
-    return Confinement(sandbox, limits, settings.network and sandbox.probe().network, settings.least)
+    return Confinement(
+        sandbox,
+        limits,
+        settings.network and sandbox.probe().network,
+        settings.least,
+        settings.index_hosts,
+        min(share.disk_bytes or BUILD_BYTES, BUILD_BYTES),
+    )
 
 
 def _listen_to_signals(ended: asyncio.Event, hurry: asyncio.Event) -> None:

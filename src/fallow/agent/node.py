@@ -111,7 +111,7 @@ class Node:
         self.blobs = BlobAccess(lambda: self.connection, home / "blobs")
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
-        self.environments.trusted = not confined
+        self.environments.confinement = workers.confinement
         self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use, confined)
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)

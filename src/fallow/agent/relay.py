@@ -102,6 +102,7 @@ class WorkerRelay:
         self._clients: dict[ClientId, Any] = {}
         self._jobs: dict[JobId, None] = {}
         """Attached jobs that were submitted through here."""
+        self._closed = False
 
     def request(self, body: bytes, answer: Answer) -> None:
         """Relay msgpack [subject, bytes, timeout_s]; the answer is the reply, or NOBODY."""
@@ -147,7 +148,7 @@ class WorkerRelay:
     async def follow(self, client_id: ClientId) -> None:
         """Pass on what is pushed to this client from now on."""
         connection = self._connection()
-        if connection is None or client_id in self._clients or not is_id(client_id):
+        if self._closed or connection is None or client_id in self._clients or not is_id(client_id):
             return
         while len(self._clients) >= CLIENTS_LIMIT:
             await self._unfollow(next(iter(self._clients)))
@@ -214,6 +215,7 @@ class WorkerRelay:
 
     def close(self) -> None:
         """The worker is gone: nobody is left to read the results of what it asked for, or to cancel it."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         connection = self._connection()

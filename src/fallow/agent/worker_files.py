@@ -27,7 +27,7 @@ class WorkerMap:
         os.ftruncate(self.descriptor, orders.MAP_BYTES)
         self._map = mmap.mmap(self.descriptor, orders.MAP_BYTES)
         self.words = memoryview(self._map).cast("q")
-        self.words[orders.INDEX] = self.words[orders.ENCODING] = -1
+        self.words[orders.INDEX] = self.words[orders.REACH] = self.words[orders.ENCODING] = -1
 
 
 class WorkerFiles:

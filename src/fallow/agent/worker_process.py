@@ -13,6 +13,7 @@ import msgspec
 
 from fallow.agent.exit_words import death_of, task_stack
 from fallow.agent.memory import private_bytes
+from fallow.agent.outgoing import Outgoing
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerCallbacks
 from fallow.agent.worker_files import WorkerFiles, WorkerMap
 from fallow.agent.worker_output import OutputPipe
@@ -21,6 +22,7 @@ from fallow.model.job import Blob, JobSpec
 from fallow.model.tiers import Tier
 from fallow.wire.messages import Death, ResultPage, RetryLater
 from fallow.worker import orders
+from fallow.worker.block import BLOCK_TASKS
 from fallow.worker.frames import FrameReader, frame
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ _READS_AT_ONCE = 8
 DRAIN_READS = 4096
 UNREAD_BYTES = 64 * 1024 * 1024
 """What may wait for a sandboxed worker that does not read."""
+UNREAD_ANSWERS = 512
+"""As many of its requests as may wait for their answers: each has a thread that reads."""
+HEARD_AT_ONCE = 64
+"""Messages of a sandboxed worker in one turn of the loop: others have their turn in between."""
 
 
 class Process:
@@ -78,9 +84,10 @@ class Process:
 
             self._doubts = Doubts()
             self._reader = FrameReader(FRAME_BYTES)
-        self._unsent: deque[memoryview] = deque()
+        self._outgoing = Outgoing(sock, self._loop)
+        self._unheard: deque[bytes] = deque()
+        """What a sandboxed worker has said beyond what is heard in one turn of the loop."""
         self._pipes = (OutputPipe(out, "stdout"), OutputPipe(error, "stderr"))
-        self._waits_to_write = False
         self._pid = 0
         self._was_started = False
         self._loaded: OrderedDict[str, None] = OrderedDict()
@@ -93,7 +100,7 @@ class Process:
         self._held_since = 0.0
         """0: it is not held."""
         self._verdict: tuple[str, str] | None = None
-        self._hung = -1
+        self._hung: tuple[int, int] | None = None
         self._setup: Death | None = None
         self._stopping = False
         self._until_s = 0.0
@@ -145,7 +152,7 @@ class Process:
                 raise ValueError(f"order {order.token} has neither bytes nor a file for the page at {page.start}")
         payload = self._account(spec.job_id, function)
         words = self._words
-        words[orders.INDEX] = words[orders.ENCODING] = -1
+        words[orders.INDEX] = words[orders.REACH] = words[orders.ENCODING] = -1
         words[orders.LIMIT] = self._limit = order.stop
         self._token, self._spec, self._job_id = order.token, spec, spec.job_id
         self._seen, self._since = (-1, words[orders.BEGUN]), time.monotonic()
@@ -198,8 +205,10 @@ class Process:
         if self._token is None:
             return None, -1, 0.0
         now = time.monotonic()
-        index = self._observe(now)
-        return self._token, index, now - self._since if index >= 0 else 0.0
+        if self._observe(now) < 0:
+            return self._token, -1, 0.0
+        index, count = self._in_progress()
+        return self._token, index + count - 1, now - self._since
 
     def tell(self, body: bytes) -> None:
         """See worker_api."""
@@ -272,17 +281,21 @@ class Process:
         now = self._held_since or time.monotonic()
         index = self._observe(now)
         if index >= 0 and spec.timeout_s > 0 and now - self._since > spec.timeout_s:
-            self._time_out(index, spec.timeout_s)
+            self._time_out(spec.timeout_s)
             return
         limit = spec.resources.memory_bytes
         if limit and (used := private_bytes(self._pid)) > limit:
             self.kill("memory", f"the worker used {used:,} bytes of memory; the limit is {limit:,}")
 
-    def _time_out(self, index: int, limit_s: float) -> None:
+    def _time_out(self, limit_s: float) -> None:
         """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
-        self._hung = index
+        self._hung = index, count = self._in_progress()
         self._pipes[1].muted = True
-        self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
+        if count == 1:
+            self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
+        else:  # it has not even said which: each runs again, alone
+            words = f"a task from {index} to {index + count - 1} ran longer than its time limit of {limit_s:g} s"
+            self._verdict = ("worker_lost", words)
         self._zygote.show_worker(self._serial)
         self._loop.call_later(SHOW_S, self._zygote.kill_worker, self._serial)
 
@@ -293,62 +306,46 @@ class Process:
             self._seen, self._since = seen, now
         return seen[0]
 
-    def _suspect(self) -> int:
+    def _in_progress(self) -> tuple[int, int]:
+        """(first, count) of the tasks that may be in progress."""
+        index = self._words[orders.INDEX]
+        return index, min(max(1, self._words[orders.REACH] - index), 2 * BLOCK_TASKS)
+
+    def _suspects(self) -> tuple[int, int]:
         encoding = self._words[orders.ENCODING]
-        return encoding if encoding >= 0 else self._words[orders.INDEX]
+        return (encoding, 1) if encoding >= 0 else self._in_progress()
 
     # ------------------------------------------------ the socket
 
-    def _send(self, message: orders.ToWorker) -> None:
-        if self._gone:
+    def _send(self, message: orders.ToWorker, is_answer: bool = False) -> None:
+        if self._gone or self._deaf:
             return
-        self._unsent.append(memoryview(frame(orders.encode(message))))
-        if self._doubts is not None and len(self._unsent) > 1 and not self._may_wait():
-            return
-        if len(self._unsent) == 1:
-            self._write()
-
-    def _may_wait(self) -> bool:
-        """Say whether so much may wait for a worker that does not read."""
-        if sum(map(len, self._unsent)) <= UNREAD_BYTES:
-            return True
-        self._misbehaved("it asks without reading the answers")
-        return False
+        self._outgoing.put(frame(orders.encode(message)), is_answer)
+        if self._doubts is not None and (
+            self._outgoing.unread_bytes > UNREAD_BYTES or self._outgoing.unread_answers > UNREAD_ANSWERS
+        ):
+            self._misbehaved("it asks without reading the answers")
 
     def _misbehaved(self, words: str) -> None:
         """Nothing that Fallow's own worker does: something in the sandbox speaks in its place."""
         with contextlib.suppress(ValueError, OSError):
             self._loop.remove_reader(self._sock.fileno())
         self._deaf = True
+        self._unheard.clear()
         self.kill("worker_lost", f"the worker broke its protocol with this node: {words}")
-
-    def _write(self) -> None:
-        try:
-            while self._unsent:
-                data = self._unsent[0]
-                sent = self._sock.send(data)
-                if sent < len(data):
-                    self._unsent[0] = data[sent:]
-                else:
-                    self._unsent.popleft()
-        except BlockingIOError:
-            if not self._waits_to_write:
-                self._waits_to_write = True
-                self._loop.add_writer(self._sock.fileno(), self._write)
-            return
-        except OSError:  # it is gone: the zygote tells
-            self._unsent.clear()
-        if self._waits_to_write:
-            self._waits_to_write = False
-            self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
         try:
+            if self._doubts is not None:
+                self._unheard.extend(self._reader.receive(self._sock))
+                self._hear(HEARD_AT_ONCE)
+                if self._unheard:  # no more is read before these
+                    self._loop.remove_reader(self._sock.fileno())
+                    self._loop.call_soon(self._hear_on)
+                return
             for _ in range(_READS_AT_ONCE):
                 for body in self._reader.receive(self._sock):
                     self._heard(orders.decode_from_worker(body))
-                    if self._deaf:
-                        return
                 if self._gone or not self._reader.may_have_more:
                     return
         except BlockingIOError:
@@ -358,6 +355,24 @@ class Process:
             self._zygote.expect_end(self._serial)
         except (ValueError, msgspec.DecodeError) as error:
             self._misbehaved(str(error))
+
+    def _hear(self, most: int) -> None:
+        """Raises msgspec.DecodeError. What comes after a breach of the protocol counts for nothing."""
+        while most > 0 and self._unheard:
+            most -= 1
+            self._heard(orders.decode_from_worker(self._unheard.popleft()))
+
+    def _hear_on(self) -> None:
+        if self._gone:
+            return
+        try:
+            self._hear(HEARD_AT_ONCE)
+        except (ValueError, msgspec.DecodeError) as error:
+            self._misbehaved(str(error))
+        if self._unheard:
+            self._loop.call_soon(self._hear_on)
+        elif not self._deaf:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def _heard(self, message: orders.FromWorker) -> None:
         if self._doubts is not None and (words := self._doubts.about(message)):
@@ -372,7 +387,7 @@ class Process:
             def answer(body: bytes) -> None:
                 if doubts is not None:
                     doubts.answered()
-                self._send(orders.Answer(serial, body))
+                self._send(orders.Answer(serial, body), is_answer=True)
 
             self._callbacks.asked(message.kind, message.body, answer)
         else:
@@ -442,31 +457,33 @@ class Process:
     def _death(self, status: int, oom: bool, words: str, detail: str, token: Token | None) -> Death:
         if self._setup is not None:
             return self._setup
-        index = -1
+        index, count = -1, 1
         if token is not None:
-            index = self._hung if self._hung >= 0 else self._suspect()
+            index, count = self._hung or self._suspects()
         if self._verdict is not None:
             kind, message = self._verdict
-            return Death(index, kind, message, detail)
+            return Death(index, kind, message, detail, count)
         death = death_of(status, oom, self._words[orders.PHASE], index, detail)
-        return Death(death.index, death.kind, words, detail) if words else death
+        return Death(death.index, death.kind, words or death.message, death.detail, count if death.index >= 0 else 1)
 
     def _drain(self) -> None:
         if self._deaf:
             return
         with contextlib.suppress(BlockingIOError, EOFError, OSError, ValueError, msgspec.DecodeError):
+            self._hear(len(self._unheard))
             # (Something that it started may hold the socket and go on writing.)
             for _ in range(DRAIN_READS):
-                for body in self._reader.receive(self._sock):
-                    self._heard(orders.decode_from_worker(body))
-                    if self._deaf:
-                        return
+                if self._deaf:
+                    return
+                self._unheard.extend(self._reader.receive(self._sock))
+                self._hear(len(self._unheard))
 
     def _close(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
         self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
+        self._outgoing.close()
+        self._unheard.clear()
         self._sock.close()
         for pipe in self._pipes:
             self._loop.remove_reader(pipe.descriptor)

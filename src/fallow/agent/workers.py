@@ -20,6 +20,7 @@ from fallow.model.job import GpuSpec
 
 if TYPE_CHECKING:
     from fallow.agent.confined import Confinement
+    from fallow.agent.spares import Spares
     from fallow.agent.zygote import Zygote
 
 log = logging.getLogger("fallow.agent")
@@ -27,8 +28,6 @@ log = logging.getLogger("fallow.agent")
 ZYGOTES_LIMIT = 4
 """Zygotes without workers that are kept for later."""
 IDLE_S = 120.0
-SPARE_AFTER_S = 0.3
-"""A new sandbox in reserve is begun so long after one was taken: the job that took it comes first."""
 
 
 class WorkerKind(Struct, frozen=True):
@@ -67,27 +66,33 @@ class Workers:
     def __init__(self, scratch: Path, confinement: Confinement | None = None) -> None:
         self._scratch = scratch
         self.confinement = confinement
-        self._spare: asyncio.Task[Zygote] | None = None
-        """A sandbox that no job has touched yet, in the agent's own interpreter."""
+        self._spares: Spares | None = None
         self._zygotes: dict[_Key, asyncio.Task[Zygote]] = {}
         self._used_s: dict[_Key, float] = {}
         self._counts: dict[WorkerKind, int] = {}
         self._serial = 0
         self.priority = (0, False)
         """Niceness of zygotes and workers, and whether they read and write only when nobody else does."""
-        self._closed = False
         self._ending: set[asyncio.Task[None]] = set()
 
     def warm(self, kind: WorkerKind) -> None:
         """Start the zygote of this kind now."""
         if self.confinement is not None:
-            self._keep_spare()
+            self._reserve().keep(kind.python)
         else:
             self._zygote(kind, ())
 
-    def _keep_spare(self) -> None:
-        if self._spare is None and not self._closed:
-            self._spare = self._begin(own_kind(), ())
+    def _reserve(self) -> Spares:
+        if self._spares is None:
+            from fallow.agent.spares import Spares
+
+            self._spares = Spares(lambda python: self._begin(WorkerKind(python), ()), self._end_later)
+        return self._spares
+
+    def _end_later(self, task: asyncio.Task[Zygote]) -> None:
+        ending = asyncio.ensure_future(_stop(task))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     def _begin(self, kind: WorkerKind, devices: tuple[str, ...]) -> asyncio.Task[Zygote]:
         task = asyncio.ensure_future(self._start_zygote(kind, devices))
@@ -101,20 +106,12 @@ class Workers:
         if task is not None and task.done() and (task.cancelled() or task.exception() is not None):
             task = None
         if task is None:
-            if self._fits_spare(kind):
-                task, self._spare = self._spare, None
-                asyncio.get_running_loop().call_later(SPARE_AFTER_S, self._keep_spare)
+            if self.confinement is not None and not kind.network and not kind.gpu.count:
+                task = self._reserve().take(kind.python)
             task = task or self._begin(kind, devices)
             self._zygotes[key] = task
         self._used_s[key] = time.monotonic()
         return task
-
-    def _fits_spare(self, kind: WorkerKind) -> bool:
-        if self._spare is None or kind.network or kind.gpu.count or kind.python != sys.executable:
-            return False
-        if self._spare.done() and (self._spare.cancelled() or self._spare.exception() is not None):
-            self._spare = None
-        return self._spare is not None
 
     async def _start_zygote(self, kind: WorkerKind, devices: tuple[str, ...]) -> Zygote:
         from fallow.agent.zygote import start_zygote
@@ -202,6 +199,8 @@ class Workers:
         for at, key in enumerate(idle):
             if at < len(idle) - ZYGOTES_LIMIT or now - self._used_s[key] > IDLE_S:
                 await self._end(key)
+        if self._spares is not None:
+            self._spares.sweep()
 
     def end_tenants(self, tenants: Container[str]) -> None:
         """End the sandboxes of all jobs but these, with what still runs in them."""
@@ -211,11 +210,9 @@ class Workers:
             ending.add_done_callback(self._ending.discard)
 
     async def close(self) -> None:
-        self._closed = True
         for key in list(self._zygotes):
             await self._end(key)
-        spare, self._spare = self._spare, None
-        if spare is not None:
+        for spare in self._spares.close() if self._spares is not None else ():
             await _stop(spare)
         if self._ending:
             await asyncio.wait(self._ending)

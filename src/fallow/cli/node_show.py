@@ -66,9 +66,7 @@ def _watch_words(owner: dict[str, Any] | None) -> list[str]:
     """What the watch for the owner has to say beyond the reason of a pause."""
     if owner is None:
         return []
-    devices = [
-        f"{name}: {one['reason']}" for name, one in owner["devices"].items() if one["paused"] and name != "cpu"
-    ]
+    devices = [f"{name}: {one['reason']}" for name, one in owner["devices"].items() if one["paused"] and name != "cpu"]
     return [*owner["notes"], *devices, *owner["troubles"]]
 
 

@@ -17,6 +17,7 @@ from fallow.core.classes import (
 )
 from fallow.core.demand import JobDemand, NodeView
 from fallow.model.ids import JobId, NodeId
+from fallow.model.node import NodeSpec
 
 
 class Books:
@@ -77,30 +78,34 @@ class Books:
 
     def put_node(self, view: NodeView) -> None:
         """A node comes, or is another now; `assigned` is what its slots have, whatever was planned before."""
-        if view.spec.node_id in self._nodes:
-            self.remove_node(view.spec.node_id)
-        kind = self._class_of(view)
+        spec = view.spec
+        node_id = spec.node_id
+        if node_id in self._nodes:
+            self.remove_node(node_id)
+        kind = self._classes.get(class_key(spec)) or self._new_class(spec)
         number = self._next_number
-        self._next_number += 1
-        node = self._by_number[number] = PlannedNode(view, kind, number)
-        self._nodes[node.node_id] = node
-        heads: dict[int, PlannedJob] = {}
+        self._next_number = number + 1
+        node = PlannedNode(spec, view.open, kind, number)
+        self._by_number[number] = self._nodes[node_id] = node
+        heads: dict[int, PlannedJob] | None = None
         if view.assigned:
             heads = heads_of(view, self._jobs)
             self._note_strays(node, view, heads)
         if not node.is_open:
             return
+        slots = kind.slots
         kind.node_count += 1
-        self._slots += view.spec.slots
+        self._slots += slots
         self._releases += 1
-        self._free_slots += view.spec.slots
+        self._free_slots += slots
         kind.insert(node)
-        for slot, job in heads.items():
-            self._book(job, kind, [(node, (slot,))])
+        if heads:
+            for slot, job in heads.items():
+                self._book(job, kind, [(node, (slot,))])
 
     def _note_strays(self, node: PlannedNode, view: NodeView, heads: dict[int, PlannedJob]) -> None:
         """What is assigned there and cannot stay: the next plan says so."""
-        before: list[JobId | None] = [None] * len(node.heads)
+        before: list[JobId | None] = list(node.kind.nothing)
         is_astray = False
         for slot, job_id in view.assigned.items():
             if slot < len(before) and job_id is not None:
@@ -162,7 +167,7 @@ class Books:
         """Remember what its slots have now, until the plan says what became of them."""
         if node.before is None:
             if node.free_count == len(node.heads):
-                node.before = nothing(len(node.heads))
+                node.before = node.kind.nothing
             else:
                 node.before = tuple(None if head is None else head.job_id for head in node.heads)
             self._touched[node.number] = node
@@ -174,12 +179,50 @@ class Books:
         touched = self._touched
         for node, _ in groups:
             if node.before is None:
-                if node.free_count == len(node.heads):
-                    node.before = nothing(len(node.heads))
+                if node.free_count == kind.slots:
+                    node.before = kind.nothing
                     touched[node.number] = node
                 else:
                     self._touch(node)
         self._book(job, kind, groups)
+
+    def _assign_fresh(self, job: PlannedJob, kind: NodeClass, nodes: Sequence[PlannedNode], groups: int) -> None:
+        """The same as `_assign_all`, for nodes of which every slot is free: the first `groups` groups of each."""
+        slots, cpu, gpus = kind.slots, job.cpu, job.gpus
+        held = job.held.get(kind)
+        if held is None:
+            held = job.held[kind] = {}
+        starts = range(0, cpu * groups, cpu)
+        left = slots - cpu * groups
+        free = (1 << slots) - (1 << cpu * groups)
+        one: tuple[PlannedJob | None, ...] = (job, *nothing(cpu - 1))
+        heads = one * groups + nothing(left)
+        before = kind.nothing
+        bucket, touched = kind.buckets[kind.device_count][slots], self._touched
+        rest = kind.buckets[kind.device_count][left]
+        for node in nodes:
+            del bucket[node]
+            number = node.number
+            if node.before is None:
+                node.before = before
+                touched[number] = node
+            node.heads = heads
+            node.free = free
+            node.free_count = left
+            base = number << SLOT_BITS
+            for slot in starts:
+                held[base | slot] = None
+            if gpus:
+                for slot in starts:
+                    node.take_gpus(job, slot)
+                if left:
+                    kind.buckets[node.gpus_free][left][node] = None
+            elif left:
+                rest[node] = None
+        if not left:
+            kind.free_nodes -= len(nodes)
+        job.count += groups * len(nodes)
+        self._free_slots -= cpu * groups * len(nodes)
 
     def _book(self, job: PlannedJob, kind: NodeClass, groups: Iterable[tuple[PlannedNode, Sequence[int]]]) -> None:
         cpu, gpus, few_nodes = job.cpu, job.gpus, job.demand.spec.max_nodes
@@ -192,20 +235,20 @@ class Books:
         for node, starts in groups:
             free = node.free_count
             del buckets[node.gpus_free][free][node]
-            heads = node.heads
+            heads = list(node.heads)
             base = node.number << SLOT_BITS
             bits = node.free
             for slot in starts:
                 heads[slot] = job
                 bits &= ~(mask << slot)
                 held[base | slot] = None
+            node.heads = tuple(heads)
             node.free = bits
             number = len(starts)
             count += number
-            if gpus and node.gpus is not None:
+            if gpus:
                 for slot in starts:
-                    node.gpus.take(slot, job.gpu)
-                node.gpus_free = node.gpus.whole_count
+                    node.take_gpus(job, slot)
             node.free_count = free = free - cpu * number
             if free:
                 buckets[node.gpus_free][free][node] = None
@@ -222,7 +265,9 @@ class Books:
         self._releases += 1
         if node.before is None:
             self._touch(node)
-        node.heads[slot] = None
+        heads = list(node.heads)
+        heads[slot] = None
+        node.heads = tuple(heads)
         node.free |= ((1 << job.cpu) - 1) << slot
         node.free_count += job.cpu
         if job.gpus and node.gpus is not None:
@@ -242,16 +287,14 @@ class Books:
 
     # ------------------------------------------------------------ classes
 
-    def _class_of(self, view: NodeView) -> NodeClass:
-        key = class_key(view.spec)
-        kind = self._classes.get(key)
-        if kind is None:
-            kind = self._classes[key] = NodeClass(key, view.spec, *key[-2:])  # type: ignore[arg-type]
-            samples = {job.need: job for job in self._jobs.values()}
-            self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
-            for need, classes in self._fitting.items():
-                if kind.fits(samples[need]):
-                    classes.append(kind)
+    def _new_class(self, spec: NodeSpec) -> NodeClass:
+        key = class_key(spec)
+        kind = self._classes[key] = NodeClass(key, spec, *key[-2:])  # type: ignore[arg-type]
+        samples = {job.need: job for job in self._jobs.values()}
+        self._fitting = {need: classes for need, classes in self._fitting.items() if need in samples}
+        for need, classes in self._fitting.items():
+            if kind.fits(samples[need]):
+                classes.append(kind)
         return kind
 
     def _fits(self, job: PlannedJob) -> list[NodeClass]:

@@ -94,21 +94,21 @@ class PlannedNode:
         "number",
     )
 
-    def __init__(self, view: NodeView, kind: NodeClass, number: int) -> None:
-        spec = view.spec
+    def __init__(self, spec: NodeSpec, is_open: bool, kind: NodeClass, number: int) -> None:
+        slots = kind.slots
         self.number = number
         self.node_id: NodeId = spec.node_id
         self.kind = kind
-        self.is_open = view.open
+        self.is_open = is_open
         self.memory_bytes = spec.memory_bytes
-        self.free = (1 << spec.slots) - 1
-        self.free_count = spec.slots
-        self.gpus = GpuBook(spec.devices, spec.shares_gpus) if spec.devices else None
-        """Whose devices are whose, by the first slot of the group."""
+        self.free = (1 << slots) - 1
+        self.free_count = slots
+        self.gpus: GpuBook | None = None
+        """Whose devices are whose, by the first slot of the group; None: there are none, or nobody has had one yet."""
         self.gpus_free = kind.device_count
         """Devices that nobody has any of."""
-        self.heads: list[PlannedJob | None] = [None] * spec.slots
-        """The job of each slot that begins a group."""
+        self.heads: tuple[PlannedJob | None, ...] = kind.nothing
+        """The job of each slot that begins a group; one object for many nodes that are alike."""
         self.before: tuple[JobId | None, ...] | None = None
         """What `heads` said when the shell last heard of it; None while nothing has changed since."""
 
@@ -132,7 +132,17 @@ class PlannedNode:
         """For how many groups of the job there are GPUs, at most `most`, once the groups at `without` are gone."""
         if not job.gpus:
             return most
-        return self.gpus.room(job.gpu, most, without) if self.gpus is not None else 0
+        if self.gpus is None:
+            return min(most, self.kind.gpu_groups(job))
+        return self.gpus.room(job.gpu, most, without)
+
+    def take_gpus(self, job: PlannedJob, slot: int) -> None:
+        """The group that begins at `slot` gets the devices that it needs; there is room for them."""
+        if self.gpus is None:
+            spec = self.kind.spec
+            self.gpus = GpuBook(spec.devices, spec.shares_gpus)
+        self.gpus.take(slot, job.gpu)
+        self.gpus_free = self.gpus.whole_count
 
     def _singles(self) -> list[int]:
         mask = self.free
@@ -157,6 +167,7 @@ class NodeClass:
         "key",
         "memory_floor",
         "node_count",
+        "nothing",
         "slots",
         "spec",
     )
@@ -166,6 +177,7 @@ class NodeClass:
         self.spec = replace(spec, memory_bytes=ceiling)
         self.memory_floor = floor
         self.slots = spec.slots
+        self.nothing = nothing(spec.slots)
         self.device_count = len(spec.devices)
         self._speed = speed_step(spec.speed)
         self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
@@ -180,7 +192,11 @@ class NodeClass:
 
     def groups_per_node(self, job: PlannedJob) -> int:
         most = self.slots // job.cpu
-        return min(most, room(self.spec.devices, job.gpu, self.spec.shares_gpus)) if job.gpus else most
+        return min(most, self.gpu_groups(job)) if job.gpus else most
+
+    def gpu_groups(self, job: PlannedJob) -> int:
+        """For how many groups of a job that needs GPUs a node has them, while nobody else has any."""
+        return room(self.spec.devices, job.gpu, self.spec.shares_gpus)
 
     def speed(self, job: PlannedJob) -> int:
         """How fast it is at what the job needs, in steps."""
@@ -224,16 +240,25 @@ def nothing(slots: int) -> tuple[None, ...]:
 
 
 def class_key(spec: NodeSpec) -> tuple[object, ...]:
-    """(slots, Pythons, devices, sandboxes, speed, bounds of memory): nodes with equal keys are of one class."""
-    shift = max(0, spec.memory_bytes.bit_length() - 3)
-    low = (spec.memory_bytes >> shift) << shift
-    devices = (
-        (spec.shares_gpus, *((d.model, d.memory_bytes, d.fault, speed_step(d.speed)) for d in spec.devices))
-        if spec.devices
-        else ()
+    """(slots, Pythons, sandboxes, devices, speed, bounds of memory): nodes with equal keys are of one class."""
+    memory_bytes, speed, devices = spec.memory_bytes, spec.speed, spec.devices
+    shift = memory_bytes.bit_length() - 3
+    if shift < 0:
+        shift = 0
+    low = (memory_bytes >> shift) << shift
+    return (
+        spec.slots,
+        spec.pythons,
+        spec.tier,
+        spec.least_tier,
+        spec.network,
+        (spec.shares_gpus, *[(d.model, d.memory_bytes, d.fault, speed_step(d.speed)) for d in devices])
+        if devices
+        else (),
+        speed_step(speed) if speed else 0,
+        low,
+        low + (1 << shift) - 1,
     )
-    walls = (spec.tier, spec.least_tier, spec.network)
-    return spec.slots, spec.pythons, devices, walls, speed_step(spec.speed), low, low + (1 << shift) - 1
 
 
 def speed_step(speed: float) -> int:

@@ -63,19 +63,19 @@ class GpuBook:
         self._shares = shares
         self._left = [UNITS] * len(self._devices)
         self._taken: dict[Hashable, tuple[tuple[int, ...], int]] = {}
-        self._closed: set[int] = set()
+        self._closed: frozenset[int] = frozenset()
 
     @property
     def whole_count(self) -> int:
         """Devices that nobody has any of."""
-        return sum(1 for left in self._left if left == UNITS)
+        return self._left.count(UNITS)
 
     def close(self, number: int) -> None:
         """Give the device to nobody from now on; who has it keeps it."""
-        self._closed.add(number)
+        self._closed |= {number}
 
     def open(self, number: int) -> None:
-        self._closed.discard(number)
+        self._closed -= {number}
 
     def held(self, owner: Hashable) -> tuple[int, ...]:
         """Numbers of the devices that the owner has (some of)."""
@@ -89,10 +89,10 @@ class GpuBook:
         left. None where there are too few. Who has some already is given the same again."""
         if owner in self._taken:
             return self._taken[owner][0]
-        numbers = self._choose(self._left, need)
+        units = self._units(need)
+        numbers = self._choose(self._left, need, units)
         if numbers is None:
             return None
-        units = self._units(need)
         for number in numbers:
             self._left[number] -= units
         self._taken[owner] = (numbers, units)
@@ -113,24 +113,31 @@ class GpuBook:
             for number in numbers:
                 left[number] += units
         units = self._units(need)
+        if need.count == 1 or (units == UNITS and need.count):
+            able = self._able(left, need, units)
+            return min(most, len(able) // need.count if units == UNITS else sum(left[at] // units for at in able))
         found = 0
-        while found < most and (chosen := self._choose(left, need)) is not None:
+        while found < most and (chosen := self._choose(left, need, units)) is not None:
             for number in chosen:
                 left[number] -= units
             found += 1
         return found
 
     def _units(self, need: GpuSpec) -> int:
-        return units_of(need) if self._shares else UNITS
+        return units_of(need) if self._shares and need.share < 1 else UNITS
 
-    def _choose(self, left: list[int], need: GpuSpec) -> tuple[int, ...] | None:
-        units = self._units(need)
-        able = [
+    def _able(self, left: list[int], need: GpuSpec, units: int) -> list[int]:
+        return [
             number
-            for number, device in enumerate(self._devices)
-            if left[number] >= units and number not in self._closed and fits(device, need)
+            for number, units_left in enumerate(left)
+            if units_left >= units and number not in self._closed and fits(self._devices[number], need)
         ]
+
+    def _choose(self, left: list[int], need: GpuSpec, units: int) -> tuple[int, ...] | None:
+        able = self._able(left, need, units)
         if len(able) < need.count:
             return None
+        if need.count == 1 == len(able):
+            return (able[0],)
         able.sort(key=lambda number: (left[number], self._devices[number].memory_bytes, number))
         return tuple(sorted(able[: need.count]))

@@ -73,20 +73,27 @@ class IntervalSet:
             self._stops.insert(low, stop)
             self._count += stop - start
             return [(start, stop)]
+        starts, stops = self._starts, self._stops
         fresh: list[Interval] = []
         at = start
         for i in range(low, high):
-            if self._starts[i] > at:
-                fresh.append((at, self._starts[i]))
-            at = max(at, self._stops[i])
+            begun = starts[i]
+            if begun > at:
+                fresh.append((at, begun))
+                self._count += begun - at
+            if stops[i] > at:
+                at = stops[i]
         if at < stop:
             fresh.append((at, stop))
+            self._count += stop - at
+            at = stop
         if fresh:
-            new_start = min(start, self._starts[low]) if low < high else start
-            new_stop = max(stop, self._stops[high - 1]) if low < high else stop
-            self._starts[low:high] = [new_start]
-            self._stops[low:high] = [new_stop]
-            self._count += sum(b - a for a, b in fresh)
+            if starts[low] > start:
+                starts[low] = start
+            stops[low] = at
+            if high > low + 1:
+                del starts[low + 1 : high]
+                del stops[low + 1 : high]
         return fresh
 
     def remove(self, start: int, stop: int) -> list[Interval]:

@@ -5,9 +5,11 @@ See core.progress for the theory of operation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice
 from math import inf
+
+from msgspec.structs import replace
 
 from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
 from fallow.core.endgame import FREQUENT_BEATS_S, LOOK_SHARE, double_after_s, find_double, keeps_the_rest
@@ -25,6 +27,8 @@ START_DEATHS_LIMIT = 6
 """Deaths outside any task, without a single result between them, after which the job is failed."""
 UNNAMED_GRACE_S = 4.0
 """A lease that no beat of its node has named for so long never arrived."""
+SUSPECTS_LIMIT = 256
+"""One death leaves at most so many suspects, whatever an agent says."""
 PULLS_LIMIT = 100_000
 DOUBTFUL_LIMIT = 1000
 """Tasks of one lease that may be run twice because its node is silent."""
@@ -39,13 +43,11 @@ class JobProgress(Progress):
 
     def pull(self, slot: SlotKey, seq: int, idle: bool, pages: Iterable[int], now: float) -> None:
         """A slot wants a lease; its newest pull counts."""
-        if seq <= self.pull_seqs.get(slot, -1) and slot not in self.pulls:
-            return
-        if seq < self.pull_seqs.get(slot, -1) or (slot not in self.pulls and len(self.pulls) >= PULLS_LIMIT):
+        last, old = self.pull_seqs.get(slot, -1), self.pulls.get(slot)
+        if seq < last or (old is None and (seq == last or len(self.pulls) >= PULLS_LIMIT)):
             return
         self.pull_seqs[slot] = seq
         self._know(slot)
-        old = self.pulls.get(slot)
         at = old.at if old and old.idle == idle else now
         if old is not None and old.idle != idle:
             self._drop_pull(slot)
@@ -66,9 +68,12 @@ class JobProgress(Progress):
             return effects
         if now < self._hold_until:
             return [Wake(self._hold_until)]
-        for index in self.failures.due(now):
-            self.todo.add(index, index + 1)
-        if self._doubtful and self.pulls:
+        if self.failures.delayed:
+            for index in self.failures.due(now):
+                self.todo.add(index, index + 1)
+        if not self.pulls:
+            return effects
+        if self._doubtful:
             effects += self._double_doubtful(now)
         if self.pulls and (self.todo or self.failures.waiting):
             for pull in self._in_turn():
@@ -102,15 +107,15 @@ class JobProgress(Progress):
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
         self._take_backs.added(lease)
         return Grant(
-            slot=pull.slot,
-            pull_seq=pull.seq,
-            token=lease.token,
-            start=lease.start,
-            stop=lease.stop,
-            budget_s=budget_s(lease.aimed_s),
-            held_pages=pull.pages,
-            alone=lease.alone,
-            attempt=lease.attempt,
+            pull.slot,
+            pull.seq,
+            lease.token,
+            lease.start,
+            lease.stop,
+            budget_s(lease.aimed_s),
+            pull.pages,
+            lease.alone,
+            lease.attempt,
         )
 
     def _new_lease(self, slot: SlotKey, start: int, stop: int, now: float) -> LiveLease:
@@ -253,15 +258,17 @@ class JobProgress(Progress):
         effects: list[Effect] = []
         if self.is_final:
             return effects
-        fresh_count = 0
+        fresh_count = ran_count = known_count = 0
         for page in results:
             start, stop = page.start, min(page.stop, self.cursor)
+            ran_count += page.stop - start
+            known_count += stop - start
             if reduced and stop > start + 1 and self.done.intersects(start, stop):
                 self._requeue_refused(token, start, stop)
                 continue
             for a, b in self.done.add(start, stop):
                 fresh_count += b - a
-                narrowed = narrow(page, a, b) if not reduced else page
+                narrowed = page if reduced or (a == start and b == page.stop) else narrow(page, a, b)
                 self.failed_count += narrowed.failed_count
                 self._settled(token, a, b, effects)
                 effects.append(Record(narrowed, slot[0]))
@@ -273,11 +280,13 @@ class JobProgress(Progress):
             return effects + self.finish_if_done()
         self.wasted_s += wasted_s  # a hand-in that is repeated ends no lease a second time
         lease.seen_at = now
-        lease.done_count += sum(min(p.stop, self.cursor) - p.start for p in results)
+        lease.done_count += known_count
         if run_s > 0:
-            tasks = sum(p.stop - p.start for p in results)
-            self.rates.setdefault(slot, Rate()).observe(tasks, run_s)
-            self.rate.observe(tasks, run_s)
+            rate = self.rates.get(slot)
+            if rate is None:
+                rate = self.rates[slot] = Rate()
+            rate.observe(ran_count, run_s)
+            self.rate.observe(ran_count, run_s)
         for later in retry_later:
             self._retry_later(lease, later, now)
         for death in deaths:
@@ -336,6 +345,14 @@ class JobProgress(Progress):
 
     def _died(self, lease: LiveLease, death: Death, now: float) -> list[Effect]:
         self.worker_deaths += 1
+        if death.count == 1:
+            return self._died_under(lease, death, now)
+        effects: list[Effect] = []
+        for index in range(death.index, death.index + min(death.count, SUSPECTS_LIMIT)):
+            effects += self._died_under(lease, replace(death, index=index, count=1), now)
+        return effects
+
+    def _died_under(self, lease: LiveLease, death: Death, now: float) -> list[Effect]:
         index = death.index
         if index < 0:
             self._start_deaths += 1
@@ -416,11 +433,16 @@ class JobProgress(Progress):
         return effects
 
     def _know(self, slot: SlotKey) -> None:
-        self._slots_of.setdefault(slot[0], set()).add(slot[1])
+        slots = self._slots_of.get(slot[0])
+        if slots is None:
+            slots = self._slots_of[slot[0]] = set()
+        slots.add(slot[1])
 
     def _leases_of(self, node: NodeId) -> list[LiveLease]:
         """In the time of that node's slots, however many nodes there are: each beats once a second."""
-        slots = sorted(self._slots_of.get(node, ()))
+        slots: Collection[int] = self._slots_of.get(node, ())
+        if len(slots) > 1:
+            slots = sorted(slots)
         return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
 
     def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:

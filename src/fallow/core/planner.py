@@ -17,11 +17,14 @@ not move.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
+from itertools import islice
 
 from fallow.core.books import Books
 from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed
 from fallow.core.demand import Plan
 from fallow.core.shares import fair_shares
+from fallow.model.ids import JobId
 
 SPREAD_NODES = 8
 """A job goes to so many nodes where it can, so that one lost node hurts little; beyond, it fills whole nodes, so that
@@ -58,13 +61,22 @@ class Planner(Books):
                 break
         out = Plan()
         changes = out.changes
+        heads: tuple[PlannedJob | None, ...] = ()
+        begun: list[tuple[int, JobId]] = []
         for node in self._touched.values():
             assert node.before is not None
             node_id = node.node_id
-            for slot, (head, before) in enumerate(zip(node.heads, node.before, strict=True)):
-                after = None if head is None else head.job_id
-                if after != before:
-                    changes[node_id, slot] = after
+            if node.before is not node.kind.nothing:
+                for slot, (head, before) in enumerate(zip(node.heads, node.before, strict=True)):
+                    after = None if head is None else head.job_id
+                    if after != before:
+                        changes[node_id, slot] = after
+            else:
+                if node.heads is not heads:
+                    heads = node.heads
+                    begun = [(slot, head.job_id) for slot, head in enumerate(heads) if head is not None]
+                for slot, job_id in begun:
+                    changes[node_id, slot] = job_id
             node.before = None
         self._touched = {}
         for job in self._jobs.values():
@@ -242,6 +254,9 @@ class Planner(Books):
         """From the nodes of one bucket, one visit each."""
         always = kind.always(job)
         each = max(1, -(-count // SPREAD_NODES))
+        if job.is_plain and bucket is kind.buckets[-1][-1]:
+            nodes = bucket if always else (node for node in bucket if allowed(job, node))
+            return self._take_fresh(job, kind, nodes, each, count)
         taken = 0
         chosen = []
         for node in bucket:
@@ -262,6 +277,19 @@ class Planner(Books):
                     break  # whether the next node is allowed depends on this one
         if chosen:
             self._assign_all(job, kind, chosen)
+        return taken
+
+    def _take_fresh(self, job: PlannedJob, kind: NodeClass, nodes: Iterable[PlannedNode], each: int, count: int) -> int:
+        """`_take_bucket` where every slot of every node is free, so that all nodes are alike."""
+        each = min(each, kind.groups_per_node(job))
+        if not each:
+            return 0
+        chosen = list(islice(nodes, -(-count // each)))
+        taken = min(count, each * len(chosen))
+        rest = taken % each
+        self._assign_fresh(job, kind, chosen[:-1] if rest else chosen, each)
+        if rest:
+            self._assign_fresh(job, kind, chosen[-1:], rest)
         return taken
 
     def _take_anywhere(self, job: PlannedJob, kind: NodeClass, count: int) -> int:

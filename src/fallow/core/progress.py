@@ -10,6 +10,7 @@ the partition; the tests call it after every event.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from fallow.core.effects import Drop, Effect, Ended
 from fallow.core.endgame import TakeBacks
@@ -20,6 +21,8 @@ from fallow.core.sizing import Rate
 from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.job import JobCounts, JobSpec
 from fallow.model.states import JobEvent, JobState, job_transition
+
+LIVE = (JobState.OPEN, JobState.RUNNING)
 
 
 class Progress:
@@ -80,7 +83,7 @@ class Progress:
 
     @property
     def is_final(self) -> bool:
-        return self.state is not JobState.OPEN and self.state is not JobState.RUNNING
+        return self.state not in LIVE
 
     @property
     def demand(self) -> int:
@@ -115,22 +118,20 @@ class Progress:
 
     def check(self) -> None:
         """Assert that every task is in exactly one place. For tests: costs as much as the job is large."""
-        seen = IntervalSet(self.done.intervals())
-        count = len(self.done)
-
-        def place(intervals: Iterable[Interval], what: str) -> None:
-            nonlocal count
-            for start, stop in intervals:
-                fresh = sum(b - a for a, b in seen.add(start, stop))
-                assert fresh == stop - start, f"{what} [{start}, {stop}) is elsewhere too: {self.story()}"
-                count += fresh
-
-        place(self.todo.intervals(), "todo")
-        place(((d.index, d.index + 1) for d in self.failures.delayed), "delayed")
-        place(((i, i + 1) for i in self.failures.waiting), "suspect")
+        found: list[tuple[Interval, object]] = [(interval, "done") for interval in self.done]
+        found += [(interval, "todo") for interval in self.todo]
+        found += [((d.index, d.index + 1), "delayed") for d in self.failures.delayed]
+        found += [((i, i + 1), "suspect") for i in self.failures.waiting]
         for lease in self.leases.values():
             if not lease.doubled:
-                place(lease.pending.intervals(), f"lease {lease.token}")
+                for interval in lease.pending.intervals():
+                    found.append((interval, lease.token))
+        found.sort(key=itemgetter(0))
+        end, count, last = 0, 0, None
+        for (start, stop), what in found:
+            assert start >= end, f"{what} [{start}, {stop}) is in {last} too: {self.story()}"
+            end, last = stop, what
+            count += stop - start
         if not self.is_final:
             assert count == self.cursor, f"{self.cursor - count} tasks are nowhere: {self.story()}"
 

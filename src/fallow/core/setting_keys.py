@@ -171,6 +171,7 @@ KEYS: tuple[Key, ...] = (
     Key("sandbox", "network", "network", FLAG, "jobs that ask may reach public addresses, and those alone"),
     Key("sandbox", "task_disk", "task_disk_bytes", SIZE, "what the tasks of one worker may write", 10**6),
     Key("sandbox", "max_processes", "max_processes", WHOLE, "that the tasks of one worker may start", 8, 1 << 20),
+    Key("sandbox", "index_hosts", "index_hosts", TEXTS, "your package index, if its address is not public"),
     Key("sandbox", "rootfs", "rootfs", TEXT, "podman, gvisor: a folder with a root file system"),
     Key("sandbox", "image", "image", TEXT, "podman: an image that is here already"),
     Key("earn", "cpu_per_hour", "cpu_per_hour", NUMBER, "of one CPU slot"),

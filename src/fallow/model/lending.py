@@ -102,6 +102,9 @@ class SandboxSettings(Struct, frozen=True):
     max_processes: int = 256
     rootfs: str = ""
     """podman and gVisor: a folder with a root file system. Empty: the host's /usr, read only."""
+    index_hosts: tuple[str, ...] = ()
+    """Hosts (`name` or `name:port`) of the owner's own package index: builds of environments reach them though their
+    addresses are not public. Those that uv's settings name need not be repeated."""
     image: str = ""
     """podman: an image that is here already; nothing is pulled."""
 

@@ -52,6 +52,8 @@ class Death(Struct, frozen=True, array_like=True, gc=False):
     kind: str
     message: str
     detail: str = ""
+    count: int = 1
+    """Short tasks run in blocks: which of [index, index + count) it was is not known."""
 
 
 class RetryLater(Struct, frozen=True, array_like=True, gc=False):

@@ -1,8 +1,8 @@
 """Bubblewrap, seccomp, Landlock, and control groups or rlimits: the default for strangers' code.
 
-The order of a start: bwrap makes namespaces and mounts and waits; it is put into its control group; the launcher inside
-sets limits, closes descriptors, applies Landlock and becomes the program. bwrap never runs as root, and nothing of the
-agent's environment or descriptors is passed on.
+The order of a start: bwrap begins in its control group, or waits until it is in it; it makes namespaces and mounts; the
+launcher inside sets limits, closes descriptors, applies Landlock and becomes the program. bwrap never runs as root, and
+nothing of the agent's environment or descriptors is passed on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.egress import NAME_SERVERS, Egress
 from fallow.sandbox.identity import Identity, choose_identity
 from fallow.sandbox.jail import Jail
+from fallow.sandbox.launcher_code import packed_launcher
 from fallow.sandbox.protocol import Probe, Program
 from fallow.sandbox.remedies import remedy_for
 from fallow.sandbox.seccomp import filter_program
@@ -114,7 +115,9 @@ class _Start:
         program = self._program
         if self._place is not None:
             try:
-                self._group = Group(self._place, f"{owner_prefix()}{secrets.token_hex(6)}", program.limits)
+                # bwrap itself is in it too: beside what runs inside it waits on the host.
+                beside = 1 if self._place.version == 1 else 0
+                self._group = Group(self._place, f"{owner_prefix()}{secrets.token_hex(6)}", program.limits, beside)
             except OSError as error:
                 raise SandboxUnavailable(
                     f"No control group can be made: {error}.", "Let the agent's user own its cgroup (Delegate=yes)."
@@ -136,7 +139,7 @@ class _Start:
         status_read, status = self._pipe()
         log_read, log = self._pipe()
         plan = launcher_plan(program, view, memory_bounded, self._without)
-        plan_file = self._memory_file(json.dumps(plan).encode())
+        plan_file = self._memory_file(packed_launcher(plan))
         seccomp = -1
         if "seccomp" not in self._without:
             seccomp = self._memory_file(filter_program(shared_memory=memory_bounded))
@@ -153,7 +156,7 @@ class _Start:
         self._spawn([*inside, self._bwrap, "--args", str(packed), "--", *launcher_command(status, plan_file)], log)
         init_pid = self._read_info(info_read, log_read)
         try:
-            if self._group is not None:
+            if self._group is not None and not self._group.takes_threads:
                 self._group.add(init_pid)
         except ProcessLookupError:
             self._refuse("bubblewrap could not set up the sandbox", log_read)
@@ -209,14 +212,16 @@ class _Start:
         if identity.changed:
             become = {"user": identity.user, "group": identity.group, "extra_groups": []}
         try:
+            group = self._group
             self._process = spawner().popen(
                 command,
+                group.inside() if group is not None and group.takes_threads else None,
                 env={},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(*self._passed, *self._program.descriptors),
+                pass_fds=(*self._passed, *self._program.descriptors, *self._listener()),
                 start_new_session=True,
                 **become,
             )
@@ -246,6 +251,9 @@ class _Start:
     def _refuse(self, what: str, log: int) -> NoReturn:
         words = _read_until(log, b"", 1.0).decode(errors="replace").strip()[-1000:]
         raise SandboxUnavailable(f"{what}: {words or 'it said nothing'}.", remedy_for(words))
+
+    def _listener(self) -> tuple[int, ...]:
+        return (self._program.listener,) if self._program.listener >= 0 else ()
 
     def _set_priorities(self, pid: int) -> None:
         limits = self._program.limits

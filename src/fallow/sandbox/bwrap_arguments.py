@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fallow.sandbox.protocol import Mount, Program
-from fallow.sandbox.system import LAUNCHER_FOLDER, USER_ID, SystemView, interpreter, launcher_files
+from fallow.sandbox.launcher_code import BOOT
+from fallow.sandbox.protocol import LISTENER_PORT, Mount, Program
+from fallow.sandbox.system import LAUNCHER_FOLDER, USER_ID, SystemView, interpreter
 
 HOSTNAME = "sandbox"
 TMP_BYTES = 256 << 20
@@ -41,7 +42,7 @@ def temporary_bytes(program: Program, most: int) -> int:
 def bound_paths(program: Program, view: SystemView) -> list[str]:
     """All that is bound from the host, as `source` of bwrap_arguments is asked for it."""
     mounts = [os.path.realpath(mount.source) for mount in program.mounts]
-    return [*view.bound, *(host for host, _ in launcher_files()), *mounts]
+    return [*view.bound, *mounts]
 
 
 def bwrap_arguments(
@@ -74,8 +75,8 @@ def bwrap_arguments(
         arguments += ["--symlink", target, path]
     for path, content in view.made:
         arguments += ["--perms", "0444", "--ro-bind-data", str(made(content)), path]
-    for host, inside in launcher_files():
-        arguments += _bind(host, inside, False, source)
+    # Beside Landlock's rules, so that the probe sees whether they are in force.
+    arguments += ["--dir", "/run"]
     for mount in program.mounts:
         arguments += _bind(os.path.realpath(mount.source), mount_target(mount), mount.writable, source)
     for device in program.devices:
@@ -90,7 +91,7 @@ def _bind(host: str, inside: str, writable: bool, source: Source) -> list[str]:
 
 
 def launcher_command(status: int, plan: int) -> list[str]:
-    return [interpreter(), "-I", "-S", f"{LAUNCHER_FOLDER}/launcher.py", str(status), str(plan)]
+    return [interpreter(), "-I", "-S", "-c", BOOT, str(status), str(plan)]
 
 
 def launcher_plan(
@@ -117,12 +118,13 @@ def launcher_plan(
             "readable": readable,
             "writable": [*writable, "/proc/self"],
             "devices": [*devices, *program.devices],
-            "network": program.network,
+            "network": program.network or program.listener >= 0,
         }
     return {
         "argv": list(program.argv),
         "environment": program.environment,
         "descriptors": list(program.descriptors),
+        "listener": (program.listener, LISTENER_PORT) if program.listener >= 0 else None,
         "limits": limits,
         "landlock": rules,
     }

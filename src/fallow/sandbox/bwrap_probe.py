@@ -107,7 +107,7 @@ def probe_layers(sandbox: Starter, place: Place | None) -> tuple[Layer, ...]:
             "disk",
             True,
             "/tmp and /dev/shm are bounded by size; one file by a limit of the kernel; the folder of results is "
-            "measured four times a second, and what exceeds its limit is ended",
+            "watched, and what exceeds its limit is ended within a fraction of a second",
         ),
     )
 

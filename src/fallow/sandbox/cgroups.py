@@ -11,8 +11,11 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from fallow.sandbox.protocol import Limits
 
@@ -142,8 +145,12 @@ def _move_into_leaf(group: Path) -> None:
 class Group:
     """One sandbox's group, in every hierarchy that it needs. `bounds`: the controllers that are in force."""
 
-    def __init__(self, place: Place, name: str, limits: Limits) -> None:
-        """Raises OSError, and leaves nothing behind then."""
+    def __init__(self, place: Place, name: str, limits: Limits, beside: int = 0) -> None:
+        """`beside`: processes in it that do not count toward the limit. Raises OSError, and leaves nothing behind
+        then."""
+        if beside and limits.processes:
+            limits = msgspec.structs.replace(limits, processes=limits.processes + beside)
+        self._place = place
         self._folders: list[Path] = []
         self.bounds: list[str] = []
         wanted = _wanted(place.version, limits)
@@ -169,6 +176,24 @@ class Group:
             # Kernels without swap accounting lack these; the bound on memory itself is then in force alone.
             if "swap" not in path.name and "memsw" not in path.name:
                 raise
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether `inside` works: in version 1."""
+        return self._place.version == 1
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """The calling thread alone is in the group, and what it starts meanwhile begins there. Only where
+        `takes_threads`. The kernel moves a thread at its own wish at once, while another process is moved only when
+        all processors have been through its scheduler, 10 ms or more. Raises OSError."""
+        try:
+            for folder in self._folders:
+                (folder / "tasks").write_text("0")
+            yield
+        finally:
+            for parent in dict.fromkeys(self._place.parents.values()):
+                (parent / "tasks").write_text("0")
 
     def add(self, pid: int) -> None:
         """A process that has no threads yet; what it starts follows it. Raises OSError."""

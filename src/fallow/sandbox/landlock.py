@@ -1,7 +1,7 @@
 """Landlock for the calling process and all that it starts: which files, ports and neighbours it may reach.
 
-Standard library only, for any Python from 3.9: the launcher loads it inside the sandbox. It stands behind the mounts
-and namespaces: a file that a mistake there lets in is still refused here.
+Standard library only, for any Python from 3.9, and little of it: the launcher loads it inside the sandbox. It stands
+behind the mounts and namespaces: a file that a mistake there lets in is still refused here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import NamedTuple
 
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446
 """The same numbers on every architecture."""
@@ -29,14 +28,17 @@ _SCOPES = 3
 """Abstract Unix sockets and signals toward processes outside."""
 
 
-class Rules(NamedTuple):
+class Rules:
     """`readable` and `writable` hold files or folders; `devices` may be read, written and controlled. What does not
     exist is left out. `network`: TCP is left to the network namespace."""
 
-    readable: tuple[str, ...]
-    writable: tuple[str, ...]
-    devices: tuple[str, ...]
-    network: bool
+    def __init__(
+        self, readable: tuple[str, ...], writable: tuple[str, ...], devices: tuple[str, ...], network: bool
+    ) -> None:
+        self.readable = readable
+        self.writable = writable
+        self.devices = devices
+        self.network = network
 
 
 def version() -> int:
@@ -71,8 +73,7 @@ def restrict(rules: Rules) -> int:
             _allow(ruleset, path, files & ~_MAKE_DEVICES & ~IOCTL_DEV)
         for path in rules.devices:
             _allow(ruleset, path, (READ | WRITE_FILE | TRUNCATE | IOCTL_DEV) & files)
-        libc = ctypes.CDLL(None, use_errno=True)
-        _checked(libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        _checked(_libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         _checked(_call(_RESTRICT, ruleset, 0), "landlock_restrict_self")
     finally:
         os.close(ruleset)
@@ -93,11 +94,13 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         os.close(handle)
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
 def _call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
     converted = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
-    return int(libc.syscall(ctypes.c_long(number), *converted))
+    return int(_libc.syscall(ctypes.c_long(number), *converted))
 
 
 def _checked(answer: int, what: str) -> int:

@@ -2,9 +2,12 @@
 
     python -I -S launcher.py STATUS_FD PLAN_FD [LIFE_FD]
 
-PLAN_FD holds JSON: not arguments nor environment, which other users of the machine could read. Standard library only,
-for any Python from 3.9; it runs by its path, beside landlock.py. To STATUS_FD it writes a plus before it becomes
-the program, and what goes wrong, before or after.
+PLAN_FD holds the plan, marshalled: not arguments nor environment, which other users of the machine could read. To
+STATUS_FD it writes a plus before it becomes the program, and what goes wrong, before or after.
+
+Standard library only, for any Python from 3.9. It runs by its path, beside landlock.py, or, where the interpreter is
+the agent's own, as compiled code that comes before the plan (`launcher_code`). Every start of a sandbox waits for it:
+it imports little, and nothing that imports much (`typing`, `json`, `signal`).
 
 With LIFE_FD it stays, as the first process of a container: starts the program as its child, reaps, ends with its
 status, and at once when the pipe's other end is closed. STATUS_FD then gets one line, a plus where the program runs:
@@ -13,16 +16,10 @@ the container's runner keeps copies of descriptors, so that their end tells noth
 
 from __future__ import annotations
 
-import base64
-import ctypes
-import fcntl
 import importlib
-import json
+import marshal
 import os
 import resource
-import select
-import signal
-import struct
 import sys
 
 LIMITS = {
@@ -37,11 +34,13 @@ LIMITS = {
 }
 
 
-def main() -> None:
+def main(plan: dict | None = None) -> None:  # type: ignore[type-arg]
+    """`plan`: read already."""
     status = int(sys.argv[1])
     try:
-        with open(int(sys.argv[2]), "rb") as file:
-            plan = json.load(file)
+        if plan is None:
+            with open(int(sys.argv[2]), "rb") as file:
+                plan = marshal.load(file)
         if len(sys.argv) > 3:
             _stay(status, int(sys.argv[3]), plan)
         _become(status, plan)
@@ -53,6 +52,10 @@ def main() -> None:
 
 def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
     """The child becomes the program; the parent ends here. Neither returns."""
+    import ctypes
+    import select
+    import signal
+
     wake, woken = os.pipe()
     report, words = os.pipe()
     gate, opened = os.pipe()
@@ -101,6 +104,8 @@ def _reap(child: int) -> None:
 
 def _renumber(pairs: list, words: int) -> int:  # type: ignore[type-arg]
     """Each (found, wanted) descriptor to its wanted number. Returns where `words` has gone, out of their way."""
+    import fcntl
+
     above = max([2, *(wanted for _, wanted in pairs)]) + 1
     words = fcntl.fcntl(words, fcntl.F_DUPFD_CLOEXEC, above)
     copies = [(fcntl.fcntl(found, fcntl.F_DUPFD_CLOEXEC, above), wanted) for found, wanted in pairs]
@@ -111,6 +116,8 @@ def _renumber(pairs: list, words: int) -> int:  # type: ignore[type-arg]
 
 def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     os.set_inheritable(status, False)
+    if plan["listener"]:
+        _listen(*plan["listener"])
     _close_all_but({0, 1, 2, status, *plan["descriptors"]})
     for name, value in plan["limits"].items():
         _limit(LIMITS[name], value)
@@ -119,22 +126,32 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
         os.chdir(plan["cwd"])
     rules = plan["landlock"]
     if rules is not None:
-        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        if "landlock" not in sys.modules:
+            sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
         landlock = importlib.import_module("landlock")
-
         landlock.restrict(
             landlock.Rules(
                 tuple(rules["readable"]), tuple(rules["writable"]), tuple(rules["devices"]), rules["network"]
             )
         )
     if plan.get("seccomp"):
-        _filter(base64.b64decode(plan["seccomp"]))
+        _filter(plan["seccomp"])
     os.write(status, b"+")
     os.execve(plan["argv"][0], plan["argv"], plan["environment"])
 
 
+def _listen(channel: int, port: int) -> None:
+    import socket
+
+    with socket.socket(fileno=channel) as outside, socket.create_server(("127.0.0.1", port)) as listening:
+        socket.send_fds(outside, [b"+"], [listening.fileno()])
+
+
 def _filter(program: bytes) -> None:
     """A system call filter, for runners that set none of ours. Raises OSError."""
+    import ctypes
+    import struct
+
     libc = ctypes.CDLL(None, use_errno=True)
     code = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))

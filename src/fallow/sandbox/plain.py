@@ -29,6 +29,8 @@ class PlainSandbox:
         )
 
     def start(self, program: Program) -> PlainRunning:
+        if program.listener >= 0:
+            raise SandboxUnavailable("A plain process is no sandbox, and has a network of its own.")
         log: int = subprocess.DEVNULL
         if program.log:
             log = os.open(program.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -7,12 +7,10 @@ bubblewrap: the launcher waits for its plan until it is in them.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import csv
 import fcntl
 import io
-import json
 import os
 import resource
 import secrets
@@ -32,6 +30,7 @@ from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import Bind, ContainerRoot, container_root, hidden_of_sys
 from fallow.sandbox.identity import Identity, choose_identity
 from fallow.sandbox.jail import Jail
+from fallow.sandbox.launcher_code import packed_plan
 from fallow.sandbox.protocol import Layer, Probe, Program
 from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
@@ -91,6 +90,8 @@ class PodmanSandbox:
     def start(self, program: Program) -> Jail:
         if program.network:
             raise SandboxUnavailable("podman gives no network here.", "For jobs that need it choose bubblewrap.")
+        if program.listener >= 0:
+            raise SandboxUnavailable("podman carries no connections out of a container here.", "Choose bubblewrap.")
         if os.geteuid() != 0:
             raise SandboxUnavailable("podman is used by an agent that is root.", "As a plain user, choose bubblewrap.")
         tools = {name: shutil.which(name, path=_PATH) for name in ("podman", "runc")}
@@ -183,9 +184,9 @@ class _Start:
         made = launcher_plan(program, self._root.view, memory_bounded)
         made["cwd"] = program.cwd
         made["renumber"] = [[6 + index, wanted] for index, wanted in enumerate(program.descriptors)]
-        made["seccomp"] = base64.b64encode(filter_program(shared_memory=memory_bounded)).decode()
+        made["seccomp"] = filter_program(shared_memory=memory_bounded)
         with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(plan), "wb") as file:
-            file.write(json.dumps(made).encode())
+            file.write(packed_plan(made))
         os.close(plan)
         self._open.discard(plan)
         self._await_launch(status, log)

@@ -8,6 +8,8 @@ from msgspec import Struct
 
 from fallow.model.tiers import Tier
 
+LISTENER_PORT = 1080
+
 
 class Limits(Struct, frozen=True):
     """For everything in one sandbox together; where only rlimits are in force, for each of its processes. 0: none."""
@@ -42,6 +44,9 @@ class Program(Struct, frozen=True):
     limits: Limits = Limits()
     network: bool = False
     """Public addresses only; False: none at all, not even the host's loopback."""
+    listener: int = -1
+    """A Unix socket that is sent a socket listening at port LISTENER_PORT of the loopback inside: what it accepts are
+    connections of the program's, whatever becomes of them outside. -1: none."""
     devices: tuple[str, ...] = ()
     """Device nodes, such as /dev/nvidia0."""
     log: str = ""

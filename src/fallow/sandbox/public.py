@@ -22,6 +22,10 @@ REFUSED_6 = (
 )
 """Also what carries an IPv4 address in it (mapped, NAT64, 6to4, Teredo), which could be a private one."""
 # fmt: on
+_REFUSED: dict[int, tuple[Network, ...]] = {
+    4: tuple(ipaddress.IPv4Network(word) for word in REFUSED_4),
+    6: tuple(ipaddress.IPv6Network(word) for word in REFUSED_6),
+}
 _WIDEST = {4: 1, 6: 3}
 """Routes up to this length lead to the whole internet, in two halves or one; they are no network of the owner's."""
 
@@ -84,6 +88,16 @@ def rules(own: Iterable[Network]) -> str:
             "}",
         )
     )
+
+
+def is_public(address: str, own: Iterable[Network]) -> bool:
+    """Whether an address is one that a sandbox with network may reach. `own`: the machine's networks."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    refused = _REFUSED[found.version]
+    return not any(found in network for network in (*refused, *own) if network.version == found.version)
 
 
 def _merged(networks: list[Network]) -> list[Network]:

@@ -18,6 +18,7 @@ import stat
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fallow.model.errors import SandboxUnavailable
@@ -49,11 +50,17 @@ class Spawner:
         self._numbers = itertools.count()
         self._opened: set[str] = set()
 
-    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        """As subprocess.Popen."""
+    def popen(
+        self,
+        command: Sequence[str],
+        within: AbstractContextManager[None] | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[bytes]:
+        """As subprocess.Popen. `within`: entered by the thread that starts it, as long as that takes."""
 
         def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(command, **options)
+            with within or contextlib.nullcontext():
+                return subprocess.Popen(command, **options)
 
         return self._threads.submit(start).result()
 

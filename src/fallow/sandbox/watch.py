@@ -16,6 +16,9 @@ LOG_BYTES = 4 << 20
 ENTRY_BYTES = 4096
 """What a file or folder counts at least, so that empty files are bounded too."""
 EVERY_S = 0.25
+GLANCE_S = 0.05
+"""How often the file system's free space is looked at, which costs microseconds: where more of it has gone than half of
+what may still be written, folders and open files are measured at once."""
 DEEP_EVERY = 4
 """Open files and memory are looked at every so many rounds."""
 TMP_INODES = 100_000
@@ -69,6 +72,10 @@ class Watch:
         self._log = log
         self._log_path = log_path
         self._end = end
+        self._margin = disk_bytes
+        """What may be written beyond what the last look found."""
+        self._free_then = self._free_bytes()
+        """At the last look."""
         self._wake, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="sandbox-watch", daemon=True)
         self._thread.start()
@@ -88,10 +95,14 @@ class Watch:
         stopping = False
         rounds = 0
         next_look = time.monotonic() + EVERY_S
+        not_before = 0.0
         sources = [descriptor for descriptor in (self._log, self._wake) if descriptor >= 0]
         try:
             while sources:
-                ready, _, _ = select.select(sources, [], [], max(0.0, next_look - time.monotonic()))
+                pause = next_look - time.monotonic()
+                if self._disk_bytes:
+                    pause = min(pause, GLANCE_S)
+                ready, _, _ = select.select(sources, [], [], max(0.0, pause))
                 if self._wake in ready:
                     stopping = True
                     sources.remove(self._wake)
@@ -104,24 +115,43 @@ class Watch:
                 elif stopping:
                     # Nothing is left that could write, or something outside holds the pipe.
                     break
-                if not stopping and time.monotonic() >= next_look:
-                    begun = time.monotonic()
-                    self._look(rounds % DEEP_EVERY == 0)
+                begun = time.monotonic()
+                hurried = begun >= not_before and self._is_filling()
+                if not stopping and (begun >= next_look or hurried):
+                    self._look(hurried or rounds % DEEP_EVERY == 0)
                     rounds += 1
-                    next_look = time.monotonic() + max(EVERY_S, 4 * (time.monotonic() - begun))
+                    took = time.monotonic() - begun
+                    not_before = time.monotonic() + 4 * took
+                    next_look = time.monotonic() + max(EVERY_S, 4 * took)
         finally:
             for descriptor in (self._log, self._wake, sink):
                 if descriptor >= 0:
                     os.close(descriptor)
+
+    def _free_bytes(self) -> int:
+        """Of the file systems that the folders are on."""
+        free: dict[int, int] = {}
+        for folder in self._folders if self._disk_bytes else ():
+            with contextlib.suppress(OSError):
+                status = os.statvfs(folder)
+                free[os.stat(folder).st_dev] = status.f_bfree * status.f_frsize
+        return sum(free.values())
+
+    def _is_filling(self) -> bool:
+        """Others may be writing there too: it only says that a look is due."""
+        return bool(self._disk_bytes) and self._free_then - self._free_bytes() > self._margin // 2
 
     def _look(self, deep: bool) -> None:
         if self.why:
             self._end()
             return
         if self._disk_bytes:
+            free = self._free_bytes()
             used = sum(usage_bytes(folder, self._disk_bytes) for folder in self._folders)
             if deep:
                 used += unlinked_bytes(self._init_pid)
+                self._free_then = free
+                self._margin = max(0, self._disk_bytes - used)
             if used > self._disk_bytes:
                 self.why = (
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"

@@ -6,6 +6,7 @@ and that lie neither in the standard library nor among installed packages (an ed
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import site
@@ -56,30 +57,29 @@ def zip_local_modules(extra: Iterable[str] = ()) -> bytes | None:
 
 def find_local_roots(modules: dict[str, ModuleType], script_folder: Path | None) -> dict[str, Path]:
     """Top-level local modules by name: the .py file, or the package's folder."""
-    outside = _outside_prefixes()
     roots: dict[str, Path] = {}
-    sources: list[str] = []
+    sources: list[Path] = []
     for name, module in list(modules.items()):
         top = name.partition(".")[0]
         if top in roots or top in _NEVER or top in sys.stdlib_module_names:
             continue
         found = _root_of(top, modules.get(top, module))
-        if found is not None and not _is_outside(found, outside):
+        if found is not None and not _is_outside(found):
             roots[top] = found
     main = getattr(modules.get("__main__"), "__file__", None)
     if script_folder is not None and main:
-        sources.append(_text(Path(main)))
+        sources.append(Path(main))
     for root in roots.values():
-        sources += [_text(root)] if root.is_file() else [_text(path) for path in sorted(root.rglob("*.py"))[:500]]
+        sources += [root] if root.is_file() else sorted(root.rglob("*.py"))[:500]
     folder = script_folder
     while folder is not None and sources:
-        for top in imported_names(sources.pop()):
+        for top in _imports_of(sources.pop()):
             if top in roots or top in _NEVER or top in modules or top in sys.stdlib_module_names:
                 continue
             for candidate in (folder / top / "__init__.py", folder / f"{top}.py"):
-                if candidate.is_file() and not _is_outside(candidate, outside):
+                if candidate.is_file() and not _is_outside(candidate):
                     roots[top] = candidate.parent if candidate.name == "__init__.py" else candidate
-                    sources.append(_text(candidate))
+                    sources.append(candidate)
                     break
     return roots
 
@@ -113,6 +113,7 @@ def _root_of(top: str, module: ModuleType) -> Path | None:
     return None
 
 
+@functools.cache
 def _outside_prefixes() -> list[str]:
     folders = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update(site.getsitepackages() if hasattr(site, "getsitepackages") else ())
@@ -122,12 +123,14 @@ def _outside_prefixes() -> list[str]:
     return [str(Path(folder).resolve()) for folder in folders]
 
 
-def _is_outside(path: Path, prefixes: list[str]) -> bool:
+@functools.lru_cache(1 << 16)
+def _is_outside(path: Path) -> bool:
+    """Asked of every module for every job: where a module lies does not change while it is loaded."""
     text = str(path.resolve())
     parts = Path(text).parts
     if "site-packages" in parts or "dist-packages" in parts:
         return True
-    return any(text == prefix or text.startswith(prefix + "/") for prefix in prefixes)
+    return any(text == prefix or text.startswith(prefix + "/") for prefix in _outside_prefixes())
 
 
 def _script_folder() -> Path | None:
@@ -193,8 +196,14 @@ def _zip(files: list[tuple[str, Path]]) -> bytes:
     return buffer.getvalue()
 
 
-def _text(path: Path) -> str:
+def _imports_of(path: Path) -> frozenset[str]:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        stat = path.stat()
+        return _imports_of_version(path, stat.st_mtime_ns, stat.st_size)
     except OSError:
-        return ""
+        return frozenset()
+
+
+@functools.lru_cache(4096)
+def _imports_of_version(path: Path, _mtime_ns: int, _size: int) -> frozenset[str]:
+    return frozenset(imported_names(path.read_text(encoding="utf-8", errors="replace")))

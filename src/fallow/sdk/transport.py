@@ -87,6 +87,9 @@ class Transport(Protocol):
     def send(self, subject: str, message: Msg) -> None:
         """Publish; may be lost."""
 
+    def send_now(self, subject: str, message: Msg) -> bool:
+        """The same from any thread, where it can be done at once; else False."""
+
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         """Subscribe; returns what ends it."""
 
@@ -107,6 +110,9 @@ class NatsTransport:
 
     def send(self, subject: str, message: Msg) -> None:
         self.connection.send(subject, message)
+
+    def send_now(self, subject: str, message: Msg) -> bool:
+        return bool(self.connection.send_now(subject, message))
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         subscription = await self.connection.subscribe(subject, handler)
@@ -160,6 +166,9 @@ class BridgeTransport:
     def send(self, subject: str, message: Msg) -> None:
         body = msgspec.msgpack.encode([subject, encode(message)])
         asyncio.get_running_loop().run_in_executor(self._threads, self._bridge.ask, "publish", body)
+
+    def send_now(self, subject: str, message: Msg) -> bool:
+        return False
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         # Output of nested tasks reaches the outer script by the job's kept log, not through the task.

@@ -48,8 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         def show(now: float) -> None:
             print(f"\r{now / 3600:.1f} h, {now / until:.0%}", end="", file=sys.stderr, flush=True)
 
-    gc.freeze()  # the pool lives as long as the run: it need not be looked through again and again
-    gc.set_threshold(50_000, 20, 50)
+    gc.disable()  # a run makes no cycles: nothing would be found, however often all objects were looked through
     try:
         summary = world.run(show)
     except AssertionError as error:

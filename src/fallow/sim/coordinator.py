@@ -119,13 +119,22 @@ class Owned:
     # ------------------------------------------------------------ effects
 
     def dispatch(self) -> None:
-        if self.progress.is_final:
-            return
-        self._perform(self.progress.dispatch(self._world.clock.now), None)
-        if self.progress.pulls and not self.progress.todo:
+        progress = self.progress
+        self._perform(progress.dispatch(self._world.clock.now), None)
+        if progress.pulls and not progress.todo:
             self._world.leader.kick()
 
     def _perform(self, effects: Sequence[Effect], item: HandIn | None) -> None:
+        self._changes += 1
+        if effects:
+            self._perform_all(effects, item)
+        elif item is not None:
+            self._acknowledge(item)
+        if self._changes > CHECK_EVERY and self._changes > 4 * len(self.progress.leases):
+            self._changes = 0
+            self.progress.check()
+
+    def _perform_all(self, effects: Sequence[Effect], item: HandIn | None) -> None:
         world = self._world
         results: list[Interval] = []
         faults: list[int] = []
@@ -153,10 +162,6 @@ class Owned:
             world.clock.after(COMMIT_S, self._commit, results, faults, ended, item)
         elif item is not None:
             self._acknowledge(item)
-        self._changes += 1
-        if self._changes > max(CHECK_EVERY, 4 * len(self.progress.leases)):
-            self._changes = 0
-            self.progress.check()
 
     def _grant(self, grant: Grant) -> None:
         world = self._world

@@ -13,11 +13,11 @@ class Network:
     """Whoever sends learns from `send` whether the message is lost: a real sender would learn it by its timer, and the
     simulation draws that timer only then."""
 
-    __slots__ = ("_chance", "_clock", "cut", "duplicate", "latency_s", "loss", "lost", "sent")
+    __slots__ = ("_clock", "_random", "cut", "duplicate", "latency_s", "loss", "lost", "sent")
 
     def __init__(self, clock: Clock, chance: Random, latency_s: float, loss: float, duplicate: float) -> None:
         self._clock = clock
-        self._chance = chance
+        self._random = chance.random
         self.latency_s = latency_s
         self.loss = loss
         self.duplicate = duplicate
@@ -29,7 +29,7 @@ class Network:
     def send(self, zone: int, what: Callable[..., None], *args: Any) -> bool:
         """Between a node in this zone and the coordinators, either way. False: it never arrives."""
         self.sent += 1
-        chance = self._chance.random
+        chance = self._random
         if (self.cut and zone in self.cut) or chance() < self.loss:
             self.lost += 1
             return False

@@ -93,7 +93,10 @@ class Slot:
         return [lease for lease in (self.running, self.queued) if lease is not None]
 
     def has_had(self, row: JobRow, token: Token) -> bool:
-        return (row, token) in self.recent or any(x.row is row and x.token == token for x in self.leases())
+        for lease in (self.running, self.queued):
+            if lease is not None and lease.row is row and lease.token == token:
+                return True
+        return (row, token) in self.recent
 
     def remember(self, lease: Lease) -> None:
         self.recent.append((lease.row, lease.token))

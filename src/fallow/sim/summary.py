@@ -81,7 +81,7 @@ class Summary:
             fenced_commits=world.truth.fenced,
             plans=leader.plans,
             moves=leader.moves,
-            mean_plan_ms=leader.plan_cpu_s / leader.plans * 1e3 if leader.plans else 0.0,
+            mean_plan_ms=leader.plan_s / leader.plans * 1e3 if leader.plans else 0.0,
             messages=world.network.sent,
             lost_messages=world.network.lost,
             events=world.clock.events,

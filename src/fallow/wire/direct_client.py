@@ -12,6 +12,9 @@ import asyncio
 import contextlib
 import os
 import secrets
+import select
+import socket
+import threading
 import time
 import types
 from collections import deque
@@ -28,6 +31,7 @@ Receive = Callable[[bytes, str], None]
 """(payload, reply subject or '')"""
 
 WRITE_NOW_BYTES = 64 * 1024
+REST_S = 5.0
 WRITE_NOW_EVERY_S = 0.0001
 """What follows sooner waits for the flusher, which writes many messages by one system call."""
 
@@ -88,6 +92,9 @@ class DirectClient(Client):
         self._raw: Any = None
         """The transport under the library's, where it is a plain socket."""
         self._descriptor = -1
+        """The socket once more: ours to write to, whatever becomes of the transport meanwhile."""
+        self._writing = threading.Lock()
+        """One message is written whole, or put whole into the transport's buffer, before the next."""
         self._write_now_after = 0.0
 
     # ------------------------------------------------------------ receiving
@@ -113,8 +120,38 @@ class DirectClient(Client):
         writer = getattr(self._transport, "_io_writer", None)
         if reader is not None and writer is not None:
             self._shorten(reader)
-            self._raw, self._descriptor = writer.transport, _plain_descriptor(writer.transport)
+            self._share(writer)
         await super()._read_loop()
+
+    async def _close(self, *arguments: Any, **options: Any) -> None:
+        self._let_go()
+        await super()._close(*arguments, **options)
+        self._let_go()
+
+    def _share(self, writer: asyncio.StreamWriter) -> None:
+        """From here on other threads may write too, where nothing waits to be written."""
+        self._let_go()
+        transport: Any = self._transport
+        writing = self._writing
+        kind = type(transport)
+
+        def write_in_turn(data: bytes) -> None:
+            with writing:
+                kind.write(transport, data)
+
+        def writelines_in_turn(data: Any) -> None:
+            with writing:
+                kind.writelines(transport, data)
+
+        transport.write, transport.writelines = write_in_turn, writelines_in_turn
+        with writing:
+            self._raw, self._descriptor = writer.transport, _plain_descriptor(writer.transport)
+
+    def _let_go(self) -> None:
+        with self._writing:
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _shorten(self, reader: asyncio.StreamReader) -> None:
         """Take what the socket gives before the library's reader does, unless that has something left to do."""
@@ -214,6 +251,10 @@ class DirectClient(Client):
         self._waiting.append(_go_on(publication, waits_for))
         self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
+    def send_now(self, subject: str, payload: bytes) -> bool:
+        """As `send`, from any thread, where nothing waits to be written before it. False: nothing was written."""
+        return self._write_now(subject, payload)
+
     def _write_now(self, subject: str, payload: bytes) -> bool:
         """Write to the socket itself, if nothing waits before it and it is alone: one of many had better wait for
         the others. False: nothing was written."""
@@ -235,12 +276,15 @@ class DirectClient(Client):
             return False
         data = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
         self._write_now_after = now + WRITE_NOW_EVERY_S
-        try:
-            written = os.write(self._descriptor, data)
-        except OSError:  # full, or broken: the library finds out
-            return False
-        if written < len(data):
-            self._raw.write(data[written:])
+        with self._writing:
+            if self._descriptor < 0 or self._raw.get_write_buffer_size():
+                return False  # another thread was quicker
+            try:
+                written = os.write(self._descriptor, data)
+                if written < len(data):
+                    _write_rest(self._descriptor, data[written:])
+            except OSError:  # full, or broken: the library finds out
+                return False
         return True
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
@@ -312,12 +356,25 @@ def _publish_head(subject: str) -> bytes | None:
     return f"PUB {subject} ".encode()
 
 
+def _write_rest(descriptor: int, data: bytes) -> None:
+    """The socket took a part only. A message that cannot be ended ends the connection: the next would be in it."""
+    end = time.monotonic() + REST_S
+    writable = select.poll()
+    writable.register(descriptor, select.POLLOUT)
+    while data:
+        if not writable.poll(1000.0 * max(0.0, end - time.monotonic())):
+            with socket.socket(fileno=os.dup(descriptor)) as same:
+                same.shutdown(socket.SHUT_RDWR)
+            raise TimeoutError("the server does not read")
+        data = data[os.write(descriptor, data) :]
+
+
 def _plain_descriptor(transport: Any) -> int:
-    """The socket's descriptor, where bytes written to it are bytes that the other end reads; else -1."""
+    """A descriptor of the socket, where bytes written to it are bytes that the other end reads; else -1."""
     if os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
         return -1
     with contextlib.suppress(AttributeError, OSError):
-        return int(transport.get_extra_info("socket").fileno())
+        return os.dup(int(transport.get_extra_info("socket").fileno()))
     return -1
 
 

@@ -16,9 +16,10 @@ from typing import NoReturn
 
 from fallow.wire.code import Loaded, load_function
 from fallow.worker import nested, orders, state
+from fallow.worker.block import Block
 from fallow.worker.channel import Channel
 from fallow.worker.failures import traceback_text
-from fallow.worker.orders import IDLE, INDEX, LOADED_FUNCTIONS, LOADING, NOTICE, PHASE, RUNNING
+from fallow.worker.orders import IDLE, LOADED_FUNCTIONS, LOADING, NOTICE, PHASE, RUNNING
 from fallow.worker.outbox import FIRST_HAND_IN_S, Outbox
 from fallow.worker.output import Output
 from fallow.worker.pages import PageWriter
@@ -32,9 +33,10 @@ class Helper:
     """A thread that looks every 0.1 s, while the worker works, whether results wait for a long task to end.
     It sleeps for good while there is nothing to do: a worker at rest costs nothing."""
 
-    def __init__(self, output: Output, words: memoryview) -> None:
+    def __init__(self, output: Output, words: memoryview, block: Block) -> None:
         self._output = output
         self._words = words
+        self._block = block
         self._wake = threading.Event()
         self._parked = True
         self.outbox: Outbox | None = None
@@ -67,6 +69,7 @@ class Helper:
                 idle += 1
             else:
                 idle = 0
+                self._block.look()
                 outbox.help()
 
 
@@ -86,17 +89,18 @@ class Worker:
         self._channel = Channel(sock)
         self._writer = PageWriter(scratch, str(serial))
         self._functions: OrderedDict[str, Function] = OrderedDict()
+        self._block = Block(words)
         self._output = Output(self._index)
-        self._helper = Helper(self._output, words)
+        self._helper = Helper(self._output, words, self._block)
 
     def _index(self) -> int:
         words = self._words
-        return words[INDEX] if words[PHASE] == RUNNING else -1
+        return self._block.in_progress() if words[PHASE] == RUNNING else -1
 
     def serve(self) -> None:
         """Run orders until told to stop."""
         nested.install(self._channel)
-        state.install(self._channel, self._words, self._scratch)
+        state.install(self._channel, self._words, self._scratch, self._block.in_progress)
         self._output.install()
         self._helper.start()
         while isinstance(order := self._channel.next_order(), orders.Run):
@@ -114,7 +118,7 @@ class Worker:
         words[PHASE] = RUNNING
         state.begin(order)
         self._helper.begin(outbox)
-        runner = Runner(order, function.loaded, words, outbox, function.chunk)
+        runner = Runner(order, function.loaded, words, outbox, self._block, function.chunk)
         runner.run()
         later = runner.retry()
         state.end()

@@ -168,6 +168,8 @@ decode_from_zygote: Any = msgspec.msgpack.Decoder(FromZygote).decode
 
 WORDS = 8
 """The shared map holds int64 words, written by one side each and never locked:"""
+REACH = 0
+"""worker: short tasks run in blocks: any of [INDEX, REACH) may be in progress; at most INDEX + 1: INDEX alone"""
 INDEX = 1
 """worker: task in progress; -1 before the first of an order; stays at the last one when that is done"""
 LIMIT = 2

@@ -14,7 +14,7 @@ from fallow.wire.page import Failure
 from fallow.worker import orders
 from fallow.worker.pages import PageWriter, rough_bytes
 
-FIRST_HAND_IN_S = 0.1
+FIRST_HAND_IN_S = 0.02
 LONGEST_INTERVAL_S = 1.0
 HELP_AFTER_S = 0.05
 """The helper leaves it to the main thread for so long: that costs less."""
@@ -84,6 +84,11 @@ class Outbox:
                     self._closed.append(piece)
                 piece = self._open = Piece(index)
         return piece.values
+
+    def position(self) -> int:
+        """The task after the last one whose result came."""
+        with self._lock:
+            return self._open.stop if self._open is not None else -1
 
     def fail(self, index: int, failure: Failure) -> None:
         """Task `index` (the next of the open piece) failed for good."""

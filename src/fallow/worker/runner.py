@@ -16,6 +16,7 @@ from typing import Any
 from fallow.wire.code import Loaded
 from fallow.wire.page import decode_page
 from fallow.worker import orders
+from fallow.worker.block import BLOCK_TASKS, Block
 from fallow.worker.failures import make_failure
 from fallow.worker.fold import Fold
 from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT
@@ -24,6 +25,8 @@ from fallow.worker.outbox import HELD_BYTES, Outbox
 CHUNK_S = 0.0075
 CHUNK_GROWTH = 8
 MOST_CHUNK = 1 << 20
+LEAST_CHUNK_IN_BLOCKS = 64 * BLOCK_TASKS
+"""Tasks so short that a chunk has this many run in blocks, of about 0.1 ms each."""
 WAIT_HERE_S = 1.0
 """Back-offs up to this are waited for in the worker; longer ones go back to the coordinator."""
 RETRY_LATER_LIMIT = 256
@@ -40,12 +43,14 @@ class Runner:
         loaded: Loaded,
         words: memoryview,
         outbox: Outbox,
+        block: Block,
         chunk: int = 1,
     ) -> None:
         self._order = order
         self._loaded = loaded
         self._words = words
         self._outbox = outbox
+        self._block = block
         self._fold = Fold(loaded.reduce) if order.reduce and loaded.reduce is not None else None
         self._attempts: dict[int, int] = {}
         self._again: list[int] = []
@@ -102,10 +107,15 @@ class Runner:
                 outbox.chunk_ends()
                 self._give_back(index)
                 return False
-            reached = self._run_chunk(islice(rest, count), items, first, index)
+            if count < LEAST_CHUNK_IN_BLOCKS:
+                reached = self._run_chunk(islice(rest, count), items, first, index)
+            else:
+                reached = self._run_blocks(rest, items, first, index, index + count)
             now = outbox.chunk_ends()
             if self._limited:
                 return False
+            if reached < index + count:  # a block was cut short
+                rest = iter(items[reached - first :])
             index = reached
             self._adapt(now - before)
             if self._fold is not None:
@@ -136,13 +146,57 @@ class Runner:
                     index += 1
                 return index
             except BaseException as error:
-                if self._may_retry(index, error):
-                    self._again.append(index)
-                    self._inputs[index] = items[index - first]
-                    error.__traceback__ = None
-                else:
-                    outbox.fail(index, make_failure(error))
+                self._failed(index, items[index - first], error)
                 index += 1
+
+    def _failed(self, index: int, item: Any, error: BaseException) -> None:
+        if self._may_retry(index, error):
+            self._again.append(index)
+            self._inputs[index] = item
+            error.__traceback__ = None
+        else:
+            self._outbox.fail(index, make_failure(error))
+
+    def _run_blocks(self, rest: Iterator[Any], items: Sequence[Any], first: int, index: int, stop: int) -> int:
+        """As _run_chunk, for tasks [index, stop) that seem to be very short. May stop early."""
+        words = self._words
+        while index < stop:
+            block = list(islice(rest, min(BLOCK_TASKS, stop - index)))
+            reach = index + len(block)
+            iterator = self._block.claim(index, block)
+            if reach > words[LIMIT]:
+                self._release(index)
+                index = self._run_chunk(iterator, items, first, index)
+                if self._limited:
+                    return index
+                continue
+            index = self._run_block(block, iterator, items, first, index)
+            if index < reach:
+                break
+        self._release(index)
+        return index
+
+    def _run_block(
+        self, block: list[Any], iterator: Iterator[Any], items: Sequence[Any], first: int, index: int
+    ) -> int:
+        call = self._loaded.call
+        outbox = self._outbox
+        reach = index + len(block)
+        count = len(block)
+        while True:
+            append = outbox.open(index).append
+            try:
+                for item in iterator:
+                    append(call(item))
+                break
+            except BaseException as error:
+                index = self._block.in_progress()
+                self._failed(index, items[index - first], error)
+                index += 1
+        return reach if len(block) == count else max(index, outbox.position())
+
+    def _release(self, index: int) -> None:
+        self._block.release(index - 1 if index > self._order.start else -1)
 
     def _adapt(self, took: float) -> None:
         wanted = self.chunk * CHUNK_S / max(took, 1e-7)

@@ -27,7 +27,7 @@ from fallow.wire.code import dumps
 from fallow.worker import orders
 from fallow.worker.channel import Channel
 from fallow.worker.failures import traceback_text
-from fallow.worker.orders import INDEX, NOTICE, PHASE, RUNNING, SETTLED
+from fallow.worker.orders import NOTICE, PHASE, RUNNING, SETTLED
 
 STATE_LIMIT_BYTES = 1 << 30
 INLINE_BYTES = 32 * 1024
@@ -41,7 +41,8 @@ Hook = Callable[[], object]
 class TaskState:
     """Of the worker: what its order's tasks have saved, and when."""
 
-    def __init__(self, channel: Channel, words: memoryview, scratch: str) -> None:
+    def __init__(self, channel: Channel, words: memoryview, scratch: str, in_progress: Callable[[], int]) -> None:
+        self._in_progress = in_progress
         self.channel = channel
         self.words = words
         self._scratch = scratch
@@ -60,7 +61,7 @@ class TaskState:
     @property
     def index(self) -> int:
         """The task in progress; -1: none."""
-        return self.words[INDEX] if self.order is not None and self.words[PHASE] == RUNNING else -1
+        return self._in_progress() if self.order is not None and self.words[PHASE] == RUNNING else -1
 
     def left_s(self) -> float | None:
         """Seconds until the worker is ended; None: nobody wants that."""
@@ -170,10 +171,10 @@ _state: TaskState | None = None
 _pid = 0
 
 
-def install(channel: Channel, words: memoryview, scratch: str) -> None:
-    """Called once by the worker."""
+def install(channel: Channel, words: memoryview, scratch: str, in_progress: Callable[[], int]) -> None:
+    """Called once by the worker. `in_progress`: the task that an order is at."""
     global _state, _pid
-    _state, _pid = TaskState(channel, words, scratch), os.getpid()
+    _state, _pid = TaskState(channel, words, scratch, in_progress), os.getpid()
 
 
 def current() -> TaskState | None:

@@ -1,0 +1,205 @@
+"""Environments of strangers: built in a real sandbox by the real uv, from an index on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("sandboxes need Linux", allow_module_level=True)
+
+from fallow.agent.confined import Confinement
+from fallow.agent.environments import WORKER_REQUIREMENTS, Environments
+from fallow.model.errors import EnvironmentFailed
+from fallow.model.job import EnvSpec
+from fallow.model.lending import SandboxSettings
+from fallow.sandbox.bubblewrap import BubblewrapSandbox
+from fallow.sandbox.podman import PodmanSandbox
+from fallow.sandbox.protocol import Limits
+from tests.sandbox.boxes import processes_marked
+
+from .local_index import serve_index, write_sdist, write_wheel
+
+LIMITS = Limits(memory_bytes=1 << 30, disk_bytes=200 << 20)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of an index that the machine's owner has set, with what workers need."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for line in (*WORKER_REQUIREMENTS, "typing-extensions"):
+        write_wheel(folder, line.partition(">")[0])
+    for name in [name for name in os.environ if name.startswith("UV_")]:
+        monkeypatch.delenv(name)
+    with serve_index(folder) as address:
+        monkeypatch.setenv("UV_DEFAULT_INDEX", address)
+        yield folder
+
+
+def environments(tmp_path: Path) -> Environments:
+    sandbox = BubblewrapSandbox()
+    if not sandbox.probe().works:
+        pytest.skip(f"no sandbox here: {sandbox.probe().words} {sandbox.probe().remedy}")
+    made = Environments(tmp_path / "environments", lambda: {})
+    made.confinement = Confinement(sandbox, LIMITS, build_bytes=200 << 20)
+    return made
+
+
+def run(python: str, code: str) -> str:
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_HOSTILE = """
+import socket, subprocess
+def attempt(name, action):
+    try:
+        loot[name] = repr(action())
+    except BaseException as error:
+        pass
+for path in {readable!r}:
+    attempt('read ' + path, lambda: open(path).read() if not os.path.isdir(path) else os.listdir(path))
+for path in {writable!r}:
+    attempt('write ' + path, lambda: open(path, 'w').write('owned'))
+for address in ('127.0.0.1', '::1', {lan!r}):
+    def talk():
+        with socket.create_connection((address, {port}), 3) as direct:
+            direct.sendall(b'direct')
+    attempt('connect ' + address, talk)
+    def around():
+        with socket.create_connection(('127.0.0.1', 1080), 3) as gate:
+            gate.sendall(bytes((5, 1, 0))); gate.recv(2)
+            name = address.encode()
+            gate.sendall(bytes((5, 1, 0, 3, len(name))) + name + ({port}).to_bytes(2, 'big'))
+            assert gate.recv(10)[1] == 0
+            gate.sendall(b'around')
+    attempt('gate ' + address, around)
+loot['root'] = os.getuid() == 0
+for number in range(30):
+    if os.fork() == 0:
+        os.setsid()
+        os.closerange(0, 100)
+        os.execv(sys.executable, ['python', '-I', '-S', '-c', 'import time; time.sleep(600)', {mark!r}])
+"""
+
+
+@pytest.mark.slow
+async def test_a_hostile_build_reaches_nothing_of_the_machine(tmp_path: Path, index: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("canary-of-the-owner")
+    heard: list[bytes] = []
+    mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+
+        def hear() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    heard.append(connection.recv(100))
+
+        threading.Thread(target=hear, daemon=True).start()
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), 10) as own:
+            own.sendall(b"own")
+        root = tmp_path / "environments"
+        targets = [str(tmp_path / "owned"), str(root / "owned"), "/usr/owned", "/etc/owned", f"{sys.prefix}/owned"]
+        code = _HOSTILE.format(
+            readable=[str(secret), "/root", "/home", "/etc/shadow", "/proc/1/environ", str(root), sys.prefix],
+            writable=targets,
+            lan=_own_address(),
+            port=port,
+            mark=mark,
+        )
+        write_sdist(index, "hostile", "1.0", code)
+        try:
+            python = await environments(tmp_path).ensure(EnvSpec(requirements=("hostile",), allow_sdist=True))
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+    loot = json.loads(run(python, "import hostile, json; print(json.dumps(hostile.loot))"))
+    # (Its own process 1 is bwrap, with an empty environment.)
+    assert {name: value for name, value in loot.items() if "/proc/1" not in name} == {"root": False}
+    assert heard == [b"own"]
+    assert processes_marked(mark) == []
+    assert [path for path in targets if os.path.exists(path)] == []
+    assert secret.read_text() == "canary-of-the-owner"
+    assert os.listdir(root) == [Path(python).parent.parent.name], "nothing half is left"
+    modes = {path.lstat().st_mode & 0o7022 for path in root.rglob("*") if not path.is_symlink()}
+    assert modes <= {0}
+    owners = {path.lstat().st_uid for path in root.rglob("*")}
+    assert owners == {os.geteuid()}
+
+
+def _own_address() -> str:
+    """Of this machine in its network; its loopback where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))
+            return str(asking.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+@pytest.mark.slow
+async def test_what_is_built_works_and_is_compiled(tmp_path: Path, index: Path) -> None:
+    write_wheel(index, "iniconfig")
+    python = await environments(tmp_path).ensure(EnvSpec(requirements=("iniconfig",)))
+    code = "import iniconfig, msgspec, blake3, cloudpickle, fallow; print(iniconfig.__file__, iniconfig.__cached__)"
+    file, cached = run(python, code).split()
+    assert file.startswith(str(tmp_path / "environments"))
+    assert Path(cached).exists(), "who uses it may not write what it compiles"
+
+
+@pytest.mark.slow
+async def test_a_build_that_writes_without_end_is_ended(tmp_path: Path, index: Path) -> None:
+    write_sdist(index, "flood", "1.0", "while True:\n    with open('f', 'ab') as file: file.write(b'x' * (1 << 20))")
+    made = environments(tmp_path)
+    assert made.confinement is not None
+    with pytest.raises(EnvironmentFailed, match=r"disk|too large"):
+        await made.ensure(EnvSpec(requirements=("flood",), allow_sdist=True))
+    assert os.listdir(tmp_path / "environments") == []
+
+
+@pytest.mark.slow
+async def test_without_such_a_sandbox_wheels_are_installed_and_nothing_is_built(
+    tmp_path: Path, index: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_wheel(index, "iniconfig")
+    write_sdist(index, "any", "1.0", "")
+    made = Environments(tmp_path / "environments", lambda: {})
+    made.confinement = Confinement(PodmanSandbox(SandboxSettings(backend="podman")), LIMITS)
+    python = await made.ensure(EnvSpec(requirements=("iniconfig",)))
+    assert run(python, "import iniconfig; print(iniconfig.__name__)") == "iniconfig\n"
+    assert "podman carries no connections" in caplog.text
+    with pytest.raises(EnvironmentFailed, match=r"builds no source distributions: podman carries"):
+        await made.ensure(EnvSpec(requirements=("any",), allow_sdist=True))
+
+
+async def test_lines_that_name_more_than_a_package_are_refused(tmp_path: Path) -> None:
+    made = environments(tmp_path)
+    for line in ("../secret", "x @ file:///etc/passwd", "x @ http://10.0.0.1/x.whl", "-r /etc/passwd"):
+        with pytest.raises(EnvironmentFailed, match="by name and version only"):
+            await made.ensure(EnvSpec(requirements=(line,), allow_sdist=True))
+
+
+@pytest.mark.slow
+async def test_an_index_with_a_password_is_not_shown_to_strangers(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sdist(index, "any", "1.0", "")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", os.environ["UV_DEFAULT_INDEX"].replace("//", "//me:secret@"))
+    with pytest.raises(EnvironmentFailed, match="needs a password"):
+        await environments(tmp_path).ensure(EnvSpec(requirements=("any",), allow_sdist=True))
