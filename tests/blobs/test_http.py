@@ -355,7 +355,8 @@ class FakePool:
         self.answers = list(answers)
         self.asked: list[tuple[str, object]] = []
 
-    async def request(self, subject: str, message: object, timeout_s: float) -> object:
+    async def request(self, subject: str, message: object, timeout_s: float, again_s: float = 0.0) -> object:
+        assert 0 < again_s < timeout_s, "whoever is asked first may be stopped"
         self.asked.append((subject, message))
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):

@@ -108,6 +108,11 @@ async def test_what_is_there_and_young_is_not_sent_again(
     await client.put_segments([data])
     await client.put_segments([data])
     assert len(sent) == 1
+    client._http._young.clear()  # another client does not know that it is young, and asks
+    await client.put_segments([data])
+    assert len(sent) == 1
+    assert client._http._young, "from now on it need not ask"
+    client._http._young.clear()
     monkeypatch.setattr("fallow.wire.blob_http.S3_SKIP_S", -1.0)
     await client.put_segments([data])
     assert len(sent) == 2, "an old one is made young by putting it again"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fallow.cli.client import PoolClient
 from fallow.wire.address import parse_address
-from fallow.wire.connection import connect
+from fallow.wire.connection import PING_OFTEN_S, connect
 
 EVERY_S = 0.1
 PATIENCE_S = 60.0
@@ -23,7 +23,7 @@ PATIENCE_S = 60.0
 
 async def ask(out: Path, stop: Path, address: str) -> None:
     target = parse_address(address)
-    client = PoolClient(await connect(target, "asker", timeout_s=60.0), target)
+    client = PoolClient(await connect(target, "asker", timeout_s=60.0, ping_every_s=PING_OFTEN_S), target)
     questions = {
         "pool": client.pool,
         "nodes": client.nodes,

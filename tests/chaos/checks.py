@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from typing import Any
 
@@ -62,7 +63,10 @@ def _until_empty(report: Report, what: str, look: Any) -> None:
 
 
 def _active(large: Large) -> list[str]:
-    done = large.cli("jobs", "--active", "--json")
+    try:
+        done = large.cli("jobs", "--active", "--json", timeout_s=30.0)
+    except subprocess.TimeoutExpired:
+        return ["`fallow jobs` does not answer"]
     if done.returncode != 0:
         return [done.stderr]
     return [f"{job['job_id']} {job['name']} {job['state']}" for job in json.loads(done.stdout)]
@@ -72,7 +76,7 @@ def _query(large: Large, text: str) -> list[tuple[Any, ...]]:
     import psycopg
 
     assert large.postgres is not None
-    with psycopg.connect(large.postgres.url()) as connection:
+    with psycopg.connect(large.postgres.url(), connect_timeout=10, options="-c statement_timeout=20s") as connection:
         return connection.execute(text.encode()).fetchall()
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 DEADLINE_S = 5.0
+SLOW_S = 2.5
+"""Requests that took longer are listed with what was wrong meanwhile, so that causes can be read."""
+AFTERMATH_S = 5.0
+"""A fault may still be felt for so long after it was mended."""
 PROMPT_S = 1.0
 """A pool has recovered from a fault when every request is answered within this again."""
 
@@ -77,6 +82,19 @@ class Report:
             found.setdefault(fault.kind, []).append(max([0.0, *(end - fault.began for end in slow)]))
         return found
 
+    def slow(self) -> list[Noted]:
+        """Requests and calls that took over SLOW_S, or came to nothing."""
+        chosen = [noted for noted in self.noted if noted.is_request or noted.what == "call"]
+        return [noted for noted in chosen if noted.seconds > SLOW_S or noted.wrong]
+
+    def in_force(self, noted: Noted) -> str:
+        """Every fault that may have been felt while the request waited, and its time since the request began."""
+        end = noted.began + noted.seconds
+        felt = [f for f in self.happened if f.began <= end and f.ended + AFTERMATH_S >= noted.began]
+        return ", ".join(
+            f"{f.kind} ({f.target}) {f.began - noted.began:+.1f}..{f.ended - noted.began:+.1f} s" for f in felt
+        )
+
     def fault_at(self, noted: Noted) -> str:
         """What was wrong then, or went wrong last before."""
         before = [fault for fault in self.happened if fault.began <= noted.began + noted.seconds]
@@ -100,10 +118,18 @@ class Report:
         for kind, seconds in sorted(self.recovery().items()):
             shown = f"median {sorted(seconds)[len(seconds) // 2]:.1f}, worst {max(seconds):.1f}, {len(seconds)} times"
             out.append(f"  {kind:45} {shown}")
-        for noted in self.noted:
-            if (noted.is_request or noted.what == "call") and not noted.is_served:
-                words = f" {noted.wrong[:120]}" if noted.wrong else ""
-                out.append(f"missed: {noted.what} took {noted.seconds:.1f} s{words}; {self.fault_at(noted)}")
+        slow = self.slow()
+        if slow:
+            out.append(
+                f"took over {SLOW_S:g} s, with the faults felt meanwhile (seconds from the request's beginning):"
+            )
+        for noted in slow:
+            missed = " MISSED" if not noted.is_served else ""
+            words = f" {noted.wrong[:120]};" if noted.wrong else ""
+            at = time.strftime("%H:%M:%S", time.localtime(noted.began))
+            out.append(
+                f"  {at} {noted.what:16} {noted.seconds:5.1f} s{missed};{words} {self.in_force(noted) or 'no fault'}"
+            )
         out += [f"left out: {words}" for words in self.left_out]
         grown = {n: (self.memory_after.get(n, 0) - b) >> 20 for n, b in self.memory_before.items()}
         out.append("memory, MB more than at the start: " + ", ".join(f"{n} {mb:+d}" for n, mb in grown.items()))
@@ -129,6 +155,7 @@ class Report:
                 for noted in self.noted
                 if (noted.is_request or noted.what == "call") and not noted.is_served
             ],
+            "slow": [{**msgspec.structs.asdict(noted), "faults": self.in_force(noted)} for noted in self.slow()],
             "faults": [vars(fault) for fault in self.happened],
             "wrong": self.wrong,
             "left_out": self.left_out,

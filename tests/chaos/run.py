@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,11 +21,14 @@ from tests.chaos.faults import Fault, Faults, remove_disk, small_disk
 from tests.chaos.parts import Large
 from tests.chaos.proxy import Links
 from tests.chaos.report import Happened, Noted, Report
+from tests.chaos.stuck import limited, stacks
 from tests.chaos.watch import Watch
 from tests.engines.seaweed import program
 
 SMALL_DISK_MB = 256
 END_LIMIT_S = 60.0
+CHECK_LIMIT_S = 120.0
+"""A job whose customer has gone ends after a minute."""
 WARM_UP_S = 3.0
 
 
@@ -80,6 +84,10 @@ def run(options: Options) -> Report:
     watch: Watch | None = None
     load = _Load(folder / "load", folder / "stop")
     load.folder.mkdir()
+
+    def step(what: str, limit_s: float) -> contextlib.AbstractContextManager[None]:
+        return limited(what, limit_s, folder, large.mark, report.wrong, large.close)
+
     try:
         options.say(f"starting PostgreSQL, three NATS servers, three coordinators, three nodes in {folder}")
         if options.s3:
@@ -97,15 +105,20 @@ def run(options: Options) -> Report:
         _heal(large, links, options.say)
         options.say("all is healed; what has begun ends now")
         load.stop.touch()
-        _end_load(load, report, large)
+        with step("the end of the load", 2 * END_LIMIT_S):
+            _end_load(load, report, large)
         report.noted = load.noted()
         report.memory_after = _memory(large)
         report.leases = watch.leases
-        watch.close()
+        with step("the end of the watch", 30.0):
+            watch.close()
         report.wrong += watch.wrong
         options.say("every customer has gone; the pool is looked over")
-        checks.check(large, report)
-        codes = large.end_all()
+        with step("the check", CHECK_LIMIT_S):
+            checks.check(large, report)
+        options.say("the pool is ended")
+        with step("the end of the pool", 90.0):
+            codes = large.end_all()
         report.wrong += [f"{name} ended with {code}" for name, code in codes.items() if code != 0]
         left = large.left_over()
         if left:
@@ -203,7 +216,9 @@ def _end_load(load: _Load, report: Report, large: Large) -> None:
             report.wrong.append(f"{name} still waits {END_LIMIT_S:g} s after all was healed: a job stands still")
             if not told:
                 told = True
-                report.wrong.append(f"what the pool says of it:\n{_story(large)}")
+                (load.folder / "stuck.txt").write_text(stacks(large.mark))
+                report.wrong.append(f"what every process did then is in {load.folder}/stuck.txt; what the pool says:")
+                report.wrong.append(_story(large))
             continue
         if code != 0:
             log = (load.folder / f"{name}.log").read_text()[-2000:]
@@ -217,7 +232,13 @@ def _story(large: Large) -> str:
         f"{path.parent.name}: {path.read_text(errors='replace')[-3000:]}"
         for path in sorted(large.home.glob("coordinators/*/coordinator.log"))
     ]
-    return "\n".join([*(large.cli(*words).stdout for words in asked), *logs])
+    said = []
+    for words in asked:
+        try:
+            said.append(large.cli(*words, timeout_s=20.0).stdout)
+        except subprocess.TimeoutExpired:
+            said.append(f"`fallow {' '.join(words)}` does not answer")
+    return "\n".join([*said, *logs])
 
 
 def _memory(large: Large) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -93,6 +94,7 @@ class Inbox:
     ) -> M:
         """The first message of that kind (it is removed); waits for it. `again` is called every few seconds meanwhile:
         everything on the wire may be lost, and a coordinator that was starved past its session hears nothing."""
+        again_at = asyncio.get_running_loop().time() + AGAIN_S
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 for at, message in enumerate(self.messages):
@@ -100,11 +102,11 @@ class Inbox:
                         del self.messages[at]
                         return message
                 self._arrived.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), AGAIN_S)
-                except TimeoutError:
-                    if again is not None:
-                        again()
+                if again is not None and asyncio.get_running_loop().time() >= again_at:
+                    again_at += AGAIN_S
+                    again()
 
 
 class HandAgent:

@@ -26,6 +26,27 @@ def _beat(number: int, seq: int, interval_s: float = 1.0, first: bool = False) -
     return Beat(node_id, "s", seq, (), 0, spec=spec, interval_s=interval_s)
 
 
+def test_a_silent_node_gets_nothing_new_until_it_is_heard_of() -> None:
+    registry = NodeRegistry(Sent())  # type: ignore[arg-type]
+    registry.lead(1)
+    node = _beat(1, 1).node_id
+    registry.beat(_beat(1, 1, first=True), 100.0, 0.0)
+    registry.beat(_beat(2, 1, interval_s=10.0, first=True), 100.0, 0.0)
+    assert not registry.note_quiet(102.0)
+    registry.changed.clear()
+    assert registry.note_quiet(102.5)
+    assert list(registry.changed) == [node], "the other one was to beat every ten seconds"
+    view = registry.view(node)
+    assert view is not None
+    assert not view.open
+    assert not registry.note_quiet(102.6), "that is known"
+    _entry, changed = registry.beat(_beat(1, 2), 103.0, 0.0)
+    view = registry.view(node)
+    assert changed
+    assert view is not None
+    assert view.open
+
+
 def test_nodes_are_asked_to_beat_less_often_as_they_become_more_and_are_believed() -> None:
     sent = Sent()
     registry = NodeRegistry(sent)  # type: ignore[arg-type]

@@ -12,22 +12,27 @@ from typing import Any
 import pytest
 
 from fallow.model.ids import ClientId
+from fallow.model.job import JobSpec
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
 from fallow.wire.messages import (
+    AppendInputs,
     Assign,
     FetchResults,
     FindJob,
     JobStatus,
+    Lease,
     ListJobs,
     ListNodes,
     Nodes,
     OwnerReport,
     Results,
+    SubmitJob,
+    Submitted,
 )
 from tests.engines.postgres import Postgres
 
-from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, spec
+from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, page, spec
 from .test_coordinator import CLIENT, ask, fetch_all, hand_in, results, run_all, submit
 
 pytestmark = pytest.mark.slow
@@ -106,6 +111,27 @@ async def test_killed_owner_is_followed_within_seconds(
     assert answer.info.state == "succeeded"
 
 
+async def test_time_lost_to_owners_is_counted_on_after_a_take_over(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    lease = await agent.lease(job.job_id)
+    hand_in(agent, lease, give_back=((lease.start, lease.stop),), wasted_s=3.5)
+    await agent.acknowledged(lease)
+    first = await owner_of(connection, job)
+    coordinators.running[first].kill()
+    await owner_of(connection, job, besides=first)
+    lease = await agent.lease(job.job_id)
+    hand_in(agent, lease, give_back=((lease.start, lease.stop),), wasted_s=1.0)
+    await agent.acknowledged(lease)
+    answer = await ask(connection, subjects.POOL, FindJob(job.job_id))
+    assert isinstance(answer, JobStatus)
+    assert answer.info.counts.wasted_s == 4.5
+
+
 async def test_an_owner_stopped_past_its_session_counts_for_nothing(
     coordinators: Coordinators, connection: Connection, agent: HandAgent
 ) -> None:
@@ -172,6 +198,54 @@ async def test_jobs_spread_when_a_coordinator_joins(
     for job in jobs:
         await run_all(agent, job, 2)
         assert sum(b - a for a, b in await fetch_all(connection, job)) == 2
+
+
+async def test_a_job_sent_to_two_coordinators_at_once_has_one_owner(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent
+) -> None:
+    coordinators.start("one")
+    coordinators.start("two")
+    everything = Inbox()
+    await connection.subscribe(subjects.node(agent.node_id), everything)
+    answers = Inbox()
+    await connection.subscribe("test.answers", answers)
+    for _ in range(4):  # one after another: each is alone, so that none is handed over
+        job = spec(CLIENT)
+
+        def send(job: JobSpec = job) -> None:
+            connection.send(subjects.POOL, SubmitJob(job, (page(0, 4),), 4), "test.answers")
+
+        for _ in range(8):  # each goes to either coordinator, whichever the bus picks
+            send()
+        answer = await answers.take(Submitted, lambda m, job=job: m.job_id == job.job_id, again=send)  # type: ignore[misc]
+        assert (answer.epoch, answer.cursor) == (1, 4)
+        await run_all(agent, job, 4)
+        assert sum(b - a for a, b in await fetch_all(connection, job)) == 4
+        given = [m for m in everything.messages if isinstance(m, Lease) and m.job_id == job.job_id]
+        tasks = [index for lease in given for index in range(lease.start, lease.stop)]
+        assert sorted(tasks) == [0, 1, 2, 3], "only the one whose commit came first leases anything"
+
+
+async def test_a_submission_that_comes_when_its_job_is_over_begins_nothing(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    hand = HandAgent(connection, "hand")
+    await hand.start()
+    job = spec(CLIENT, detached=True)
+    first = SubmitJob(job, (page(0, 4),))
+    await ask(connection, subjects.POOL, first)
+    await ask(connection, subjects.job(job.job_id), AppendInputs(job.job_id, (), total=4))
+    await run_all(hand, job, 4)
+    await fetch_all(connection, job)
+    coordinator.kill()
+    coordinator.start()
+    late = await ask(connection, subjects.POOL, first)
+    assert isinstance(late, Submitted)
+    assert late.cursor == 4
+    answer = await ask(connection, subjects.POOL, FindJob(job.job_id))
+    assert isinstance(answer, JobStatus)
+    assert answer.info.state == "succeeded"
+    assert (await ask(connection, subjects.POOL, ListJobs(active_only=True))).jobs == ()
 
 
 async def test_another_leads_when_the_leader_dies(

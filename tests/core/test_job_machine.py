@@ -186,6 +186,12 @@ class World:
             self.perform(self.progress.beat(node, names, self.now))
         self.perform(self.progress.dispatch(self.now))
 
+    def doubt(self) -> None:
+        """Nodes seem silent: what they hold may run elsewhere too."""
+        self.now += self.random.choice([0.1, 3.0])
+        self.progress.doubt(self.now, 2.0)
+        self.perform(self.progress.dispatch(self.now))
+
     def inputs(self) -> None:
         if self.progress.cursor < self.total:
             stop = min(self.total, self.progress.cursor + self.random.randint(1, 40))
@@ -226,7 +232,7 @@ EVENTS = (
     + ["beat"] * 3
     + ["fail_task"] * 2
     + ["repeat"] * 3
-    + ["lose_node", "kill_node", "take_over"]
+    + ["lose_node", "kill_node", "take_over", "doubt"]
 )
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from fallow.core.effects import Grant
+from fallow.core.effects import Drop, Grant, Record
 from fallow.core.job import JobProgress
 from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s
 from fallow.core.sizing import MAP_TARGET_S, budget_s, target_s
@@ -57,6 +57,39 @@ def test_leases_of_many_slots_are_longer_and_of_different_lengths() -> None:
 def test_a_lease_is_not_cut_short_of_what_it_was_to_be() -> None:
     assert budget_s(0.0) == budget_s(1.5) == 2.0
     assert budget_s(25.0) > 25.0
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_call_on_a_silent_node_runs_elsewhere_too_and_counts_once(speculate: bool) -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    spec = JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob, speculate=speculate)
+    job = JobProgress(spec, 1)
+    job.add_call(0, 1)
+    one, other = (NodeId("one"), 0), (NodeId("two"), 0)
+
+    def grants(slot: SlotKey, seq: int, now: float) -> list[Grant]:
+        job.pull(slot, seq, True, (), now)
+        return [effect for effect in job.dispatch(now) if isinstance(effect, Grant)]
+
+    (first,) = grants(one, 1, 0.0)
+    assert not job.doubt(2.0, 2.2)
+    assert grants(other, 1, 2.0) == []
+    assert job.doubt(2.3, 2.2) is speculate
+    job.beat(one[0], (HeldLease(spec.job_id, first.token, 0, 0, 1, 0, 0.1),), 2.4)
+    assert not job.doubt(2.5, 2.2), "it was heard of"
+    assert job.doubt(4.7, 2.2) is speculate
+    job.pull((NodeId("one"), 1), 1, True, (), 4.7)
+    granted = [effect for effect in job.dispatch(4.7) if isinstance(effect, Grant)]
+    assert [grant.slot for grant in granted] == ([other] if speculate else []), "never on the silent node itself"
+    job.check()
+    if not speculate:
+        return
+    assert not job.doubt(5.0, 2.2), "a second run is enough"
+    answer = ResultPage(0, 1, 0, blob)
+    effects = job.hand_in(slot=other, token=granted[0].token, results=(answer,), ended=True, now=5.1)
+    assert [type(effect) for effect in effects] == [Drop, Record], "the silent node is to stop"
+    assert job.hand_in(slot=one, token=first.token, results=(answer,), ended=True, now=5.2) == []
+    job.check()
 
 
 @pytest.mark.parametrize(("interval_s", "doubled"), [(1.0, True), (25.0, False)])

@@ -142,13 +142,13 @@ class StoreConformance:
 
     def test_set_job_leaves_what_is_none(self, store: Store, job: JobId) -> None:
         store.commit([SetJob(job, 1, JobState.RUNNING, "all inputs", total=7, nodes={"a": 3})])
-        store.commit([SetJob(job, 1, input_error="oh", consumed=2, retried=1, failed=3)])
+        store.commit([SetJob(job, 1, input_error="oh", consumed=2, retried=1, failed=3, wasted_s=2.5)])
         store.commit([SetJob(job, 1, state=JobState.FAILED, ended_unix_s=8.0)])
         found = store.get_job(job)
         assert found is not None
         assert (found.state, found.reason, found.total, found.nodes) == (JobState.FAILED, "all inputs", 7, {"a": 3})
         assert (found.input_error, found.consumed, found.ended_unix_s) == ("oh", 2, 8.0)
-        assert (found.retried, found.failed) == (1, 3)
+        assert (found.retried, found.failed, found.wasted_s) == (1, 3, 2.5)
 
     def test_find_by_id_then_newest_name_then_prefix(self, store: Store) -> None:
         first, second, third = JobId("job-aabbccddee"), JobId("job-aabbccddff"), JobId("job-zzzzzzzzzz")

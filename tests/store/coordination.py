@@ -54,7 +54,9 @@ class CoordinationConformance:
         store.renew_session("me", LONG_S)
         with pytest.raises(OwnershipLost):
             store.release_job(job, 7)
-        store.release_job(job, 1)
+        with pytest.raises(OwnershipLost):
+            store.release_job(job, 1, owner="you")
+        store.release_job(job, 1, owner="me")
         with pytest.raises(OwnershipLost):
             store.commit([give(job, 0, 5)])
         with pytest.raises(OwnershipLost):

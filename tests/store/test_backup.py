@@ -227,7 +227,7 @@ def as_of_the_first_schema(file: Path) -> None:
             archive.writestr(name, content)
 
 
-NEWER_COLUMNS = {("jobs", "failed")}
+NEWER_COLUMNS = {("jobs", "failed"), ("jobs", "wasted_s")}
 
 
 def _rows_of(body: bytes) -> Iterator[tuple[object, ...]]:

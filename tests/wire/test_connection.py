@@ -179,6 +179,59 @@ async def test_requests_are_answered_each_by_its_own_and_silence_is_a_timeout(co
     assert time.monotonic() - began < 30.0, "the server says at once that nobody listens"
 
 
+async def test_a_request_that_waits_is_sent_again(connection: Connection) -> None:
+    heard: list[str] = []
+
+    def answer(message: Done, reply: str) -> None:
+        heard.append(reply)
+        if len(heard) == 3:  # the first ones went to somebody who is stopped
+            connection.send(reply, Done(message.epoch + 1))
+
+    await connection.subscribe("plus", answer)
+    assert (await connection.request("plus", Done(1), 30.0, 0.02)).epoch == 2
+    assert len(set(heard)) == 1, "it is the same request, whoever answers it"
+    heard.clear()
+    waiting = asyncio.ensure_future(connection.request("plus", Done(5), 30.0))
+    for count in (1, 2):
+        while len(heard) < count:
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        connection.repeat("minus")
+        connection.repeat("plus")
+    assert (await waiting).epoch == 6
+    assert len(heard) == 3, "nothing is repeated by itself, or for another subject"
+    too_large = NodeLog("job-aaaaaa", "n", (LogLine(0, "n", 0, "stdout", "x" * 100_000),))  # type: ignore[arg-type]
+    heard.clear()
+    with pytest.raises(TimeoutError):
+        await connection.request("plus", too_large, 0.3, 0.01)
+    assert len(heard) == 1, "large requests are not repeated"
+
+
+@pytest.mark.slow
+async def test_a_server_that_is_stopped_is_left_for_another_and_not_tried_first(
+    nats: NatsProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = NatsProcess(tmp_path / "other")
+    addresses = PoolAddress((*nats.address.servers, *other.address.servers), "s3cret")
+    connections = [await connect(addresses, "test", ping_every_s=0.1) for _ in range(8)]
+    stopped = nats.address.servers[0]
+    try:
+        nats.process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            while any(str(c._client.connected_url.netloc) == stopped for c in connections if c._client.connected_url):
+                await asyncio.sleep(0.02)
+            while not all(c.is_connected for c in connections):
+                await asyncio.sleep(0.02)
+        tried = [s.reconnects for c in connections for s in c._client._server_pool if s.uri.netloc == stopped]
+        assert tried == [0] * 8
+    finally:
+        nats.process.send_signal(signal.SIGCONT)
+        for each in connections:
+            await each.close()
+        other.stop()
+
+
 @pytest.mark.slow
 async def test_goes_on_after_the_server_was_killed(nats: NatsProcess, connection: Connection) -> None:
     inbox = Inbox()

@@ -16,6 +16,7 @@ from fallow.model.ids import Digest
 from fallow.model.job import Blob
 from fallow.wire import subjects
 from fallow.wire.messages import GetPool, PoolInfo
+from fallow.wire.repeats import AGAIN_S
 
 if TYPE_CHECKING:
     from fallow.wire.blob_http import Pace
@@ -56,7 +57,7 @@ class BlobAccess:
             connection = self._connection()
             if connection is not None:
                 with contextlib.suppress(TimeoutError):
-                    answer = await connection.request(subjects.POOL, GetPool(), ASK_TIMEOUT_S)
+                    answer = await connection.request(subjects.POOL, GetPool(), ASK_TIMEOUT_S, AGAIN_S)
                     if isinstance(answer, PoolInfo):
                         self.pool = answer
                         return answer

@@ -22,6 +22,7 @@ from fallow.model.ids import Token
 from fallow.model.job import Blob
 from fallow.wire import subjects
 from fallow.wire.messages import Done, SaveCheckpoint
+from fallow.wire.repeats import AGAIN_S
 
 if TYPE_CHECKING:
     from fallow.agent.blob_access import BlobAccess
@@ -127,7 +128,7 @@ class Desk:
         reply = None
         for _ in range(SAVE_TRIES):
             with contextlib.suppress(TimeoutError):
-                reply = await connection.request(subjects.job(job_id), message, SAVE_TIMEOUT_S)
+                reply = await connection.request(subjects.job(job_id), message, SAVE_TIMEOUT_S, AGAIN_S)
                 break
         if isinstance(reply, Done):
             process.saved_s = began_s

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.environments import Environments
-from fallow.agent.modules import unpack_modules
+from fallow.agent.modules import unpack_modules, unpacked
 from fallow.agent.workers import WorkerKind
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.ids import JobId
@@ -170,6 +170,8 @@ class Jobs:
     async def _unpack(self, spec: JobSpec) -> Path:
         blob = spec.env.modules
         assert blob is not None
+        if (known := unpacked(blob.digest, self._modules)) is not None:  # the store need not even answer
+            return known
         archive: bytes | Path = (
             bytes(blob.data) if blob.data is not None else await self._blobs.path(blob.digest, blob.size)
         )

@@ -19,15 +19,24 @@ KEPT_LIMIT = 64
 """Unpacked folders that are kept for later."""
 
 
+def unpacked(digest: Digest, root: Path) -> Path | None:
+    """The folder root/<digest>, renewed in age; None where it is not there."""
+    folder = root / digest
+    try:
+        os.utime(folder)
+    except OSError:
+        return None
+    return folder
+
+
 def unpack_modules(digest: Digest, archive: bytes | memoryview | Path, root: Path) -> Path:
     """The folder root/<digest> with the archive's files; unpacked now if it is not there yet.
 
     A crash leaves nothing half: the folder appears in one step. Raises EnvironmentFailed for an archive that is
     damaged, too large, or names files outside of the folder."""
+    if (known := unpacked(digest, root)) is not None:
+        return known
     folder = root / digest
-    if folder.is_dir():
-        os.utime(folder)
-        return folder
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Jobs that begin together ask at the same time: each unpacks into a folder of its own, and the first one counts.
     building = root / f".unpacking-{digest}-{secrets.token_hex(4)}-{os.getpid()}"

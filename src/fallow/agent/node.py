@@ -365,6 +365,7 @@ class Node:
             case NameLeases():
                 if self._accepts(message):
                     self._tell_owners(only=message.job_id)
+                    self._send_all_again(message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
             case _:
@@ -406,10 +407,11 @@ class Node:
         self.beat()
         self._send_all_again()
 
-    def _send_all_again(self) -> None:
-        self.outbox.resend_all()
+    def _send_all_again(self, only: JobId | None = None) -> None:
+        self.outbox.resend_all(only)
         for slot in self.slots:
-            slot.pull_again()
+            if only in (None, slot.machine.job_id):
+                slot.pull_again()
 
     # ------------------------------------------------------------ the owner of the machine
 

@@ -163,11 +163,11 @@ class Outbox:
                 if entry.is_sent and entry.due_s <= now:
                     self._publish(entry, REPEAT_S, again=True)
 
-    def resend_all(self) -> None:
-        """Send everything again: the connection or the owner is a new one."""
-        for entries in list(self._leases.values()):
+    def resend_all(self, only: JobId | None = None) -> None:
+        """Send everything (of one job) again: the connection or the owner is a new one."""
+        for (job_id, _), entries in list(self._leases.items()):
             for entry in entries.values():
-                if entry.is_sent:
+                if entry.is_sent and only in (None, job_id):
                     self._publish(entry, REPEAT_S, again=True)
 
     async def close(self) -> None:

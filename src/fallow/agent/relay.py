@@ -33,6 +33,7 @@ from fallow.wire.messages import (
     decode,
     encode,
 )
+from fallow.wire.repeats import again_s
 
 if TYPE_CHECKING:
     from fallow.agent.limits.bandwidth import Throttle
@@ -194,7 +195,7 @@ class WorkerRelay:
             if pace is not None:
                 await pace.sent(len(data))
             try:
-                reply = await connection.request_bytes(subject, data, timeout_s)
+                reply = await connection.request_bytes(subject, data, timeout_s, again_s(message))
             except TimeoutError:
                 reply = NOBODY
             if pace is not None:

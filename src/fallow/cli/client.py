@@ -15,7 +15,8 @@ from fallow.model.node import NodeInfo
 from fallow.wire import messages as m
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress, connected_address, parse_address, running_pool
-from fallow.wire.connection import Connection, connect
+from fallow.wire.connection import PING_OFTEN_S, Connection, connect
+from fallow.wire.repeats import AGAIN_S
 
 T = TypeVar("T")
 Reply = TypeVar("Reply", bound=m.Msg)
@@ -23,7 +24,7 @@ Reply = TypeVar("Reply", bound=m.Msg)
 PATIENCE_S = 15.0
 """How long a question is asked again while no coordinator answers (one that was killed starts again meanwhile)."""
 ATTEMPT_S = 1.5
-"""One that was asked and is stopped or cut off never answers; another one is asked next."""
+"""After so long without an answer the question is a new one (it is repeated to others before)."""
 
 
 def find_address() -> PoolAddress:
@@ -55,7 +56,7 @@ class PoolClient:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                reply = await self.connection.request(subject, message, ATTEMPT_S)
+                reply = await self.connection.request(subject, message, ATTEMPT_S, AGAIN_S)
             except TimeoutError:
                 reply = None
             if isinstance(reply, expected):
@@ -124,7 +125,7 @@ def ask_pool(question: Callable[[PoolClient], Awaitable[T]], address: PoolAddres
     target = address or find_address()
 
     async def run() -> T:
-        connection = await connect(target, "fallow program")
+        connection = await connect(target, "fallow program", ping_every_s=PING_OFTEN_S)
         try:
             return await question(PoolClient(connection, target))
         finally:

@@ -14,6 +14,7 @@ from fallow.coordinator.result_index import Recorded
 from fallow.coordinator.stored_info import info_of_stored
 from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
+from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, quiet_after_s
 from fallow.model.ids import Interval, NodeId, Token
 from fallow.model.job import JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
@@ -64,7 +65,13 @@ class CallsJob(OwnedJob):
         self.ended_unix_s = stored.ended_unix_s
 
     def tick(self, now: float) -> None:
-        """Nothing waits here but the client."""
+        """A call on a node that is silent does not wait until that is lost: it runs elsewhere too, if that may be."""
+        if not self.progress.leases or not self.context.connection.has_listened(QUIET_LEAST_S):
+            return
+        interval_s = max(self._intervals_s.values(), default=LEAST_INTERVAL_S)
+        if self.progress.doubt(now, quiet_after_s(interval_s)):
+            self.context.kick_matcher()
+            self.dispatch()
 
     # ------------------------------------------------------------ client
 

@@ -114,6 +114,7 @@ class Directory:
             owned.restore(stored, inputs, results, done)
         elif isinstance(owned, CallsJob) and stored.state.is_final:
             owned.restore_ended(stored)
+        owned.progress.wasted_s = stored.wasted_s
         if not stored.state.is_final:
             states = await self._read(context.store.checkpoints, job_id)
             owned.states.restore(states, owned.progress, context.now())

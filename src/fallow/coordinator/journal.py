@@ -134,8 +134,9 @@ class Journal:
             except OwnershipLost as error:
                 if set(error.job_ids) <= lost:
                     raise
-                lost.update(error.job_ids)
-                self._call(lambda: self._on_lost(tuple(lost)))
+                fresh = tuple(job_id for job_id in error.job_ids if job_id not in lost)
+                lost.update(fresh)
+                self._call(partial(self._on_lost, fresh))
                 continue
             except StoreError as error:
                 if self.trouble is None:

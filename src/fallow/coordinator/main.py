@@ -128,7 +128,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.service import Service
     from fallow.coordinator.session import Session
     from fallow.store.open import open_store
-    from fallow.wire.connection import PING_EVERY_S, connect
+    from fallow.wire.connection import PING_OFTEN_S, connect
 
     loop = asyncio.get_running_loop()
     turns = Turns()
@@ -137,7 +137,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         options.blobs or str(options.blob_dir), options.address.secret, options.http_host, options.http_port
     )
     store = open_store(options.store_url)
-    connecting = asyncio.ensure_future(connect(options.address, "coordinator", timeout_s=10.0))
+    connecting = asyncio.ensure_future(connect(options.address, "coordinator", 10.0, PING_OFTEN_S))
     try:
         await loop.run_in_executor(None, store.open)
         connection = await connecting
@@ -232,7 +232,7 @@ async def _serve(options: CoordinatorOptions) -> None:
                 continue
             service.tick()
             health.ticked()
-            if loop.time() - asked_at >= PING_EVERY_S:
+            if loop.time() - asked_at >= PING_OFTEN_S:
                 asked_at = loop.time()
                 connection.keep_alive()
     finally:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fallow.core.capability import implausible
 from fallow.core.matching import NodeView
-from fallow.core.presence import LEAST_INTERVAL_S, beat_interval_s, lost_after_s
+from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, beat_interval_s, lost_after_s, quiet_after_s
 from fallow.model.ids import JobId, NodeId, SlotKey
 from fallow.model.job import JobSpec
 from fallow.model.node import NodeInfo, NodeSpec
@@ -51,6 +51,8 @@ class NodeEntry:
     paused_slots: frozenset[int] = frozenset()
     withheld: tuple[int, ...] = ()
     """Devices that its owner uses now."""
+    is_quiet: bool = False
+    """It is silent, and gets nothing new until it is heard of, or lost."""
     wasted_s: float = 0.0
 
     def judged_spec(self) -> NodeSpec:
@@ -163,6 +165,8 @@ class NodeRegistry:
         self._connection.send(subjects.node(beat.node_id), ack)
         if entry is None or entry.session != beat.session:
             return None, False
+        changed = changed or entry.is_quiet
+        entry.is_quiet = False
         entry.seen = now
         entry.interval_s = beat.interval_s
         entry.seen_unix_s = unix_s
@@ -199,6 +203,20 @@ class NodeRegistry:
         entry.assigned.clear()
         self._is_another(node_id)
         return True
+
+    def note_quiet(self, now: float) -> bool:
+        """Nodes that are silent get nothing new. Returns whether there are others than before."""
+        news = False
+        for entry in self.entries.values():
+            if (
+                not entry.is_quiet
+                and now - entry.seen > QUIET_LEAST_S
+                and entry.state is NodeState.ALIVE
+                and now - entry.seen > quiet_after_s(entry.interval_s)
+            ):
+                entry.is_quiet = news = True
+                self._is_another(entry.spec.node_id)
+        return news
 
     def silent(self, now: float) -> list[NodeEntry]:
         """Nodes that have just been silent for too long: they are lost now."""
@@ -239,7 +257,7 @@ class NodeRegistry:
         entry = self.entries.get(node_id)
         if entry is None or entry.state not in (NodeState.ALIVE, NodeState.DRAINING):
             return None
-        is_open = entry.state is NodeState.ALIVE and not entry.drain_wanted and not entry.paused
+        is_open = entry.state is NodeState.ALIVE and not (entry.drain_wanted or entry.paused or entry.is_quiet)
         if entry.paused:
             # All of it, and so closed: what its slots have stays until its owner is away again.
             return NodeView(entry.judged_spec(), entry.assigned, is_open)

@@ -34,6 +34,7 @@ from fallow.wire.messages import (
     HandInAck,
     Held,
     Lease,
+    OwnerHere,
     Place,
     Pull,
     Refused,
@@ -136,13 +137,15 @@ class OwnedJob:
             wasted_s=message.wasted_s,
             now=self.context.now(),
         )
+        ops: list[Op] = []
         if wasted_s := self.progress.wasted_s - wasted_before_s:
             wasted = self.context.wasted_here_s
             wasted[message.node_id] = wasted.get(message.node_id, 0.0) + wasted_s
+            ops.append(SetJob(self.job_id, self.epoch, wasted_s=self.progress.wasted_s))
         if message.pull is not None and not self.progress.is_final:
             pull = message.pull
             self.progress.pull(slot, pull.seq, pull.idle, pull.pages, self.context.now())
-        self.perform(effects, ack=(message.node_id, message.token, message.seq))
+        self.perform(effects, (message.node_id, message.token, message.seq), ops)
         self.dispatch()
 
     def before_hand_in(self, message: HandIn) -> None:
@@ -209,6 +212,11 @@ class OwnedJob:
 
     # ------------------------------------------------------------ passing on
 
+    def announce(self) -> None:
+        """To its client: this is the owner now, or one that was cut off is back."""
+        if not self.closed and not self.progress.is_final:
+            self.context.say(subjects.client(self.spec.client_id), OwnerHere(self.job_id, self.epoch))
+
     def leases_held(self) -> tuple[tuple[NodeId, HeldLease], ...]:
         """Every lease that is out, for the next owner."""
         return tuple(
@@ -257,6 +265,8 @@ class OwnedJob:
     # ------------------------------------------------------------ effects
 
     def dispatch(self) -> None:
+        if not self.is_written and self.context.session.shared:
+            return  # another coordinator may have been sent the job too: the store says whose it is
         self.progress.leasing_stop = self.leasing_stop()
         self.perform(self.progress.dispatch(self.context.now()))
 
@@ -264,9 +274,11 @@ class OwnedJob:
         """For subclasses: no lease from this index on."""
         return 1 << 62
 
-    def perform(self, effects: Iterable[Effect], ack: tuple[NodeId, Token, int] | None = None) -> None:
-        """Journal what is to be kept, then tell; send the rest at once."""
-        ops: list[Op] = []
+    def perform(
+        self, effects: Iterable[Effect], ack: tuple[NodeId, Token, int] | None = None, more: Iterable[Op] = ()
+    ) -> None:
+        """Journal what is to be kept (and `more`), then tell; send the rest at once."""
+        ops: list[Op] = [*more]
         recorded: list[Recorded] = []
         ended: Ended | None = None
         for effect in effects:
@@ -286,7 +298,7 @@ class OwnedJob:
                     ended = effect
                 case Wake():
                     self._wake(effect.at)
-        if not recorded and ended is None:
+        if not recorded and ended is None and not ops:
             if ack is not None:
                 self.tell_recorded([], ack)
             return

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TAKE_OVER_S = 0.25
 REBALANCE_S = 2.5
 """One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
+ANNOUNCE_AFTER_S = 0.3
+"""Agents name their leases before the client of a job that was taken up sends again what the new owner lacks."""
 UNREAD_AGAIN_S = 4.0
 DRAIN_S = 5.0
 """A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
@@ -90,6 +92,10 @@ class Ownership:
         try:
             await self.listen(job_id)
             await self.directory.take(job_id, leases)
+            if job_id in self.directory.active:
+                await self.listen(
+                    job_id
+                )  # its old memory may have been dropped meanwhile, and with it the subscription
         finally:
             self._passing.discard(job_id)
             if job_id not in self.directory.active:
@@ -97,6 +103,7 @@ class Ownership:
         if job_id not in self.directory.active:
             return
         self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
+        self.context.loop.call_later(ANNOUNCE_AFTER_S, self.directory.active[job_id].announce)
         self.context.kick_matcher()
 
     async def take_over(self) -> None:
@@ -128,7 +135,7 @@ class Ownership:
         if now - self._rebalanced_at < REBALANCE_S:
             return
         least = self.peers.least_loaded()
-        mine = [owned for owned in self.directory.active.values() if not owned.progress.is_final]
+        mine = [o for o in self.directory.active.values() if o.is_written and not o.progress.is_final]
         if least is not None and len(mine) > least[1] + 1:
             self._rebalanced_at = now
             self.hand_over(mine[-1], least[0])
@@ -146,7 +153,7 @@ class Ownership:
             if not told.done():
                 told.set_result(None)
 
-        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch), tell)
+        self.context.journal.run(lambda: self.context.store.release_job(job_id, epoch, owner=self.context.owner), tell)
         return told
 
     async def drain(self) -> None:

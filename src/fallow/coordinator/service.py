@@ -16,6 +16,7 @@ from fallow.coordinator.ownership import Ownership
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
+from fallow.core.presence import QUIET_LEAST_S
 from fallow.model.ids import JobId
 from fallow.model.node import NodeSpec
 from fallow.store.protocol import PutNode, StoreError
@@ -42,6 +43,7 @@ from fallow.wire.messages import (
     ListJobs,
     ListNodes,
     Msg,
+    NameLeases,
     NodeControl,
     NodeLog,
     Ping,
@@ -91,17 +93,43 @@ class Service:
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
         self._leading: list[Any] = []
+        self._door: Any = None
+        self._turning = False
 
     async def start(self) -> None:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
         connection = self.context.connection
         if self.context.session.shared:
             await connection.subscribe(subjects.OWNERS, self.peers.receive)
+        connection.on_reconnect.append(self._reconnected)
         await self.ownership.take_over()
         await connection.subscribe(subjects.LOGS_ALL, self._on_log, queue=subjects.COORDINATORS)
-        await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.COORDINATORS)
+        await self._turn_door()
         if self.context.session.leads:
             await self._open_leaders_doors()
+        self.peers.report()
+
+    async def _turn_door(self) -> None:
+        """Take part in the pool's questions while the session stands: others answer them meanwhile."""
+        self._turning = True
+        try:
+            if self._door is None:
+                self._door = await self.context.connection.subscribe(
+                    subjects.POOL, self._on_pool, queue=subjects.COORDINATORS
+                )
+            else:
+                door, self._door = self._door, None
+                await self.context.connection.unsubscribe(door)
+        finally:
+            self._turning = False
+
+    def _reconnected(self) -> None:
+        """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
+        for job_id, owned in self.directory.active.items():
+            if not owned.progress.is_final:
+                for node_id in owned.nodes_seen:
+                    self.context.say(subjects.node(node_id), NameLeases(job_id, owned.epoch))
+                owned.announce()
         self.peers.report()
 
     def _lead(self) -> None:
@@ -301,6 +329,8 @@ class Service:
     def tick(self) -> None:
         """Every `tick_within_s`: silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
+        if self.context.session.valid != (self._door is not None) and not self._turning:
+            self.context.loop.create_task(self._turn_door())
         if not self.context.session.valid:
             return
         if self.context.session.leads:
@@ -331,12 +361,13 @@ class Service:
         self.context.tasks_done_here = {}
         self.context.nodes.count_waste(self.context.wasted_here_s)
         self.context.wasted_here_s = {}
+        quiet = self.context.connection.has_listened(QUIET_LEAST_S) and self.context.nodes.note_quiet(now)
         lost = self.context.nodes.silent(now)
         for entry in lost:
             self.context.journal.append(
                 [PutNode(spec=entry.spec, unix_s=self.context.unix_s(), state=str(entry.state))]
             )
-        if lost:
+        if lost or quiet:
             self.matcher.kick()
 
     # ------------------------------------------------------------ forgetting

@@ -20,8 +20,9 @@ TTL_S = 1.8
 RENEW_S = 0.3
 MARGIN_S = 0.2
 """The owner falls silent this much before others may take over."""
-DEAF_S = 1.0
-"""How long a coordinator may be without the pool's messages before it lets go."""
+DEAF_S = 0.5
+"""How long a coordinator may be without the pool's messages before it lets go: nobody reaches it, and what it owns is
+free for others at once."""
 
 
 class Session:
@@ -114,11 +115,25 @@ class Session:
             if self.hears():
                 self._heard_at = self._loop.time()
             elif self._loop.time() - self._heard_at > DEAF_S:
+                await self._let_go()
                 continue
             try:
                 await self._renew()
             except StoreError as error:
                 log.warning("cannot renew this coordinator's session: %s", error)
+
+    async def _let_go(self) -> None:
+        """Fall silent, then say so to the store."""
+        assert self._pool is not None
+        now = self._loop.time()
+        if self._valid_until <= now:
+            return
+        log.warning("nobody reaches this coordinator: what it owns is for others to take")
+        self._valid_until, self._leads_until = now, min(self._leads_until, now)
+        try:
+            await self._loop.run_in_executor(self._pool, self._store.end_session, self.owner)
+        except StoreError as error:
+            log.warning("cannot end this coordinator's session; it lapses by itself: %s", error)
 
     async def others(self) -> list[str]:
         """Owner ids of the other coordinators with a live session, as the store knows them; none where it cannot be

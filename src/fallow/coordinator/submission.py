@@ -12,7 +12,7 @@ from fallow.coordinator.owned_job import OwnedJob
 from fallow.core.effects import Effect
 from fallow.model.ids import JobId, is_id
 from fallow.model.job import JobSpec
-from fallow.store.protocol import CreateJob, Op, SetJob, StoreError
+from fallow.store.protocol import CreateJob, Op, SetJob, StoredJob, StoreError
 from fallow.wire.messages import Msg, Refused, SubmitJob, Submitted
 
 ACTIVE_JOBS_LIMIT = 10_000
@@ -92,12 +92,15 @@ class Submission:
         spec = message.spec
         context = self._context
         try:
-            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, spec.job_id)
+            stored, cursor = await context.loop.run_in_executor(context.reader, self._stored, spec.job_id)
         except StoreError as error:
             self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", retry_after_s=0.5))
             return
         if stored is not None and stored.spec.client_id != spec.client_id:
             self._reply(reply, _of_another(spec.job_id))
+            return
+        if stored is not None:  # it was taken in, and may be over by now: whoever owns it has it, or will find it
+            self._reply(reply, Submitted(spec.job_id, stored.epoch, cursor))
             return
         await self._subscribe(spec.job_id)
         if spec.job_id in self._directory.active:
@@ -126,10 +129,19 @@ class Submission:
         owned.perform(effects)
         self._context.kick_matcher()
 
+    def _stored(self, job_id: JobId) -> tuple[StoredJob | None, int]:
+        """The job as the store has it, and how many of its inputs."""
+        store = self._context.store
+        stored = store.get_job(job_id)
+        if stored is None or stored.total >= 0:
+            return stored, stored.total if stored is not None else 0
+        return stored, max((page.stop for page in store.input_pages(job_id)), default=0)
+
     def _written(self, owned: OwnedJob, answer: Submitted, reply: str) -> None:
         owned.is_written = True
         self._unwritten.discard(answer.job_id)
         self._reply(reply, answer)
+        owned.dispatch()
 
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:

@@ -30,6 +30,8 @@ UNNAMED_GRACE_S = 4.0
 SUSPECTS_LIMIT = 256
 """One death leaves at most so many suspects, whatever an agent says."""
 PULLS_LIMIT = 100_000
+DOUBTFUL_LIMIT = 1000
+"""Tasks of one lease that may be run twice because its node is silent."""
 IDLE_LIMIT = 256
 """Idle slots for which work is sought near the end of a job in one dispatch."""
 
@@ -71,7 +73,9 @@ class JobProgress(Progress):
                 self.todo.add(index, index + 1)
         if not self.pulls:
             return effects
-        if self.todo or self.failures.waiting:
+        if self._doubtful:
+            effects += self._double_doubtful(now)
+        if self.pulls and (self.todo or self.failures.waiting):
             for pull in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
                     break
@@ -187,12 +191,51 @@ class JobProgress(Progress):
                     self._double_at = max(self._double_at, min(found, now + after_s))
                     effects.append(Wake(self._double_at))
                 break
-            lease = self._new_lease(pull.slot, found, found + 1, now)
-            lease.doubled = True
-            self._doubled.add(found)
-            self.doubled_count += 1
-            effects.append(self._grant(lease, pull))
+            effects.append(self._grant(self._double(pull, found, now), pull))
         return effects
+
+    def doubt(self, now: float, after_s: float) -> bool:
+        """Find leases that no heartbeat has named for `after_s`: their nodes may be gone, or never got them. Whoever
+        asks next may run their tasks a second time (`dispatch`). Returns whether there are any."""
+        if now < self._doubt_at or not self.spec.speculate:
+            return bool(self._doubtful)
+        self._doubtful = {}
+        oldest = now
+        for lease in self.leases.values():
+            if lease.doubled:
+                continue
+            if now - lease.seen_at < after_s:
+                oldest = min(oldest, lease.seen_at)
+                continue
+            for start, stop in lease.pending.intervals():
+                fresh = (index for index in range(start, stop) if index not in self._doubled)
+                self._doubtful.update((index, lease.token) for index in islice(fresh, DOUBTFUL_LIMIT))
+        self._doubt_at = now if self._doubtful else oldest + after_s
+        return bool(self._doubtful)
+
+    def _double_doubtful(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        idle = list(islice(self._idle.values(), len(self._doubtful)))
+        for index, token in list(self._doubtful.items()):
+            lease = self.leases.get(token)
+            if lease is None or index not in lease.pending or index in self._doubled:
+                del self._doubtful[index]
+                continue
+            pull = next((pull for pull in idle if pull.slot[0] != lease.node), None)
+            if pull is None:
+                continue
+            idle.remove(pull)
+            del self._doubtful[index]
+            effects.append(self._grant(self._double(pull, index, now), pull))
+        return effects
+
+    def _double(self, pull: WaitingPull, index: int, now: float) -> LiveLease:
+        """A second run of a task that is in progress elsewhere."""
+        lease = self._new_lease(pull.slot, index, index + 1, now)
+        lease.doubled = True
+        self._doubled.add(index)
+        self.doubled_count += 1
+        return lease
 
     # ------------------------------------------------------------ what comes back
 

@@ -11,6 +11,11 @@ LOST_AFTER_INTERVALS = 2.0
 LOST_AFTER_MORE_S = 4.0
 """One beat may be lost, and the next be late by so much. A node that is given up wrongly costs a second run of what it
 does, no more; one that is dead keeps its work from others for all that time."""
+QUIET_INTERVALS = 2.0
+QUIET_MORE_S = 0.2
+"""A node that is silent for so long may be gone: it gets no new work, and single calls that it has are run elsewhere
+too. Nothing is taken from it before it is lost."""
+QUIET_LEAST_S = QUIET_INTERVALS * LEAST_INTERVAL_S + QUIET_MORE_S
 LEAST_JITTER = 0.85
 """A node waits a share of the interval between this and 1, so that nodes which began together spread."""
 
@@ -18,6 +23,11 @@ LEAST_JITTER = 0.85
 def beat_interval_s(nodes: int) -> float:
     """Seconds between two beats of a node, for a pool of so many."""
     return min(MOST_INTERVAL_S, max(LEAST_INTERVAL_S, nodes / BEATS_PER_S))
+
+
+def quiet_after_s(interval_s: float) -> float:
+    """Seconds of silence after which a node that was to beat every `interval_s` may be gone."""
+    return QUIET_INTERVALS * min(MOST_INTERVAL_S, max(LEAST_INTERVAL_S, interval_s)) + QUIET_MORE_S
 
 
 def lost_after_s(interval_s: float) -> float:

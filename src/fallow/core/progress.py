@@ -72,6 +72,10 @@ class Progress:
         self._size_cap = 0
         self._start_deaths = 0
         self._doubled: set[int] = set()
+        self._doubtful: dict[int, Token] = {}
+        """Tasks of leases whose nodes are silent, which may be run a second time."""
+        self._doubt_at = 0.0
+        """When to look for such leases."""
         self._take_backs = TakeBacks()
         self._double_at = 0.0
 

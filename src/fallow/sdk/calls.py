@@ -21,6 +21,7 @@ from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
 from fallow.sdk.call_encoding import encode_call, encode_items
 from fallow.sdk.failures import ending, fault_exception, task_exception
 from fallow.sdk.paging import RateWindow
+from fallow.sdk.quiet import Quiet
 from fallow.sdk.reply import Reply, Sink
 from fallow.wire import subjects
 from fallow.wire.blobs import hash_segments
@@ -32,6 +33,7 @@ from fallow.wire.messages import (
     FaultPage,
     GetJob,
     InputPage,
+    OwnerHere,
     ResultPage,
     SubmitJob,
     SyncCalls,
@@ -88,6 +90,7 @@ class Calls:
         self._window = RateWindow(2)
         self._item_bytes = 256
         self._heard = 0.0
+        self._quiet = Quiet(client.thread, lambda: self._heard, lambda: bool(self._waiting), self._sync)
         self._under_way = 0
         """Calls that are neither queued nor sent: their large page is being put."""
         self._idle: list[Future[None]] = []
@@ -123,6 +126,8 @@ class Calls:
         message = AppendCalls(self.job_id, self.client.id, (page,), self._told)
         if not self.client.transport.send_now(subjects.job(self.job_id), message):
             self.client.later(self._send, (page,))
+        if not self._quiet.is_armed:
+            self._quiet.arm()
         return True
 
     def submit(self, sink: Future[Any], item: Any) -> None:
@@ -279,6 +284,9 @@ class Calls:
         message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._told)
         self.client.transport.send(subjects.job(self.job_id), message)
 
+        if not self._quiet.is_armed:
+            self._quiet.arm()
+
     def _received_more(self) -> None:
         told = self._received.intervals()
         self._told = told if len(told) <= RECEIVED_INTERVALS_LIMIT else told[:RECEIVED_INTERVALS_LIMIT]
@@ -294,6 +302,8 @@ class Calls:
             self._on_results(message)
         elif isinstance(message, CallsUnknown):
             self._send_again(message.unknown)
+        elif isinstance(message, OwnerHere):
+            self._sync()
 
     def _on_results(self, message: CallResults) -> None:
         self._taken = 0
@@ -397,8 +407,11 @@ class Calls:
             self._send(pages)
 
     def tick(self, now: float) -> None:
-        """Repair: what is waited for is named, so that lost answers come again."""
         self._window.set_slots(self.client.info.slots)
+        self._sync()
+
+    def _sync(self) -> None:
+        """Repair: what is waited for is named, so that lost answers come again."""
         if not self._waiting or self._state != "open":
             return
         waiting = IntervalSet((index, index + 1) for index in sorted(self._waiting))

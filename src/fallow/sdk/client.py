@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import contextlib
 import os
-import random
 import sys
 import threading
 import time
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
     from fallow.wire.messages import Msg, PoolInfo
 
 REQUEST_S = 2.0
-REQUEST_MOST_S = 15.0
-"""Each try gets more time: a killed coordinator is noticed soon, and a slow one gets its chance."""
-SLOW_AFTER_S = 20.0
-"""Requests are lost while a coordinator or a server dies, and asked again promptly. A pool that answers none for so
-long is slow rather than broken: then each one waits longer, not to add to its load."""
 PATIENCE_S = 900.0
 """How long a request is repeated to a pool that does not answer, once it has answered at all."""
 FIRST_ANSWER_S = 30.0
@@ -38,7 +32,6 @@ PING_S = 10.0
 SYNC_S = 2.0
 NOTICE_AFTER_S = 3.0
 EXIT_CANCEL_S = 1.0
-RETRIED = frozenset({"not_owner", "overloaded"})
 
 
 class Attached(Protocol):
@@ -153,64 +146,22 @@ class Client:
     ) -> Any:
         """Ask until there is an answer: everything may be sent again. Raises the exception for a refusal, PoolEnded
         where the script's own pool is gone, PoolUnreachable when patience ends."""
-        from fallow.sdk.failures import refusal
-        from fallow.wire.messages import FetchResults, GetJob, Refused, RetryFailed
+        from fallow.sdk import asking
 
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        delay = min(0.02, most_delay_s)
-        while True:
-            try:
-                reply = await self.transport.request(subject, message, timeout_s)
-            except TimeoutError:
-                self._check_alive()
-                if loop.time() - began > patience_s:
-                    raise PoolUnreachable(f"the pool has not answered for {loop.time() - began:.0f} s.") from None
-                self._in_trouble(loop.time())
-                if isinstance(message, (FetchResults, GetJob, RetryFailed)):
-                    # Its owner may have died after the job ended: then nobody has it until somebody is asked for it.
-                    self.spawn(self._look_for(message.job_id))
-                if (job_id := getattr(message, "job_id", None)) is not None:
-                    await self._wake_owner(job_id, timeout_s)
-                await asyncio.sleep(delay * random.uniform(0.7, 1.3))
-                delay = min(delay * 1.6, most_delay_s)
-                if loop.time() - began > SLOW_AFTER_S:
-                    timeout_s = max(timeout_s, min(timeout_s * 1.5, REQUEST_MOST_S))
-                continue
-            self._trouble_since = 0.0
-            if not isinstance(reply, Refused):
-                return reply
-            if reply.kind not in RETRIED or loop.time() - began > patience_s:
-                raise refusal(reply)
-            await asyncio.sleep(max(reply.retry_after_s, delay) * random.uniform(0.7, 1.3))
-            delay = min(delay * 1.6, most_delay_s)
+        return await asking.ask(self, subject, message, timeout_s, patience_s, most_delay_s)
 
-    async def _wake_owner(self, job_id: JobId, timeout_s: float) -> None:
-        """A job that had ended when its owner died is nobody's until somebody asks the pool for it."""
-        from fallow.sdk.failures import refusal
-        from fallow.wire import subjects
-        from fallow.wire.messages import FindJob, Refused
+    def answered(self) -> None:
+        """The pool has answered."""
+        self._trouble_since = 0.0
 
-        try:
-            reply = await self.transport.request(subjects.POOL, FindJob(job_id), timeout_s)
-        except TimeoutError:
-            return
-        if isinstance(reply, Refused) and reply.kind not in RETRIED:
-            raise refusal(reply)
-
-    async def _look_for(self, job_id: JobId) -> None:
-        from fallow.wire import subjects
-        from fallow.wire.messages import FindJob
-
-        with contextlib.suppress(TimeoutError):
-            await self.transport.request(subjects.POOL, FindJob(job_id), REQUEST_S)
-
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises PoolEnded where the script's own pool is gone."""
         embedded = self.found.embedded if self.found else None
         if embedded is not None and not embedded.is_alive:
             raise pool_ended()
 
-    def _in_trouble(self, now: float) -> None:
+    def in_trouble(self, now: float) -> None:
+        """A request was not answered: says so once, if that lasts."""
         if not self._trouble_since:
             self._trouble_since = now
         elif now - self._trouble_since > NOTICE_AFTER_S and not self._said_trouble and not self.nested:
@@ -238,7 +189,7 @@ class Client:
         from fallow.sdk.transport import NatsTransport
         from fallow.wire import subjects
         from fallow.wire.blobs import open_blob_client
-        from fallow.wire.connection import connect
+        from fallow.wire.connection import PING_OFTEN_S, connect
         from fallow.wire.messages import GetPool
 
         embedded = self.found.embedded
@@ -246,7 +197,7 @@ class Client:
             # Blocks the loop, which has nothing else to do yet.
             self.found.address = embedded.wait_address()
             remember_for_children(str(self.found.address))
-        connection = await connect(self.found.address, f"client {self.id}")
+        connection = await connect(self.found.address, f"client {self.id}", ping_every_s=PING_OFTEN_S)
         self.transport = NatsTransport(connection)
         await connection.subscribe(subjects.client(self.id), self._on_message)
         # Asked in quick succession: the coordinator of a pool that is starting may be there at any moment.

@@ -27,6 +27,7 @@ from fallow.model.errors import (
     TaskError,
     TaskOutOfMemory,
     TaskTimeout,
+    UnserialisableInput,
     UnserialisableResult,
     WorkerLost,
 )
@@ -189,3 +190,9 @@ def _original(failure: Failure) -> BaseException | None:
         # A class that exists on the node alone, or that cannot be rebuilt from its arguments.
         return None
     return error if isinstance(error, BaseException) else None
+
+
+def as_single(error: UnserialisableInput) -> UnserialisableInput:
+    """For a single call there are arguments, not numbered inputs."""
+    old, new = f"input {error.index}", "the call's arguments"
+    return UnserialisableInput(str(error).replace(old, new, 1), error.where.replace(old, new, 1), -1)

@@ -16,7 +16,8 @@ import msgspec
 from fallow.model.errors import FallowError, PoolRefused, PoolUnreachable
 from fallow.model.ids import JobId, new_id
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobInfo, JobSpec
-from fallow.sdk.client import PATIENCE_S, RETRIED
+from fallow.sdk.asking import RETRIED
+from fallow.sdk.client import PATIENCE_S
 from fallow.sdk.failures import ending
 from fallow.sdk.paging import Window
 from fallow.wire import subjects
@@ -26,6 +27,7 @@ from fallow.wire.messages import (
     FaultPage,
     FetchResults,
     InputPage,
+    OwnerHere,
     ResultPage,
     SubmitJob,
 )
@@ -295,7 +297,10 @@ class MapJob:
         """Nothing to repair by time: every request is repeated until it is answered."""
 
     def message(self, message: Any) -> None:
-        """Nothing is pushed about map jobs but hints."""
+        """The job has a new owner, or one that was cut off is back: what waits for its answer is asked again."""
+        if isinstance(message, OwnerHere) and message.epoch >= self.epoch:
+            self.epoch = message.epoch
+            self.client.transport.repeat(subjects.job(self.job_id))
 
     def settled(self) -> bool:
         return False  # what is attached still has a reader

@@ -24,6 +24,12 @@ def bytes_blob(client: Client, data: bytes) -> Blob:
         digest, size = hash_segments([data])
         return Blob(digest, size, data)
     client.ready()
+    files = client.blobs.local_files
+    if files is not None:  # the same code is sent along with every job
+        digest, size = hash_segments([data])
+        if files.find(digest, size) is not None:
+            files.sync(digest)
+            return Blob(digest, size)
     blob: Blob = client.submit_blocking(client.blobs.put_segments([data]))
     return blob
 

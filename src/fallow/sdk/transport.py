@@ -78,8 +78,11 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 class Transport(Protocol):
     """Requests, messages and subscriptions. Called on the loop, but for `open`."""
 
-    async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
-        """One reply. Raises TimeoutError."""
+    async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
+        """One reply; asked again every `again_s` while there is none (0: not). Raises TimeoutError."""
+
+    def repeat(self, subject: str) -> None:
+        """Ask again what still waits for an answer on this subject: somebody else is to answer it now."""
 
     def send(self, subject: str, message: Msg) -> None:
         """Publish; may be lost."""
@@ -99,8 +102,11 @@ class NatsTransport:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
 
-    async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
-        return await self.connection.request(subject, message, timeout_s)
+    async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
+        return await self.connection.request(subject, message, timeout_s, again_s)
+
+    def repeat(self, subject: str) -> None:
+        self.connection.repeat(subject)
 
     def send(self, subject: str, message: Msg) -> None:
         self.connection.send(subject, message)
@@ -146,12 +152,16 @@ class BridgeTransport:
         loop = asyncio.get_running_loop()
         return bytes(await loop.run_in_executor(self._threads, self._bridge.ask, kind, body))
 
-    async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
+    async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
+        """The agent, which has the connection, asks again by itself."""
         body = msgspec.msgpack.encode([subject, encode(message), timeout_s])
         reply = await self.ask("request", body)
         if not reply:
             raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s")
         return decode(reply)
+
+    def repeat(self, subject: str) -> None:
+        """The agent does, when its job has a new owner."""
 
     def send(self, subject: str, message: Msg) -> None:
         body = msgspec.msgpack.encode([subject, encode(message)])

@@ -24,6 +24,7 @@ CREATE TABLE jobs (
   retried BIGINT NOT NULL,
   inputs_below BIGINT NOT NULL,
   failed BIGINT DEFAULT '0' NOT NULL,
+  wasted_s DOUBLE PRECISION DEFAULT '0' NOT NULL,
   PRIMARY KEY (number)
 )
 
@@ -165,7 +166,7 @@ CREATE INDEX result_blobs ON result_pages (digest) WHERE NOT inline
 CREATE INDEX result_order ON result_pages (job, seq, start)
 
 -- name: schema
-INSERT INTO alembic_version (version_num) VALUES ('0004')
+INSERT INTO alembic_version (version_num) VALUES ('0005')
 
 -- name: revision
 SELECT alembic_version.version_num
@@ -219,7 +220,7 @@ FROM jobs
 WHERE jobs.job_id = ANY (ARRAY(SELECT CAST(json_array_elements_text(CAST(%(ids)s::VARCHAR AS JSON)) AS TEXT))) ORDER BY jobs.job_id FOR UPDATE
 
 -- name: create_job
-INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below, failed) VALUES (%(job_id)s::VARCHAR COLLATE "C", %(name)s::VARCHAR COLLATE "C", %(state)s::VARCHAR, %(owner)s::VARCHAR COLLATE "C", %(epoch)s::BIGINT, %(reason)s::VARCHAR, %(total)s::BIGINT, %(created_unix_s)s, %(ended_unix_s)s, %(nodes)s, %(input_error)s::VARCHAR, %(consumed)s::BIGINT, %(retried)s::BIGINT, %(inputs_below)s::BIGINT, %(failed)s::BIGINT)
+INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below, failed, wasted_s) VALUES (%(job_id)s::VARCHAR COLLATE "C", %(name)s::VARCHAR COLLATE "C", %(state)s::VARCHAR, %(owner)s::VARCHAR COLLATE "C", %(epoch)s::BIGINT, %(reason)s::VARCHAR, %(total)s::BIGINT, %(created_unix_s)s, %(ended_unix_s)s, %(nodes)s, %(input_error)s::VARCHAR, %(consumed)s::BIGINT, %(retried)s::BIGINT, %(inputs_below)s::BIGINT, %(failed)s::BIGINT, %(wasted_s)s)
 
 -- name: number
 SELECT jobs.number
@@ -233,7 +234,7 @@ INSERT INTO job_specs (job, spec) VALUES (%(job)s::BIGINT, %(spec)s) ON CONFLICT
 INSERT INTO job_blobs (job, digest) VALUES (%(job)s::BIGINT, %(digest)s::VARCHAR COLLATE "C") ON CONFLICT DO NOTHING
 
 -- name: set_job
-UPDATE jobs SET state=coalesce(%(new_state)s::VARCHAR, jobs.state), reason=coalesce(%(new_reason)s::VARCHAR, jobs.reason), total=coalesce(%(new_total)s::BIGINT, jobs.total), ended_unix_s=coalesce(%(new_ended_unix_s)s, jobs.ended_unix_s), nodes=coalesce(%(new_nodes)s, jobs.nodes), input_error=coalesce(%(new_input_error)s::VARCHAR, jobs.input_error), consumed=coalesce(%(new_consumed)s::BIGINT, jobs.consumed), retried=coalesce(%(new_retried)s::BIGINT, jobs.retried), failed=coalesce(%(new_failed)s::BIGINT, jobs.failed) WHERE jobs.number = %(job)s::BIGINT
+UPDATE jobs SET state=coalesce(%(new_state)s::VARCHAR, jobs.state), reason=coalesce(%(new_reason)s::VARCHAR, jobs.reason), total=coalesce(%(new_total)s::BIGINT, jobs.total), ended_unix_s=coalesce(%(new_ended_unix_s)s, jobs.ended_unix_s), nodes=coalesce(%(new_nodes)s, jobs.nodes), input_error=coalesce(%(new_input_error)s::VARCHAR, jobs.input_error), consumed=coalesce(%(new_consumed)s::BIGINT, jobs.consumed), retried=coalesce(%(new_retried)s::BIGINT, jobs.retried), failed=coalesce(%(new_failed)s::BIGINT, jobs.failed), wasted_s=coalesce(%(new_wasted_s)s, jobs.wasted_s) WHERE jobs.number = %(job)s::BIGINT
 
 -- name: set_inputs_below
 UPDATE jobs SET inputs_below=%(below)s::BIGINT WHERE jobs.number = %(job)s::BIGINT
@@ -279,17 +280,17 @@ WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed
 DELETE FROM jobs WHERE jobs.number = %(job)s::BIGINT
 
 -- name: get_job
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, jobs.wasted_s, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C"
 
 -- name: list_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, jobs.wasted_s, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number ORDER BY jobs.number DESC
  LIMIT %(count)s::BIGINT OFFSET 0
 
 -- name: list_active_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, jobs.wasted_s, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.state IN ('open', 'running') ORDER BY jobs.number DESC
  LIMIT %(count)s::BIGINT OFFSET 0

@@ -84,6 +84,7 @@ class SetJob(Op, frozen=True):
     consumed: int | None = None
     retried: int | None = None
     failed: int | None = None
+    wasted_s: float | None = None
 
 
 class PutInputPage(Op, frozen=True):
@@ -202,6 +203,8 @@ class StoredJob(Struct, frozen=True):
     """Index (ordered) below which an attached client has everything."""
     retried: int
     failed: int = 0
+    wasted_s: float = 0.0
+    """Run time lost because owners wanted their machines back."""
 
 
 class PageIndex(Struct, frozen=True, array_like=True):
@@ -239,9 +242,10 @@ class Store(Protocol):
         """Become the owner under the next epoch; None if there is no such job. Without `force` only where its owner
         is `owner` itself, has no live session, or released it; else None too, and get_job says whose it is."""
 
-    def release_job(self, job_id: JobId, epoch: int, to: str = "") -> None:
+    def release_job(self, job_id: JobId, epoch: int, to: str = "", owner: str = "") -> None:
         """Give a job up under the next epoch: free for whoever acquires it, or `to` another coordinator, which then
-        acquires it. Raises OwnershipLost where `epoch` is not the present one."""
+        acquires it. Raises OwnershipLost where `epoch` is not the present one, or `owner` (if given) not its owner: two
+        that were both sent a new job call it theirs under the same first epoch until one of them commits."""
 
     def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
         """Jobs that have not ended, oldest first, which acquire_job gives without force: free ones, and those whose

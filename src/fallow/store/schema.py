@@ -9,7 +9,7 @@ from __future__ import annotations
 from fallow.store.database import Session
 from fallow.store.protocol import SchemaTooNew, SchemaTooOld, StoreError, StoreMoved
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 """The migration that tables.py equals."""
 
 MOVING_TO = "moving_to"

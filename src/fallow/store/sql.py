@@ -158,9 +158,10 @@ class SqlStore:
         rows = self._write(take)
         return _stored_job(rows[0]) if rows else None
 
-    def release_job(self, job_id: JobId, epoch: int, to: str = "") -> None:
+    def release_job(self, job_id: JobId, epoch: int, to: str = "", owner: str = "") -> None:
         def release(session: Session) -> None:
-            if [row[1] for row in session.run("lock_job", {"id": job_id})] != [epoch]:
+            held = session.run("lock_job", {"id": job_id})
+            if [row[1] for row in held] != [epoch] or owner not in ("", held[0][0]):
                 raise OwnershipLost([job_id])
             session.run("release_job", {"id": job_id, "held_epoch": epoch, "new_owner": to})
 
@@ -376,9 +377,10 @@ def _close(session: Session) -> None:
 
 
 def _stored_job(row: Row) -> StoredJob:
-    state, reason, owner, epoch, total, created, ended, nodes, input_error, consumed, retried, failed, spec = row
+    state, reason, owner, epoch, total, created, ended, nodes, input_error, consumed, retried, failed = row[:12]
+    wasted_s, spec = row[12:]
     return StoredJob(
         spec=_decode_spec(spec), state=JobState(state), reason=reason, owner=owner, epoch=epoch, total=total,
         created_unix_s=created, ended_unix_s=ended, nodes=_decode_counts(nodes), input_error=input_error,
-        consumed=consumed, retried=retried, failed=failed,
+        consumed=consumed, retried=retried, failed=failed, wasted_s=wasted_s,
     )  # fmt: skip

@@ -24,6 +24,7 @@ CREATE TABLE jobs (
   retried BIGINT NOT NULL,
   inputs_below BIGINT NOT NULL,
   failed BIGINT DEFAULT '0' NOT NULL,
+  wasted_s FLOAT DEFAULT '0' NOT NULL,
   PRIMARY KEY (number)
 )
 
@@ -165,7 +166,7 @@ CREATE INDEX result_blobs ON result_pages (digest) WHERE NOT inline
 CREATE INDEX result_order ON result_pages (job, seq, start)
 
 -- name: schema
-INSERT INTO alembic_version (version_num) VALUES ('0004')
+INSERT INTO alembic_version (version_num) VALUES ('0005')
 
 -- name: revision
 SELECT alembic_version.version_num
@@ -219,7 +220,7 @@ FROM jobs
 WHERE jobs.job_id IN (SELECT value FROM json_each(:ids)) ORDER BY jobs.job_id
 
 -- name: create_job
-INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below, failed) VALUES (:job_id, :name, :state, :owner, :epoch, :reason, :total, :created_unix_s, :ended_unix_s, :nodes, :input_error, :consumed, :retried, :inputs_below, :failed)
+INSERT INTO jobs (job_id, name, state, owner, epoch, reason, total, created_unix_s, ended_unix_s, nodes, input_error, consumed, retried, inputs_below, failed, wasted_s) VALUES (:job_id, :name, :state, :owner, :epoch, :reason, :total, :created_unix_s, :ended_unix_s, :nodes, :input_error, :consumed, :retried, :inputs_below, :failed, :wasted_s)
 
 -- name: number
 SELECT jobs.number
@@ -233,7 +234,7 @@ INSERT INTO job_specs (job, spec) VALUES (:job, :spec) ON CONFLICT DO NOTHING
 INSERT INTO job_blobs (job, digest) VALUES (:job, :digest) ON CONFLICT DO NOTHING
 
 -- name: set_job
-UPDATE jobs SET state=coalesce(:new_state, jobs.state), reason=coalesce(:new_reason, jobs.reason), total=coalesce(:new_total, jobs.total), ended_unix_s=coalesce(:new_ended_unix_s, jobs.ended_unix_s), nodes=coalesce(:new_nodes, jobs.nodes), input_error=coalesce(:new_input_error, jobs.input_error), consumed=coalesce(:new_consumed, jobs.consumed), retried=coalesce(:new_retried, jobs.retried), failed=coalesce(:new_failed, jobs.failed) WHERE jobs.number = :job
+UPDATE jobs SET state=coalesce(:new_state, jobs.state), reason=coalesce(:new_reason, jobs.reason), total=coalesce(:new_total, jobs.total), ended_unix_s=coalesce(:new_ended_unix_s, jobs.ended_unix_s), nodes=coalesce(:new_nodes, jobs.nodes), input_error=coalesce(:new_input_error, jobs.input_error), consumed=coalesce(:new_consumed, jobs.consumed), retried=coalesce(:new_retried, jobs.retried), failed=coalesce(:new_failed, jobs.failed), wasted_s=coalesce(:new_wasted_s, jobs.wasted_s) WHERE jobs.number = :job
 
 -- name: set_inputs_below
 UPDATE jobs SET inputs_below=:below WHERE jobs.number = :job
@@ -279,17 +280,17 @@ WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed
 DELETE FROM jobs WHERE jobs.number = :job
 
 -- name: get_job
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, jobs.wasted_s, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.job_id = :id
 
 -- name: list_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, jobs.wasted_s, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number ORDER BY jobs.number DESC
  LIMIT :count OFFSET 0
 
 -- name: list_active_jobs
-SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, job_specs.spec
+SELECT jobs.state, jobs.reason, jobs.owner, jobs.epoch, jobs.total, jobs.created_unix_s, jobs.ended_unix_s, jobs.nodes, jobs.input_error, jobs.consumed, jobs.retried, jobs.failed, jobs.wasted_s, job_specs.spec
 FROM jobs JOIN job_specs ON job_specs.job = jobs.number
 WHERE jobs.state IN ('open', 'running') ORDER BY jobs.number DESC
  LIMIT :count OFFSET 0

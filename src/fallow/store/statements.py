@@ -51,6 +51,7 @@ SETTABLE = (
     "consumed",
     "retried",
     "failed",
+    "wasted_s",
 )
 """Columns of a job that SetJob sets."""
 
@@ -91,7 +92,7 @@ ALL_INPUTS = 1 << 62
 _NUMBER = select(_jobs.number).where(_jobs.job_id == bindparam("id")).scalar_subquery()
 _JOB = select(
     *(_jobs[name] for name in ("state", "reason", "owner", "epoch", "total", "created_unix_s", "ended_unix_s")),
-    *(_jobs[name] for name in ("nodes", "input_error", "consumed", "retried", "failed")),
+    *(_jobs[name] for name in ("nodes", "input_error", "consumed", "retried", "failed", "wasted_s")),
     _specs.spec,
 ).join(tables.job_specs, _specs.job == _jobs.number)
 _ACTIVE: list[ColumnElement[str]] = [literal_column(f"'{state}'") for state in JobState if not state.is_final]

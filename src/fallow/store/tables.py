@@ -66,6 +66,7 @@ jobs = Table(
     Column("retried", BigInteger, nullable=False),
     Column("inputs_below", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False, server_default="0"),
+    Column("wasted_s", _Real, nullable=False, server_default="0"),
     Index("jobs_by_id", "job_id", unique=True),
     Index("jobs_by_name", "name", "number"),
     Index("jobs_by_state", "state", "number"),

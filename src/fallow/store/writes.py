@@ -53,7 +53,7 @@ def _create_jobs(batch: Batch, ops: list[CreateJob]) -> None:
             {
                 "job_id": spec.job_id, "name": spec.name, "state": JobState.OPEN.value, "owner": op.owner,
                 "epoch": 1, "reason": "", "total": -1, "created_unix_s": op.unix_s, "ended_unix_s": 0.0,
-                "nodes": encode({}), "input_error": "", "consumed": 0, "retried": 0, "failed": 0,
+                "nodes": encode({}), "input_error": "", "consumed": 0, "retried": 0, "failed": 0, "wasted_s": 0.0,
                 "inputs_below": 0,
             },
         )  # fmt: skip

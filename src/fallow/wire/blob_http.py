@@ -12,6 +12,7 @@ import os
 import random
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from fallow.model.ids import Digest
 from fallow.wire import subjects
 from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
+from fallow.wire.repeats import AGAIN_S
 
 if TYPE_CHECKING:
     import aiohttp
@@ -42,6 +44,7 @@ S3_SKIP_S = 300.0
 """A blob that lies in S3 for less than this is not put again. An older one is: that makes it young, so that the
 collection of garbage does not take it before a job names it."""
 
+YOUNG_MARGIN_S = 30.0
 _CHUNK_BYTES = 1 << 20
 _PACED_BYTES = 64 * 1024
 """Where a rate is to be held, transfers go in pieces of this size, so that they are even."""
@@ -63,7 +66,7 @@ def pool_signer(connection: Connection) -> Signer:
     which of them it is reached: then it is the host that NATS was reached by."""
 
     async def sign(method: str, digest: Digest, size: int) -> str:
-        answer = await connection.request(subjects.POOL, SignBlobs(method, ((digest, size),)), _SIGN_TIMEOUT_S)
+        answer = await connection.request(subjects.POOL, SignBlobs(method, ((digest, size),)), _SIGN_TIMEOUT_S, AGAIN_S)
         if isinstance(answer, Refused):
             if answer.kind == "overloaded":
                 raise TimeoutError(answer.message)
@@ -132,6 +135,8 @@ class HttpBlobs:
         self._backoff_s = backoff_s
         self._limit = attempts
         self._client: aiohttp.ClientSession | None = None
+        self._young: dict[Digest, float] = {}
+        """Blobs that lie in S3 since a short while ago, and until when (monotonic) that holds."""
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -219,6 +224,8 @@ class HttpBlobs:
         raise PoolRefused(f"the pool's copy of blob {digest[:16]} is damaged: its bytes are not its own.", "invalid")
 
     async def _put(self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]]) -> None:
+        if self._young.get(digest, 0.0) > time.monotonic():
+            return
         attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s)
         session = self._session()
         upload = {UPLOAD_ID: secrets.token_hex(8)}
@@ -241,6 +248,7 @@ class HttpBlobs:
                 if _S3 in url.query:
                     if not await self._is_in_s3(digest, size):
                         await self._put_whole(url, digest, size, body(0))
+                        self._note_young(digest, S3_SKIP_S)
                     return
                 async with session.head(url, headers=upload) as answer:
                     await _check(answer, digest)
@@ -276,7 +284,17 @@ class HttpBlobs:
                 )
             except (KeyError, ValueError, TypeError):
                 return False
-            return answer.content_length == size and age.total_seconds() < S3_SKIP_S
+            left_s = S3_SKIP_S - age.total_seconds()
+            if answer.content_length != size or left_s <= 0:
+                return False
+            self._note_young(digest, left_s)
+            return True
+
+    def _note_young(self, digest: Digest, left_s: float) -> None:
+        """The same code comes with every job of a script: while it is young in S3, that is not even asked."""
+        now = time.monotonic()
+        self._young = {known: until for known, until in self._young.items() if until > now}
+        self._young[digest] = now + min(left_s, S3_SKIP_S) - YOUNG_MARGIN_S
 
     async def _put_whole(self, url: URL, digest: Digest, size: int, body: AsyncIterator[bytes]) -> None:
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost shows in one place)
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,9 @@ MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 PENDING_BYTES_LIMIT = 256 * 1024 * 1024
 
-PING_EVERY_S = 1
+PING_EVERY_S = 1.0
+PING_OFTEN_S = 0.5
+"""The same for those who are few, and whom others wait for: coordinators and customers."""
 PINGS_UNANSWERED = 2
 """A server that answers nothing for so long is stopped or cut off, though its connection stands: another is taken."""
 
@@ -53,12 +56,17 @@ class Connection:
 
     def __init__(self, client: DirectClient) -> None:
         self._client = client
+        self._since = time.monotonic()
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
 
     @property
     def is_connected(self) -> bool:
         return bool(self._client.is_connected)
+
+    def has_listened(self, seconds: float) -> bool:
+        """Whether it was connected all that time: else others' silence means nothing."""
+        return self.is_connected and time.monotonic() - self._since >= seconds
 
     @property
     def server_host(self) -> str:
@@ -82,18 +90,23 @@ class Connection:
         """As `send`, from any thread, but for False where it cannot be written at once."""
         return self._client.send_now(subject, encode(message))
 
-    async def request(self, subject: str, message: Msg, timeout_s: float) -> Any:
-        """Ask and wait for one reply. Raises TimeoutError; no responder counts as one."""
-        data = await self.request_bytes(subject, encode(message), timeout_s)
+    async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
+        """Ask and wait for one reply. Raises TimeoutError; no responder counts as one. `again_s`: sent again that often
+        while there is no answer (0: once)."""
+        data = await self.request_bytes(subject, encode(message), timeout_s, again_s)
         return decode(data)
 
-    async def request_bytes(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+    async def request_bytes(self, subject: str, data: bytes, timeout_s: float, again_s: float = 0.0) -> bytes:
         try:
-            return await self._client.ask(subject, data, timeout_s)
+            return await self._client.ask(subject, data, timeout_s, again_s)
         except TimeoutError as error:
             raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:
             raise TimeoutError(f"not connected while asking on {subject}") from error
+
+    def repeat(self, subject: str) -> None:
+        """Send again what still waits for an answer on this subject."""
+        self._client.repeat(subject)
 
     async def subscribe(self, subject: str, handler: Handler, queue: str = "") -> Any:
         """Call `handler` with every message. One that cannot be decoded is dropped: a stranger's or a newer one's."""
@@ -132,12 +145,17 @@ class Connection:
             await asyncio.wait_for(self._client.close(), 2.0)
 
 
-async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Connection:
+async def connect(
+    address: PoolAddress, name: str, timeout_s: float = 5.0, ping_every_s: float = PING_EVERY_S
+) -> Connection:
     """Connect to the pool's NATS. Raises PoolUnreachable or PoolRefused in words when the first attempt fails
-    for `timeout_s`; afterwards reconnects for ever."""
+    for `timeout_s`; afterwards reconnects for ever. A server is left after three pings without an answer."""
     holder: list[Connection] = []
 
     async def reconnected() -> None:
+        if holder:
+            holder[0]._since = time.monotonic()
+            holder[0]._client.repeat()
         for callback in holder[0].on_reconnect if holder else ():
             callback()
 
@@ -163,7 +181,7 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.2,  # type: ignore[arg-type]
             connect_timeout=max(1, int(min(timeout_s, ATTEMPT_S))),
-            ping_interval=PING_EVERY_S,
+            ping_interval=ping_every_s,  # type: ignore[arg-type]
             max_outstanding_pings=PINGS_UNANSWERED,
             pending_size=PENDING_BYTES_LIMIT,
             flusher_queue_size=65536,
@@ -171,6 +189,9 @@ async def connect(address: PoolAddress, name: str, timeout_s: float = 5.0) -> Co
             disconnected_cb=disconnected,
             error_cb=failed,
         )
+        # The order of the servers was drawn; the one that it has now stands last in it. Should that one stop, it is not
+        # to be tried first: it takes connections, and greets nobody.
+        client.options["dont_randomize"] = True
         return client
 
     try:

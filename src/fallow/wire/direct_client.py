@@ -36,6 +36,23 @@ WRITE_NOW_EVERY_S = 0.0001
 """What follows sooner waits for the flusher, which writes many messages by one system call."""
 
 
+AGAIN_BYTES = 64 * 1024
+"""Larger requests are not repeated while they may still be answered."""
+
+
+class _Asked:
+    """A request that waits for its answer, and how to send it again."""
+
+    __slots__ = ("answer", "inbox", "payload", "subject", "timer")
+
+    def __init__(self, subject: str, payload: bytes, inbox: str, answer: asyncio.Future[bytes]) -> None:
+        self.subject = subject
+        self.payload = payload
+        self.inbox = inbox
+        self.answer = answer
+        self.timer: asyncio.TimerHandle | None = None
+
+
 class DirectParser(Parser):
     """The library's parser, for two that give it data: one at a time, in the order in which they came."""
 
@@ -66,7 +83,7 @@ class DirectClient(Client):
         self._direct: dict[int, Receive] = {}
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
         self._inbox_sid = -1
-        self._asked: dict[bytes, asyncio.Future[bytes]] = {}
+        self._asked: dict[bytes, _Asked] = {}
         self._next_ask = 0
         self._listening: asyncio.Task[Any] | None = None
         self._waiting: deque[Coroutine[Any, Any, None]] = deque()
@@ -204,12 +221,12 @@ class DirectClient(Client):
             await self._process_op_err(error)
 
     def _answered(self, subject: bytes, data: bytes, headers: bytes) -> None:
-        answer = self._asked.get(subject)
-        if answer is not None and not answer.done():
+        asked = self._asked.get(subject)
+        if asked is not None and not asked.answer.done():
             if headers and not data:
-                answer.set_exception(TimeoutError("nobody listens"))  # the server says so by a status of 503
+                asked.answer.set_exception(TimeoutError("nobody listens"))  # the server says so by a status of 503
             else:
-                answer.set_result(data)
+                asked.answer.set_result(data)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if sid == self._inbox_sid:
@@ -320,8 +337,9 @@ class DirectClient(Client):
 
     # ------------------------------------------------------------ asking
 
-    async def ask(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
-        """Send and wait for one reply. Raises TimeoutError, at once where nobody listens."""
+    async def ask(self, subject: str, payload: bytes, timeout_s: float, again_s: float = 0.0) -> bytes:
+        """Send and wait for one reply. Raises TimeoutError, at once where nobody listens. `again_s`: while there is
+        none, send it again that often, since the first may have gone to somebody who is stopped, or be lost."""
         if self._listening is None:
             self._listening = asyncio.ensure_future(self.subscribe(self._inbox + ".*"))
         if self._inbox_sid < 0:
@@ -329,14 +347,34 @@ class DirectClient(Client):
             self._inbox_sid = subscription._id
         self._next_ask += 1
         inbox = f"{self._inbox}.{self._next_ask}"
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[inbox.encode()] = answer
+        loop = asyncio.get_running_loop()
+        asked = _Asked(subject, payload, inbox, loop.create_future())
+        self._asked[inbox.encode()] = asked
         try:
             self.send(subject, payload, inbox)
+            if again_s and len(payload) <= AGAIN_BYTES:
+                asked.timer = loop.call_later(again_s, self._ask_again, asked, again_s)
             async with asyncio.timeout(timeout_s):
-                return await answer
+                return await asked.answer
         finally:
             del self._asked[inbox.encode()]
+            if asked.timer is not None:
+                asked.timer.cancel()
+
+    def _ask_again(self, asked: _Asked, again_s: float) -> None:
+        self._send_again(asked)
+        asked.timer = asyncio.get_running_loop().call_later(again_s, self._ask_again, asked, again_s)
+
+    def _send_again(self, asked: _Asked) -> None:
+        with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+            self.send(asked.subject, asked.payload, asked.inbox)
+
+    def repeat(self, subject: str = "") -> None:
+        """Send again, now, what still waits for an answer on this subject ('': on any): who was to answer is gone, or
+        the connection is a new one."""
+        for asked in list(self._asked.values()):
+            if not asked.answer.done() and subject in ("", asked.subject) and len(asked.payload) <= AGAIN_BYTES:
+                self._send_again(asked)
 
 
 @lru_cache(4096)

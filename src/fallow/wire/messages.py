@@ -306,6 +306,13 @@ class CallsUnknown(Msg, frozen=True):
     """Calls that are with a worker now."""
 
 
+class OwnerHere(Msg, frozen=True):
+    """To a job's client, from a new owner, or one that was cut off: what was asked meanwhile is to be asked again."""
+
+    job_id: JobId
+    epoch: int
+
+
 # ---------------------------------------------------------------- agent -> the leader (subject BEAT)
 
 
@@ -596,7 +603,7 @@ Message = (
     | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
     | AppendCalls | SyncCalls | CancelCalls
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
-    | LogLines | CallResults | CallsUnknown
+    | LogLines | CallResults | CallsUnknown | OwnerHere
     | OwnerReport | Place | Verdict | PoolState | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | SaveCheckpoint | AssignRefused | NodeLog
     | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck

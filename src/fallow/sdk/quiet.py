@@ -1,0 +1,45 @@
+"""Looks at whether anybody speaks of what was sent: it may be lost, or whoever it was sent to be gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fallow.sdk.transport import LoopThread
+
+QUIET_S = 0.4
+"""A call that nobody has spoken of for so long may be lost: it is asked about, soon and then more seldom."""
+QUIET_MOST_S = 2.0
+"""From then on the client's tick is often enough."""
+
+
+class Quiet:
+    """`heard`: when somebody spoke last, by the loop's clock; `waits`: whether anything is waited for; `repair`: asks.
+    One timer serves all calls of a function, so that a call costs a look at `is_armed`."""
+
+    def __init__(
+        self, thread: LoopThread, heard: Callable[[], float], waits: Callable[[], bool], repair: Callable[[], None]
+    ) -> None:
+        self._thread = thread
+        self._heard = heard
+        self._waits = waits
+        self._repair = repair
+        self.is_armed = False
+
+    def arm(self) -> None:
+        """From any thread: something was sent."""
+        self.is_armed = True
+        self._thread.call(self._wait, QUIET_S)
+
+    def _wait(self, quiet_s: float) -> None:
+        self._thread.loop.call_later(quiet_s, self._look, quiet_s)
+
+    def _look(self, quiet_s: float) -> None:
+        if self._waits() and self._thread.loop.time() - self._heard() >= quiet_s:
+            self._repair()
+            quiet_s *= 2
+        if self._waits() and quiet_s < QUIET_MOST_S:
+            self._wait(quiet_s)
+        else:
+            self.is_armed = False
