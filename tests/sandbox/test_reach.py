@@ -140,6 +140,7 @@ class Listeners:
 
     def __init__(self, folder: Path) -> None:
         self.heard: list[str] = []
+        self.datagrams: list[tuple[str, bytes]] = []
         self.addresses: dict[str, object] = {}
         self._sockets: list[socket.socket] = []
         self._folder = folder
@@ -172,7 +173,7 @@ class Listeners:
                 if kind == socket.SOCK_STREAM:
                     listener.accept()[0].close()
                 else:
-                    listener.recv(100)
+                    self.datagrams.append((name, listener.recv(100)))
                 self.heard.append(name)
 
     def close(self) -> None:
