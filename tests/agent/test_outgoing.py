@@ -76,7 +76,7 @@ async def spoken(tmp_path: Path) -> AsyncIterator[tuple[Process, Recorder, Zygot
     for descriptor in (out, error):
         os.set_blocking(descriptor, False)
     process = Process(zygote, 1, 0, recorder, ours, WorkerMap(), out, error, str(tmp_path), confined)
-    process.started(os.getpid())
+    process.started(os.getpid(), 0)
     yield process, recorder, zygote, theirs
     process.ended(-9, False, "")
     theirs.close()

@@ -26,7 +26,10 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 @pytest.mark.parametrize(
     ("sandbox", "words"),
     [
-        ('least = "machine"', "Strangers' code runs here in the tier 'machine' or above; bubblewrap gives 'isolated'"),
+        (
+            'backend = "bubblewrap"\nleast = "machine"',
+            "Strangers' code runs here in the tier 'machine' or above; bubblewrap gives 'isolated'",
+        ),
         ('backend = "process"', "the tier 'isolated' or above; process gives 'process'"),
         ('backend = "firejail"', "sandbox.backend is 'firejail'; expected one of"),
     ],

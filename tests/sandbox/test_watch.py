@@ -10,12 +10,14 @@ from pathlib import Path
 from fallow.sandbox.watch import Watch
 
 WITHIN_S = 30.0
+LIMIT_BYTES = 32 << 20
+"""Well above what this process may hold in files of its own, which count as its sandbox's here."""
 
 
 def test_a_reserve_is_not_looked_at_until_it_is_taken(tmp_path: Path) -> None:
     ended = threading.Event()
     log_out, log_in = os.pipe()
-    watch = Watch(os.getpid(), (str(tmp_path),), 1 << 20, 0, (), log_out, str(tmp_path / "log"), ended.set)
+    watch = Watch(os.getpid(), (str(tmp_path),), LIMIT_BYTES, 0, (), log_out, str(tmp_path / "log"), ended.set)
     looked = threading.Event()
     look = watch._look
 
@@ -33,7 +35,7 @@ def test_a_reserve_is_not_looked_at_until_it_is_taken(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     looked.clear()
-    (tmp_path / "flood").write_bytes(b"x" * (4 << 20))
+    (tmp_path / "flood").write_bytes(b"x" * (LIMIT_BYTES * 5 // 4))
     assert not looked.wait(0.6), "two looks would have been due"
     assert not ended.is_set()
     watch.guard(True)
