@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -10,14 +11,14 @@ from pathlib import Path
 from fallow.sandbox.watch import Watch
 
 WITHIN_S = 30.0
-LIMIT_BYTES = 32 << 20
-"""Well above what this process may hold in files of its own, which count as its sandbox's here."""
+LIMIT_BYTES = 1 << 20
 
 
 def test_a_reserve_is_not_looked_at_until_it_is_taken(tmp_path: Path) -> None:
     ended = threading.Event()
+    inside = subprocess.Popen(["sleep", "600"], start_new_session=True)
     log_out, log_in = os.pipe()
-    watch = Watch(os.getpid(), (str(tmp_path),), LIMIT_BYTES, 0, (), log_out, str(tmp_path / "log"), ended.set)
+    watch = Watch(inside.pid, (str(tmp_path),), LIMIT_BYTES, 0, (), log_out, str(tmp_path / "log"), ended.set)
     looked = threading.Event()
     look = watch._look
 
@@ -43,3 +44,5 @@ def test_a_reserve_is_not_looked_at_until_it_is_taken(tmp_path: Path) -> None:
     assert "of disk that it may use" in watch.why
     os.close(log_in)
     watch.stop()
+    inside.kill()
+    inside.wait()

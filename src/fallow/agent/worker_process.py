@@ -294,8 +294,16 @@ class Process:
         return min(wait_s, POLL_S) if limit else wait_s
 
     def _time_out(self, limit_s: float) -> None:
-        """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
+        """Kill it, after a moment in which it can say where it hangs. Being asked may wake it: the verdict stands, and
+        what it says from here on does not count."""
+        token = self._token
+        self._drain()
+        if self._token is not token or self._verdict is not None:
+            return  # it has ended in time, and that was not heard yet
         self._hung = index, count = self._in_progress()
+        with contextlib.suppress(ValueError, OSError):
+            self._loop.remove_reader(self._sock.fileno())
+        self._deaf = True
         self._pipes[1].muted = True
         if count == 1:
             self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
