@@ -16,7 +16,7 @@ from fallow.model.node import NodeInfo, NodeSpec
 from fallow.model.states import NodeEvent, NodeState, node_transition
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
-from fallow.wire.messages import Assign, Beat, BeatAck, Place
+from fallow.wire.messages import Assign, Beat, BeatAck, NodeAnew, Place
 
 REASSIGN_AFTER_S = 1.5
 """An assignment that a beat does not show by then is sent again."""
@@ -118,6 +118,8 @@ class NodeRegistry:
         """Slots of each job, by the last plan."""
         self.spec_of: Callable[[JobId], JobSpec | None] = lambda _: None
         self.place_elsewhere: Callable[[Place], bool] = lambda _: False
+        self.on_anew: Callable[[NodeAnew], None] = lambda _: None
+        """A node's agent has started anew."""
 
     def lead(self, epoch: int) -> None:
         """This coordinator's plans count from now on, under this epoch; what nodes do is learnt from their beats."""
@@ -150,7 +152,9 @@ class NodeRegistry:
                 fresh.judged_speed = entry.judged_speed
                 fresh.judged_gpu_speed = entry.judged_gpu_speed
                 fresh.wasted_s = entry.wasted_s
-                if entry.session == beat.session:
+                if entry.session != beat.session:
+                    self.on_anew(NodeAnew(beat.node_id, beat.spec.name, beat.session))
+                else:
                     fresh.assigned, fresh.sent_at, fresh.state = entry.assigned, entry.sent_at, entry.state
             entry = self.entries[beat.node_id] = fresh
             changed = True

@@ -20,7 +20,7 @@ from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
-from fallow.core.presence import LEAST_INTERVAL_S, lost_after_s
+from fallow.core.presence import silent_nodes
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
 from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
@@ -34,6 +34,7 @@ from fallow.wire.messages import (
     HandInAck,
     Held,
     Lease,
+    NodeAnew,
     OwnerHere,
     Place,
     Pull,
@@ -54,7 +55,6 @@ KEPT_RESULT_BYTES = 16 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
-LEAST_LOST_AFTER_S = lost_after_s(LEAST_INTERVAL_S)
 
 
 class OwnedJob:
@@ -158,14 +158,19 @@ class OwnedJob:
         if message.gone:
             self.forget_node(node_id, f"{message.name} left the pool")
             return
-        if self._sessions.get(node_id, message.session) != message.session:
-            self.on_node_lost(node_id, f"the agent of {message.name} started anew")
+        self.node_anew(NodeAnew(node_id, message.name, message.session))
         self._sessions[node_id] = message.session
         self._intervals_s[node_id] = message.interval_s
         self.nodes_seen[node_id] = self.context.now()
         self.perform(self.progress.beat(node_id, message.leases, self.context.now(), message.interval_s))
         if self.progress.pulls:
             self.dispatch()
+
+    def node_anew(self, message: NodeAnew) -> None:
+        """What an earlier session of the node held is lost."""
+        if self._sessions.get(message.node_id, message.session) != message.session:
+            self._sessions[message.node_id] = message.session
+            self.on_node_lost(message.node_id, f"the agent of {message.name} started anew")
 
     def on_checkpoint(self, message: SaveCheckpoint, reply: str) -> None:
         """A task saves its state: keep it, then say so."""
@@ -179,14 +184,7 @@ class OwnedJob:
 
     def check_nodes(self, now: float) -> None:
         """Nodes that have been silent for too long are lost."""
-        intervals = self._intervals_s
-        silent = [
-            (node_id, limit_s)
-            for node_id, seen in self.nodes_seen.items()
-            if now - seen > LEAST_LOST_AFTER_S
-            and now - seen > (limit_s := lost_after_s(intervals.get(node_id, LEAST_INTERVAL_S)))
-        ]
-        for node_id, limit_s in silent:
+        for node_id, limit_s in silent_nodes(self.nodes_seen, self._intervals_s, now):
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
     def forget_node(self, node_id: NodeId, reason: str) -> None:

@@ -18,6 +18,7 @@ from fallow.wire.messages import (
     Handover,
     JobReport,
     Msg,
+    NodeAnew,
     OwnerReport,
     PoolState,
 )
@@ -65,6 +66,7 @@ class Peers:
         self.on_change: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
         self.on_drain: Callable[[DrainCoordinator, str], None] = lambda message, reply: None
+        self.on_node_anew: Callable[[NodeAnew], None] = lambda _: None
         self.pool_slots = 0
         self.pool_strangers = False
         self.leader = ""
@@ -97,6 +99,8 @@ class Peers:
                     self.on_handover(message)
             case DrainCoordinator():
                 self.on_drain(message, reply)
+            case NodeAnew():
+                self.on_node_anew(message)
             case _:
                 pass
 

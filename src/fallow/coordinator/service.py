@@ -44,6 +44,7 @@ from fallow.wire.messages import (
     ListNodes,
     Msg,
     NameLeases,
+    NodeAnew,
     NodeControl,
     NodeLog,
     Ping,
@@ -87,11 +88,13 @@ class Service:
         context.kick_matcher = self.matcher.kick
         context.nodes.spec_of = self.directory.spec_of
         context.nodes.place_elsewhere = self._place_elsewhere
+        context.nodes.on_anew = self._tell_node_anew
         context.session.on_leader = self._lead
         self.peers.own_jobs = self.directory.active.values
         self.peers.on_change = self._peers_changed
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
+        self.peers.on_node_anew = self._node_anew
         self._leading: list[Any] = []
         self._door: Any = None
         self._turning = False
@@ -159,6 +162,15 @@ class Service:
                     self.matcher.kick()
             case _:
                 pass
+
+    def _tell_node_anew(self, message: NodeAnew) -> None:
+        self._node_anew(message)
+        if self.context.session.shared:
+            self.context.connection.send(subjects.OWNERS, message)
+
+    def _node_anew(self, message: NodeAnew) -> None:
+        for owned in list(self.directory.active.values()):
+            owned.node_anew(message)
 
     def _on_beat(self, beat: Beat) -> None:
         if not self.context.session.leads:

@@ -91,6 +91,15 @@ class DrainCoordinator(Msg, frozen=True):
     name: str
 
 
+class NodeAnew(Msg, frozen=True):
+    """Published on OWNERS by the leader: the node's agent started anew as this session. What its owners believe an
+    earlier one to hold is lost, also where the new one has nothing to do with the job."""
+
+    node_id: NodeId
+    name: str
+    session: str
+
+
 # ---------------------------------------------------------------- client -> owner (subject job(id))
 
 
@@ -599,7 +608,7 @@ class Handover(Msg, frozen=True):
 
 Message = (
     GetPool | SubmitJob | ListJobs | ListNodes | FindJob | SignBlobs | NodeControl | ListCoordinators
-    | DrainCoordinator
+    | DrainCoordinator | NodeAnew
     | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
     | AppendCalls | SyncCalls | CancelCalls
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
