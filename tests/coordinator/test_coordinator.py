@@ -32,7 +32,6 @@ from fallow.wire.messages import (
     FindJob,
     GetJob,
     HandIn,
-    Held,
     JobStatus,
     Lease,
     ListJobs,
@@ -332,54 +331,6 @@ async def test_refusal_in_the_resolvers_words_fails_the_job(
     answer = await ask(connection, subjects.job(job.job_id), FetchResults(job.job_id, 0, wait_s=20.0))
     assert (answer.state, answer.reason_kind) == ("failed", "environment")
     assert "nonesuch" in answer.reason
-
-
-async def test_lost_node_gives_its_ranges_to_another(coordinator: CoordinatorProcess, connection: Connection) -> None:
-    one, two = HandAgent(connection, "one"), HandAgent(connection, "two")
-    await one.start()
-    job = spec(CLIENT)
-    await submit(connection, job, 1)
-    lease = await one.lease(job.job_id)
-    await two.start()
-    beating = asyncio.create_task(_beat_for_ever(two))
-    try:
-        again = await two.lease(job.job_id)
-        assert (again.start, again.stop) == (lease.start, lease.stop)
-        assert again.token > lease.token
-        hand_in(one, lease, results(0, 1))
-        hand_in(two, again, results(0, 1))
-        await two.acknowledged()
-        assert await fetch_all(connection, job) == [(0, 1)], "both results were recorded"
-    finally:
-        beating.cancel()
-
-
-async def test_a_node_that_starts_anew_has_lost_what_it_held(
-    coordinator: CoordinatorProcess, connection: Connection
-) -> None:
-    """At once, though the new agent says nothing to the job's owner."""
-    one, two = HandAgent(connection, "one"), HandAgent(connection, "two")
-    await one.start()
-    job = spec(CLIENT)
-    await submit(connection, job, 1)
-    lease = await one.lease(job.job_id)
-    one.send(Held(job.job_id, one.node_id, "one", one.session, (), interval_s=600.0))  # silence is noticed much later
-    await two.start()
-    one.session, one.seq, one.works_for = "another", 0, set()
-    one.beat(one.spec)
-    beating = [asyncio.create_task(_beat_for_ever(agent)) for agent in (one, two)]
-    try:
-        again = await two.lease(job.job_id)
-        assert (again.start, again.stop) == (lease.start, lease.stop)
-    finally:
-        for task in beating:
-            task.cancel()
-
-
-async def _beat_for_ever(agent: HandAgent) -> None:
-    while True:
-        agent.beat()
-        await asyncio.sleep(0.5)
 
 
 async def test_results_by_order_of_recording_and_consumption(

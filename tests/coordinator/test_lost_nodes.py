@@ -1,0 +1,63 @@
+"""Nodes that are lost: silent ones, and those whose agent has started anew."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from fallow.wire.connection import Connection
+from fallow.wire.messages import Held
+
+from .parts import CoordinatorProcess, HandAgent, spec
+from .test_coordinator import CLIENT, fetch_all, hand_in, results, submit
+
+pytestmark = pytest.mark.slow
+
+
+async def test_lost_node_gives_its_ranges_to_another(coordinator: CoordinatorProcess, connection: Connection) -> None:
+    one, two = HandAgent(connection, "one"), HandAgent(connection, "two")
+    await one.start()
+    job = spec(CLIENT)
+    await submit(connection, job, 1)
+    lease = await one.lease(job.job_id)
+    await two.start()
+    beating = asyncio.create_task(_beat_for_ever(two))
+    try:
+        again = await two.lease(job.job_id)
+        assert (again.start, again.stop) == (lease.start, lease.stop)
+        assert again.token > lease.token
+        hand_in(one, lease, results(0, 1))
+        hand_in(two, again, results(0, 1))
+        await two.acknowledged()
+        assert await fetch_all(connection, job) == [(0, 1)], "both results were recorded"
+    finally:
+        beating.cancel()
+
+
+async def test_a_node_that_starts_anew_has_lost_what_it_held(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    """At once, though the new agent says nothing to the job's owner."""
+    one, two = HandAgent(connection, "one"), HandAgent(connection, "two")
+    await one.start()
+    job = spec(CLIENT)
+    await submit(connection, job, 1)
+    lease = await one.lease(job.job_id)
+    one.send(Held(job.job_id, one.node_id, "one", one.session, (), interval_s=600.0))  # silence is noticed much later
+    await two.start()
+    one.session, one.seq, one.works_for = "another", 0, set()
+    one.beat(one.spec)
+    beating = [asyncio.create_task(_beat_for_ever(agent)) for agent in (one, two)]
+    try:
+        again = await two.lease(job.job_id)
+        assert (again.start, again.stop) == (lease.start, lease.stop)
+    finally:
+        for task in beating:
+            task.cancel()
+
+
+async def _beat_for_ever(agent: HandAgent) -> None:
+    while True:
+        agent.beat()
+        await asyncio.sleep(0.5)
