@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.agent.devices.drivers import Driver, build_library
 from tests.pool import Pool, lend_always, running_pool, wait_for
+from tests.small_disk import small_disk_at
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,16 +40,8 @@ def end(pool: Pool, name: str) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 12 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    if done.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
-    try:
+    with small_disk_at(tmp_path / "disk", 12) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False, timeout=60)
 
 
 FILLS = """

@@ -294,16 +294,13 @@ class Process:
         return min(wait_s, POLL_S) if limit else wait_s
 
     def _time_out(self, limit_s: float) -> None:
-        """Kill it, after a moment in which it can say where it hangs. Being asked may wake it: the verdict stands, and
-        what it says from here on does not count."""
+        """Kill it, after a moment in which it can say where it hangs. (Being asked may wake it: the verdict stands.)"""
         token = self._token
         self._drain()
         if self._token is not token or self._verdict is not None:
             return  # it has ended in time, and that was not heard yet
         self._hung = index, count = self._in_progress()
-        with contextlib.suppress(ValueError, OSError):
-            self._loop.remove_reader(self._sock.fileno())
-        self._deaf = True
+        self._stop_hearing()
         self._pipes[1].muted = True
         if count == 1:
             self._verdict = ("timeout", f"task {index} ran longer than its time limit of {limit_s:g} s")
@@ -342,11 +339,15 @@ class Process:
 
     def _misbehaved(self, words: str) -> None:
         """Nothing that Fallow's own worker does: something in the sandbox speaks in its place."""
+        self._stop_hearing()
+        self._unheard.clear()
+        self.kill("worker_lost", f"the worker broke its protocol with this node: {words}")
+
+    def _stop_hearing(self) -> None:
+        """What it says from here on does not count."""
         with contextlib.suppress(ValueError, OSError):
             self._loop.remove_reader(self._sock.fileno())
         self._deaf = True
-        self._unheard.clear()
-        self.kill("worker_lost", f"the worker broke its protocol with this node: {words}")
 
     def _readable(self) -> None:
         try:

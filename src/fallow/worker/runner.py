@@ -250,11 +250,7 @@ class Runner:
         try:
             values.append(self._loaded.call(self._inputs[index]))
         except BaseException as error:
-            if self._may_retry(index, error):
-                self._again.append(index)
-                error.__traceback__ = None
-            else:
-                outbox.fail(index, make_failure(error))
+            self._failed(index, self._inputs[index], error)
         outbox.chunk_ends()
         if self._fold is not None:
             self._fold.add(outbox.drain())

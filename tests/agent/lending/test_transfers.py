@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from fallow.model.job import Blob
 from fallow.wire.blob_http import HttpBlobs
 from fallow.wire.blobs import BlobClient
 from tests.blobs.conftest import Served
+from tests.small_disk import small_disk_at
 
 MB = 1_000_000
 
@@ -66,17 +66,8 @@ async def test_the_rates_hold_for_all_transfers(served: Served, tmp_path: Path) 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, timeout=60
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
-    try:
+    with small_disk_at(tmp_path / "disk", 8) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False, timeout=60)
 
 
 def age(path: Path) -> None:
