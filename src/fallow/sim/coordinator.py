@@ -3,17 +3,19 @@ stop, are cut off from the store, and are taken over from."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import UNNAMED_GRACE_S, JobProgress
-from fallow.model.ids import Digest, Interval, NodeId
+from fallow.model.ids import Digest, Interval
 from fallow.model.job import Blob
 from fallow.model.parts import HeldLease, ResultPage
 from fallow.model.states import JobState
 from fallow.sim.node import HandIn, Node, Slot
 from fallow.sim.truth import Broken, JobRow
+from fallow.wire.messages import BEAT_INTERVAL_S
 
 if TYPE_CHECKING:
     from fallow.sim.world import World
@@ -40,7 +42,7 @@ class Coordinator:
         self.is_cut = False
         """From the store."""
         self.session = 0
-        self.session_ends = float("inf")
+        self.session_ends = math.inf
         self.owned: dict[JobRow, Owned] = {}
         self.buffer: list[tuple[Owned, str, tuple[Any, ...]]] = []
         self.deferred: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
@@ -49,6 +51,10 @@ class Coordinator:
     @property
     def can_serve(self) -> bool:
         return self.is_up and not self.is_stopped and not self.is_cut
+
+    def serves_until(self, strikes_at: float) -> float:
+        """Until when it surely serves, if the next fault strikes then."""
+        return strikes_at if self.can_serve and self.session_ends == math.inf else 0.0
 
 
 class Owned:
@@ -73,7 +79,9 @@ class Owned:
             )
         self._wake_at = -1.0
         self._changes = 0
-        self._nodes: dict[NodeId, None] = {}
+        self.begun: dict[Slot, None] = {}
+        """Slots that began a lease of it which no beat has named yet, in the order in which they did."""
+        self._listens = False
 
     # ------------------------------------------------------------ what arrives
 
@@ -104,22 +112,78 @@ class Owned:
         self.dispatch()
 
     def beat(self, node: Node, held: Sequence[HeldLease]) -> None:
+        if self.begun:
+            for slot in node.slots:
+                self.begun.pop(slot, None)
+        self._take_beat(node, held)
+        if self.progress.pulls:
+            self.dispatch()
+
+    def _take_beat(self, node: Node, held: Sequence[HeldLease]) -> None:
         before = len(self.progress.leases)
         self._perform(self.progress.beat(node.node_id, held, self._world.clock.now), None)
         if len(self.progress.leases) > before:
             # What it adopted may have been handed in since the beat was sent; a later one shows it.
             self._world.clock.after(LATER_BEAT_S, self._world.agents.beat, node, self.row, node.session)
-        if self.progress.pulls:
-            self.dispatch()
 
     def node_lost(self, node: Node, reason: str) -> None:
         self._perform(self.progress.node_lost(node.node_id, reason), None)
         self.dispatch()
 
+    # ------------------------------------------------------------ beats that are no events
+
+    def hear_node(self, node: Node) -> None:
+        """What the node's last beat said of leases that it has begun."""
+        if not self.begun or node.outbox or self.is_dead or self.coordinator.is_stopped:
+            return
+        heard_at = self._world.clock.now - self._world.options.latency_s
+        for slot in node.slots:
+            running = slot.running
+            if slot in self.begun and running is not None and running.began_at + BEAT_INTERVAL_S <= heard_at:
+                self._take_beat(node, node.held(self.row, heard_at))
+                return
+
+    def _hear(self) -> None:
+        """Every beat until now that names a lease begun since the last look. Beats are lost as often as other messages;
+        a node whose hand-in is on its way is heard once that has come."""
+        world = self._world
+        begun = self.begun
+        heard_at = world.clock.now - world.options.latency_s
+        nodes: dict[Node, None] = {}
+        heard, later = [], []
+        for slot in begun:
+            running = slot.running
+            if running is not None and running.row is self.row:
+                if running.began_at + BEAT_INTERVAL_S > heard_at:
+                    break
+                if slot.node.outbox or not world.network.reaches(slot.node.zone):
+                    later.append(slot)
+                    continue
+                nodes[slot.node] = None
+            heard.append(slot)
+        for slot in heard:
+            del begun[slot]
+        for slot in later:
+            del begun[slot]
+            begun[slot] = None
+        for node in nodes:
+            self._take_beat(node, node.held(self.row, heard_at))
+
+    def _listen(self) -> None:
+        self._listens = False
+        if not self.is_dead and not self.coordinator.is_stopped:
+            self.dispatch()
+
     # ------------------------------------------------------------ effects
 
     def dispatch(self) -> None:
         progress = self.progress
+        if self.begun and progress.pulls and not progress.todo and not self._listens:
+            # Near the end it matters which tasks run for long.
+            self._hear()
+            if self.begun:
+                self._listens = True
+                self._world.clock.after(BEAT_INTERVAL_S, self._listen)
         self._perform(progress.dispatch(self._world.clock.now), None)
         if progress.pulls and not progress.todo:
             self._world.leader.kick()
@@ -159,7 +223,11 @@ class Owned:
                 case Wake():
                     self._wake(effect.at)
         if results or faults or ended:
-            world.clock.after(COMMIT_S, self._commit, results, faults, ended, item)
+            now = world.clock.now
+            if self.coordinator.serves_until(world.faults.strikes_at) > now + COMMIT_S:
+                self._commit(results, faults, ended, item)  # nothing can come between
+            else:
+                world.clock.after(COMMIT_S, self._commit, results, faults, ended, item)
         elif item is not None:
             self._acknowledge(item)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from fallow.sim.coordinator import SESSION_S, Coordinator
@@ -20,14 +21,18 @@ class Faults:
         self._world = world
         self._rate = rate_per_hour
         self._is_healed = False
+        self.strikes_at = math.inf
+        """When the next fault comes."""
         self.counts: dict[str, int] = {}
 
     def start(self) -> None:
         self._next()
 
     def _next(self) -> None:
+        self.strikes_at = math.inf
         if self._rate > 0 and not self._is_healed:
-            self._world.clock.after(self._world.chance.expovariate(self._rate / 3600), self._strike)
+            self.strikes_at = self._world.clock.now + self._world.chance.expovariate(self._rate / 3600)
+            self._world.clock.at(self.strikes_at, self._strike)
 
     def _strike(self) -> None:
         if self._is_healed:
@@ -144,6 +149,7 @@ class Faults:
         self._world.network.cut |= fresh
         for node in self._world.nodes:
             if node.zone in fresh and node.is_up:
+                self._world.agents.last_beat(node)
                 self._world.fall_silent(node)
         self._world.clock.after(long_s, self._join_zones, fresh)
 
@@ -171,6 +177,7 @@ class Faults:
     def heal(self) -> None:
         """Everything works again, and goes on working."""
         self._is_healed = True
+        self.strikes_at = math.inf
         self._world.network.loss = self._world.network.duplicate = 0.0
         self._join_zones(set(self._world.network.cut))
         for coordinator in self._world.coordinators:

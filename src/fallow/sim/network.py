@@ -26,13 +26,19 @@ class Network:
         self.sent = 0
         self.lost = 0
 
-    def send(self, zone: int, what: Callable[..., None], *args: Any) -> bool:
-        """Between a node in this zone and the coordinators, either way. False: it never arrives."""
+    def reaches(self, zone: int) -> bool:
+        """Whether a message between a node in this zone and the coordinators arrives."""
         self.sent += 1
-        chance = self._random
-        if (self.cut and zone in self.cut) or chance() < self.loss:
+        if (self.cut and zone in self.cut) or self._random() < self.loss:
             self.lost += 1
             return False
+        return True
+
+    def send(self, zone: int, what: Callable[..., None], *args: Any) -> bool:
+        """Between a node in this zone and the coordinators, either way. False: it never arrives."""
+        if not self.reaches(zone):
+            return False
+        chance = self._random
         self._clock.put(self.latency_s * (0.5 + chance()), what, args)
         if self.duplicate and chance() < self.duplicate:
             self._clock.after(self.latency_s * (1 + 50 * chance()), what, *args)

@@ -14,6 +14,7 @@ from fallow.model.ids import Interval, JobId
 from fallow.model.job import JobSpec
 
 if TYPE_CHECKING:
+    from fallow.sim.coordinator import Owned
     from fallow.sim.node import Slot
 
 
@@ -37,6 +38,8 @@ class JobRow:
     """One byte a task, 1 when it is recorded: the audit does not trust the interval sets that it checks."""
     slots: dict[Slot, None] = field(default_factory=dict)
     """Slots that are assigned to it or run something of it."""
+    owners: list[Owned] = field(default_factory=list)
+    """All that take themselves for its owner."""
 
     def __post_init__(self) -> None:
         self.marks = bytearray(self.total)

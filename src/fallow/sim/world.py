@@ -54,7 +54,6 @@ class World:
         self.take_overs = 0
         self.lost_nodes = 0
         self.retried = 0
-        self._owners: dict[JobRow, list[Owned]] = {row: [] for row in self.rows}
         self._slots = {slot.key: slot for node in self.nodes for slot in node.slots}
         self._by_id = {node.node_id: node for node in self.nodes}
         self._is_healed = False
@@ -89,7 +88,7 @@ class World:
 
     def owner_of(self, row: JobRow) -> Owned | None:
         """The owner that the store knows, if it has the job in memory."""
-        for owned in self._owners[row]:
+        for owned in row.owners:
             if owned.epoch == row.epoch:
                 return owned
         return None
@@ -102,7 +101,7 @@ class World:
     def to_owners(self, node: Node, row: JobRow, kind: str, *args: Any) -> bool:
         """To every coordinator that takes itself for the owner. False: it reaches none."""
         reached = False
-        for owned in self._owners[row]:
+        for owned in row.owners:
             reached = self.network.send(node.zone, self.deliver, owned, kind, args) or reached
         return reached
 
@@ -133,7 +132,7 @@ class World:
             self.clock.after(1.0, self.revoke, node, row, tokens)
 
     def unsubscribe(self, owned: Owned) -> None:
-        owners = self._owners[owned.row]
+        owners = owned.row.owners
         if owned in owners:
             owners.remove(owned)
 
@@ -157,6 +156,7 @@ class World:
             self.agents.beat(node, row, session)
 
     def fall_silent(self, node: Node) -> None:
+        """What its last beats said, the owners have heard (Agents.last_beat)."""
         self.clock.after(NODE_LOST_AFTER_S, self._silent_for_long, node, node.hellos)
 
     def _silent_for_long(self, node: Node, hellos: int) -> None:
@@ -179,7 +179,7 @@ class World:
         if not node.is_up:
             node.rows.clear()
         for row in rows:
-            for owned in list(self._owners[row]):
+            for owned in list(row.owners):
                 self.deliver(owned, "node_lost", (node, reason))
 
     # ------------------------------------------------------------ coordinators
@@ -218,7 +218,7 @@ class World:
         is_first = row.epoch == 0
         owned = Owned(self, coordinator, row)
         coordinator.owned[row] = owned
-        self._owners[row].append(owned)
+        row.owners.append(owned)
         self.clock.note("owner", row.job_id, coordinator.number, owned.epoch)
         if is_first:
             return
@@ -243,7 +243,7 @@ class World:
 
     def job_ended(self, row: JobRow) -> None:
         self.clock.note("ended", row.job_id, len(row.failed))
-        for owned in list(self._owners[row]):
+        for owned in list(row.owners):
             if owned.epoch == row.epoch:
                 self.retried += owned.progress.retried
             owned.die()
