@@ -183,6 +183,33 @@ def test_as_fair_as_a_plan_made_anew(seed: int) -> None:
             assert min(have.get(job_id, 0), job.want) == anew.get(job_id, 0)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_many_nodes_at_once_are_as_many_one_by_one(seed: int) -> None:
+    """Whatever they come with: jobs that are known or not, groups that overlap, paused slots, nodes known already."""
+    pool = Pool(seed)
+    for _ in range(80):
+        pool.event()
+        pool.plan()
+    chance = random.Random(seed)
+    one_by_one, at_once = Planner(), Planner()
+    views = [NodeView(view.spec, dict(view.assigned), view.open) for view in pool.nodes.values()]
+    for view in chance.sample(views, len(views) // 3):
+        view.assigned = {chance.randrange(9): chance.choice([*pool.jobs, JobId("gone"), None]) for _ in range(3)}
+        view.paused = frozenset(range(chance.randrange(view.spec.slots)))
+    views += views[:3]
+    for planner in (one_by_one, at_once):
+        for job in pool.jobs.values():
+            planner.put_job(job)
+    for view in views:
+        one_by_one.put_node(view)
+    at_once.put_nodes(views)
+    for view in pool.nodes:
+        assert at_once.assigned(view) == one_by_one.assigned(view)
+    assert at_once.plan() == one_by_one.plan()
+    for view in pool.nodes:
+        assert at_once.assigned(view) == one_by_one.assigned(view)
+
+
 def test_what_the_nodes_say_wins_over_what_was_planned() -> None:
     pool = Pool(1, plain=True)
     pool.new_node()

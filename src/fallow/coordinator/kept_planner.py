@@ -40,12 +40,14 @@ class KeptPlanner:
         for demand in demands:
             planner.put_job(demand)
         changed, nodes.changed = nodes.changed, {}
+        here = []
         for node_id in changed:
             view = nodes.view(node_id)
             if view is None:
                 planner.remove_node(node_id)
             else:
-                planner.put_node(view)
+                here.append(view)
+        planner.put_nodes(here)
         return planner.plan()
 
     def surely_fits(self, job_id: JobId) -> bool:

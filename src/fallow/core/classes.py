@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fallow.core.demand import JobDemand, NodeView
@@ -77,40 +78,25 @@ class PlannedJob:
         """Groups by node; kept for jobs with max_nodes alone."""
 
 
-class PlannedNode:
-    """A node as the planner keeps it. `free`: bit s is set while slot s is free."""
+class PlannedNode(Struct, eq=False):
+    """A node as the planner keeps it. A struct, since a hundred thousand are made at once."""
 
-    __slots__ = (
-        "before",
-        "free",
-        "free_count",
-        "gpus",
-        "gpus_free",
-        "heads",
-        "is_open",
-        "kind",
-        "memory_bytes",
-        "node_id",
-        "number",
-    )
-
-    def __init__(self, spec: NodeSpec, is_open: bool, kind: NodeClass, number: int) -> None:
-        slots = kind.slots
-        self.number = number
-        self.node_id: NodeId = spec.node_id
-        self.kind = kind
-        self.is_open = is_open
-        self.memory_bytes = spec.memory_bytes
-        self.free = (1 << slots) - 1
-        self.free_count = slots
-        self.gpus: GpuBook | None = None
-        """Whose devices are whose, by the first slot of the group; None: there are none, or nobody has had one yet."""
-        self.gpus_free = kind.device_count
-        """Devices that nobody has any of."""
-        self.heads: tuple[PlannedJob | None, ...] = kind.nothing
-        """The job of each slot that begins a group; one object for many nodes that are alike."""
-        self.before: tuple[JobId | None, ...] | None = None
-        """What `heads` said when the shell last heard of it; None while nothing has changed since."""
+    number: int
+    node_id: NodeId
+    kind: NodeClass
+    memory_bytes: int
+    free: int
+    """Bit s is set while slot s is free."""
+    free_count: int
+    gpus_free: int
+    """Devices that nobody has any of."""
+    heads: tuple[PlannedJob | None, ...]
+    """The job of each slot that begins a group; one object for many nodes that are alike."""
+    is_open: bool = True
+    gpus: GpuBook | None = None
+    """Whose devices are whose, by the first slot of the group; None: there are none, or nobody has had one yet."""
+    before: tuple[JobId | None, ...] | None = None
+    """What `heads` said when the shell last heard of it; None while nothing has changed since."""
 
     def pause(self, slots: Iterable[int]) -> None:
         """Nobody gets these; before the node is in any bucket."""
@@ -173,6 +159,7 @@ class NodeClass:
         "key",
         "memory_floor",
         "node_count",
+        "mask",
         "nothing",
         "open_count",
         "slots",
@@ -188,6 +175,8 @@ class NodeClass:
         self.open_count = spec.slots - len(view.paused)
         """Slots of each node that are not paused."""
         self.nothing = nothing(spec.slots)
+        self.mask = (1 << spec.slots) - 1
+        """Of its slots."""
         self.device_count = len(spec.devices)
         self._speed = speed_step(spec.speed)
         self._gpu_speed = max((speed_step(device.speed) for device in spec.devices), default=0)
@@ -199,6 +188,12 @@ class NodeClass:
             [{} for _ in range(spec.slots + 1)] for _ in range(self.device_count + 1)
         ]
         """By free GPUs, then by free slots; dicts serve as sets that keep their order."""
+
+    def new_node(self, spec: NodeSpec, number: int) -> PlannedNode:
+        """One of the class, of which nobody has anything."""
+        return PlannedNode(
+            number, spec.node_id, self, spec.memory_bytes, self.mask, self.slots, self.device_count, self.nothing
+        )
 
     def groups_per_node(self, job: PlannedJob) -> int:
         most = self.open_count // job.cpu
@@ -285,6 +280,26 @@ def allowed(job: PlannedJob, node: PlannedNode) -> bool:
         return False
     most = demand.spec.max_nodes
     return not most or node in job.nodes or len(job.nodes) < most
+
+
+def plain_heads(view: NodeView, jobs: dict[JobId, PlannedJob]) -> list[tuple[int, PlannedJob]] | None:
+    """`heads_of` where all can stay as it is and there is nothing to look into; None: see there."""
+    found: list[tuple[int, PlannedJob]] = []
+    end = 0
+    slots = view.spec.slots
+    assigned = view.assigned
+    for slot in sorted(assigned) if len(assigned) > 1 else assigned:
+        job_id = assigned[slot]
+        if job_id is None:
+            continue
+        job = jobs.get(job_id)
+        if job is None or not job.is_plain or job.gpus or slot < end:
+            return None
+        end = slot + job.cpu
+        if end > slots:
+            return None
+        found.append((slot, job))
+    return found
 
 
 def heads_of(view: NodeView, jobs: dict[JobId, PlannedJob]) -> dict[int, PlannedJob]:

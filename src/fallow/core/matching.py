@@ -26,6 +26,5 @@ def plan(jobs: Sequence[JobDemand], nodes: Sequence[NodeView]) -> Plan:
     planner = Planner()
     for job in jobs:
         planner.put_job(job)
-    for node in nodes:
-        planner.put_node(node)
+    planner.put_nodes(nodes)
     return planner.plan()

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, repeat
 
 from fallow.core.books import Books
 from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed
 from fallow.core.demand import Plan
 from fallow.core.shares import fair_shares
-from fallow.model.ids import JobId
+from fallow.model.ids import JobId, NodeId, SlotKey
 
 SPREAD_NODES = 8
 """A job goes to so many nodes where it can, so that one lost node hurts little; beyond, it fills whole nodes, so that
@@ -37,6 +37,15 @@ TRIES_LIMIT = 50
 pool it may have to wait for a better one; what is at most asked of a plan is bounded."""
 LEVEL_TRIES_LIMIT = 1_000
 """The same for all jobs together in one round of step 3."""
+
+
+def _begun(
+    changes: dict[SlotKey, JobId | None], nodes: list[NodeId], heads: tuple[PlannedJob | None, ...]
+) -> None:
+    """All these nodes have these groups now."""
+    for slot, head in enumerate(heads):
+        if head is not None:
+            changes.update(zip(zip(nodes, repeat(slot), strict=False), repeat(head.job_id), strict=False))
 
 
 class Planner(Books):
@@ -59,30 +68,35 @@ class Planner(Books):
             moved += self._hand_out_rest(jobs)
             if not moved:
                 break
-        out = Plan()
-        changes = out.changes
-        heads: tuple[PlannedJob | None, ...] = ()
-        begun: list[tuple[int, JobId]] = []
-        for node in self._touched.values():
-            assert node.before is not None
-            node_id = node.node_id
-            if node.before is not node.kind.nothing:
-                for slot, (head, before) in enumerate(zip(node.heads, node.before, strict=True)):
-                    after = None if head is None else head.job_id
-                    if after != before:
-                        changes[node_id, slot] = after
-            else:
-                if node.heads is not heads:
-                    heads = node.heads
-                    begun = [(slot, head.job_id) for slot, head in enumerate(heads) if head is not None]
-                for slot, job_id in begun:
-                    changes[node_id, slot] = job_id
-            node.before = None
-        self._touched = {}
+        out = Plan(self._changes())
         for job in self._jobs.values():
             if job.count:
                 out.shares[job.job_id] = job.count
         return out
+
+    def _changes(self) -> dict[SlotKey, JobId | None]:
+        """By slot, for all that changed since this was asked last."""
+        changes: dict[SlotKey, JobId | None] = {}
+        heads: tuple[PlannedJob | None, ...] = ()
+        alike: list[NodeId] = []
+        """Nodes that had nothing, and have the same now."""
+        for node in self._touched.values():
+            before = node.before
+            node.before = None
+            assert before is not None
+            if before is node.kind.nothing:
+                if node.heads is not heads:
+                    _begun(changes, alike, heads)
+                    heads, alike = node.heads, []
+                alike.append(node.node_id)
+                continue
+            for slot, (head, job_id) in enumerate(zip(node.heads, before, strict=True)):
+                after = None if head is None else head.job_id
+                if after != job_id:
+                    changes[node.node_id, slot] = after
+        _begun(changes, alike, heads)
+        self._touched = {}
+        return changes
 
     def _set_shares(self, jobs: list[PlannedJob]) -> None:
         room: dict[Need, int] = {}
