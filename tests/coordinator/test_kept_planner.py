@@ -111,9 +111,9 @@ class Pool:
                 self.beat(node_id)
 
     def plan(self) -> int:
-        changes = self.kept.plan(list(self.jobs.values())).changes
-        self.registry.assign(changes.items(), self.now)
-        return len(changes)
+        moves = self.kept.plan(list(self.jobs.values())).moves
+        self.registry.assign(moves, self.now)
+        return len(moves)
 
     def check(self) -> None:
         for _ in range(20):

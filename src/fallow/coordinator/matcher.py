@@ -98,7 +98,7 @@ class Matcher:
         nodes.shares = result.shares
         for job_id, owned in self._directory.active.items():
             owned.progress.slots = max(1, result.shares.get(job_id, 0))
-        nodes.assign(result.changes.items(), now)
+        nodes.assign(result.moves, now)
         if now - self._compared_at >= COMPARE_S:
             self._compared_at = now
             self._kept.compare()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from fallow.core.capability import implausible
-from fallow.core.matching import NodeView
+from fallow.core.demand import Moves, NodeView
 from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, beat_interval_s, lost_after_s, quiet_after_s
 from fallow.model.ids import JobId, NodeId, SlotKey
 from fallow.model.job import JobSpec
@@ -274,12 +274,15 @@ class NodeRegistry:
     def alive_specs(self) -> list[NodeSpec]:
         return [entry.judged_spec() for entry in self.entries.values() if entry.state is NodeState.ALIVE]
 
-    def assign(self, changes: Iterable[tuple[SlotKey, JobId | None]], now: float) -> None:
-        for key, job_id in changes:
-            entry = self.entries.get(key[0])
-            if entry is not None and entry.assigned.get(key[1]) != job_id:
-                entry.assigned[key[1]] = job_id
-                self.send_assign(key, job_id, now)
+    def assign(self, moves: Mapping[NodeId, Moves], now: float) -> None:
+        for node_id, moved in moves.items():
+            entry = self.entries.get(node_id)
+            if entry is None:
+                continue
+            for slot, job_id in moved:
+                if entry.assigned.get(slot) != job_id:
+                    entry.assigned[slot] = job_id
+                    self.send_assign((node_id, slot), job_id, now)
 
     def send_assign(self, key: SlotKey, job_id: JobId | None, now: float) -> None:
         """Tell the agent, or the owner of the job, who tells the agent."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, KeysView, Sequence
 
 from fallow.core.classes import (
-    SLOT_BITS,
-    SLOT_MASK,
+    NOTHING,
     Need,
     NodeClass,
     PlannedJob,
@@ -15,6 +14,7 @@ from fallow.core.classes import (
     heads_of,
     nothing,
     plain_heads,
+    slots_of,
 )
 from fallow.core.demand import JobDemand, NodeView
 from fallow.model.ids import JobId, NodeId
@@ -28,10 +28,11 @@ class Books:
         self._nodes: dict[NodeId, PlannedNode] = {}
         self._classes: dict[tuple[object, ...], NodeClass] = {}
         self._fitting: dict[Need, list[NodeClass]] = {}
-        self._by_number: dict[int, PlannedNode] = {}
-        self._next_number = 0
-        self._touched: dict[int, PlannedNode] = {}
-        """Nodes with slots that changed, by number; `before` of each is what the shell last heard."""
+        self._by_number: list[PlannedNode | None] = []
+        self._unused: list[int] = []
+        """Numbers that no node has now."""
+        self._touched: list[PlannedNode] = []
+        """Nodes with slots that changed, and perhaps some that are gone: `before` of those is None."""
         self._slots = 0
         self._free_slots = 0
         self._releases = 0
@@ -72,9 +73,11 @@ class Books:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
-        for slots in list(job.held.values()):
-            for key in list(slots):
-                self._release(job, self._by_number[key >> SLOT_BITS], key & SLOT_MASK)
+        for held in list(job.held.values()):
+            for number, heads in list(held.items()):
+                node = self._node(number)
+                for slot in slots_of(heads):
+                    self._release(job, node, slot)
 
     def put_node(self, view: NodeView) -> None:
         """A node comes, or is another now; `assigned` is what its slots have, whatever was planned before."""
@@ -84,13 +87,11 @@ class Books:
             self.remove_node(node_id)
         key = class_key(spec, len(view.paused))
         kind = self._classes.get(key) or self._new_class(key, view)
-        number = self._next_number
-        self._next_number = number + 1
-        node = kind.new_node(spec, number)
+        self._nodes[node_id] = node = kind.new_node(spec, 0)
+        self._number(node)
         node.is_open = view.open
         if view.paused:
             node.pause(view.paused)
-        self._by_number[number] = self._nodes[node_id] = node
         heads: dict[int, PlannedJob] | None = None
         if view.assigned:
             heads = heads_of(view, self._jobs)
@@ -108,14 +109,17 @@ class Books:
 
     def put_nodes(self, views: Iterable[NodeView]) -> None:
         """`put_node` for many: those that are new, open, and have nothing that must go take a third of the time."""
-        nodes, classes, by_number, jobs = self._nodes, self._classes, self._by_number, self._jobs
+        nodes, classes, jobs = self._nodes, self._classes, self._jobs
         fresh: dict[NodeClass, list[PlannedNode]] = {}
         for view in views:
             spec = view.spec
             node_id = spec.node_id
             heads: list[tuple[int, PlannedJob]] | None = None
-            if view.paused or not view.open or node_id in nodes or (
-                view.assigned and (heads := plain_heads(view, jobs)) is None
+            if (
+                view.paused
+                or not view.open
+                or node_id in nodes
+                or (view.assigned and (heads := plain_heads(view, jobs)) is None)
             ):
                 self._shelve(fresh)
                 fresh = {}
@@ -123,9 +127,8 @@ class Books:
                 continue
             key = class_key(spec)
             kind = classes.get(key) or self._new_class(key, view)
-            number = self._next_number
-            self._next_number = number + 1
-            nodes[node_id] = by_number[number] = node = kind.new_node(spec, number)
+            nodes[node_id] = node = kind.new_node(spec, 0)
+            self._number(node)
             if heads:
                 self._take_up(node, kind, heads)
             elif kind in fresh:
@@ -148,14 +151,14 @@ class Books:
     def _take_up(self, node: PlannedNode, kind: NodeClass, heads: list[tuple[int, PlannedJob]]) -> None:
         """A node that is in no bucket yet comes with these groups."""
         row = list(kind.nothing)
-        free, base = node.free, node.number << SLOT_BITS
+        free, number = node.free, node.number
         for slot, job in heads:
             row[slot] = job
             free &= ~(((1 << job.cpu) - 1) << slot)
             held = job.held.get(kind)
             if held is None:
                 held = job.held[kind] = {}
-            held[base | slot] = None
+            held[number] = held.get(number, 0) | 1 << slot
             job.count += 1
         node.heads = tuple(row)
         node.free = free
@@ -178,7 +181,7 @@ class Books:
             if not view.open:  # those stay until their jobs are over
                 before = [None if job_id in self._jobs else job_id for job_id in before]
             node.before = tuple(before)
-            self._touched[node.number] = node
+            self._touched.append(node)
 
     def remove_node(self, node_id: NodeId) -> None:
         """The node is gone, and what was assigned there."""
@@ -188,8 +191,9 @@ class Books:
         for slot, job in enumerate(node.heads):
             if job is not None:
                 self._release(job, node, slot)
-        self._touched.pop(node.number, None)
-        del self._by_number[node.number]
+        node.before = None
+        self._by_number[node.number] = None
+        self._unused.append(node.number)
         kind = node.kind
         if node.is_open:
             kind.take_out(node)
@@ -211,10 +215,9 @@ class Books:
         return {slot: head.job_id for slot, head in enumerate(node.heads) if head is not None}
 
     def nodes_of(self, job_id: JobId) -> list[NodeId]:
-        """Nodes on which the job has slots, in no particular order and perhaps more than once."""
+        """Nodes on which the job has slots, in no particular order."""
         job = self._jobs.get(job_id)
-        slots = job.held.values() if job is not None else ()
-        return [self._by_number[key >> SLOT_BITS].node_id for keys in slots for key in keys]
+        return [self._node(number).node_id for held in job.held.values() for number in held] if job is not None else []
 
     def surely_fits(self, job_id: JobId) -> bool:
         """Whether some open node could run the job; False where that is not seen at one glance."""
@@ -226,27 +229,36 @@ class Books:
 
     # ------------------------------------------------------------ books
 
+    def _number(self, node: PlannedNode) -> None:
+        """Give the node a number that no other has."""
+        if self._unused:
+            node.number = self._unused.pop()
+            self._by_number[node.number] = node
+        else:
+            node.number = len(self._by_number)
+            self._by_number.append(node)
+
+    def _node(self, number: int) -> PlannedNode:
+        node = self._by_number[number]
+        assert node is not None
+        return node
+
     def _touch(self, node: PlannedNode) -> None:
         """Remember what its slots have now, until the plan says what became of them."""
         if node.before is None:
             if node.free_count == len(node.heads):
-                node.before = node.kind.nothing
+                node.before = NOTHING
             else:
                 node.before = tuple(None if head is None else head.job_id for head in node.heads)
-            self._touched[node.number] = node
+            self._touched.append(node)
 
     def _assign_all(
         self, job: PlannedJob, kind: NodeClass, groups: Iterable[tuple[PlannedNode, Sequence[int]]]
     ) -> None:
         """The job gets the groups of slots that begin there, on nodes of one class; the shell is to hear of it."""
-        touched = self._touched
         for node, _ in groups:
             if node.before is None:
-                if node.free_count == kind.slots:
-                    node.before = kind.nothing
-                    touched[node.number] = node
-                else:
-                    self._touch(node)
+                self._touch(node)
         self._book(job, kind, groups)
 
     def _assign_fresh(self, job: PlannedJob, kind: NodeClass, nodes: Sequence[PlannedNode], groups: int) -> None:
@@ -256,36 +268,44 @@ class Books:
         if held is None:
             held = job.held[kind] = {}
         starts = range(0, cpu * groups, cpu)
+        bits = sum(1 << slot for slot in starts)
         left = slots - cpu * groups
         free = (1 << slots) - (1 << cpu * groups)
         one: tuple[PlannedJob | None, ...] = (job, *nothing(cpu - 1))
         heads = one * groups + nothing(left)
-        before = kind.nothing
         bucket, touched = kind.buckets[kind.device_count][slots], self._touched
-        rest = kind.buckets[kind.device_count][left]
         for node in nodes:
             del bucket[node]
-            number = node.number
             if node.before is None:
-                node.before = before
-                touched[number] = node
+                node.before = NOTHING
+                touched.append(node)
             node.heads = heads
             node.free = free
             node.free_count = left
-            base = number << SLOT_BITS
-            for slot in starts:
-                held[base | slot] = None
-            if gpus:
-                for slot in starts:
-                    node.take_gpus(job, slot)
-                if left:
-                    kind.buckets[node.gpus_free][left][node] = None
-            elif left:
-                rest[node] = None
-        if not left:
+            held[node.number] = bits
+        if gpus:
+            self._take_fresh_gpus(job, nodes, starts)
+        if left:
+            for node in nodes:
+                kind.buckets[node.gpus_free][left][node] = None
+        else:
             kind.free_nodes -= len(nodes)
         job.count += groups * len(nodes)
         self._free_slots -= cpu * groups * len(nodes)
+
+    def _take_fresh_gpus(self, job: PlannedJob, nodes: Sequence[PlannedNode], starts: Iterable[int]) -> None:
+        """Of nodes that are alike, and of whose devices nobody has any."""
+        first: PlannedNode | None = None
+        for node in nodes:
+            if node.gpus is None and first is not None and first.gpus is not None:
+                node.gpus = first.gpus.copy()
+                node.gpus_free = first.gpus_free
+                continue
+            is_first = node.gpus is None
+            for slot in starts:
+                node.take_gpus(job, slot)
+            if is_first:
+                first = node
 
     def _book(self, job: PlannedJob, kind: NodeClass, groups: Iterable[tuple[PlannedNode, Sequence[int]]]) -> None:
         cpu, gpus, few_nodes = job.cpu, job.gpus, job.demand.spec.max_nodes
@@ -299,12 +319,13 @@ class Books:
             free = node.free_count
             del buckets[node.gpus_free][free][node]
             heads = list(node.heads)
-            base = node.number << SLOT_BITS
             bits = node.free
+            begun = held.get(node.number, 0)
             for slot in starts:
                 heads[slot] = job
                 bits &= ~(mask << slot)
-                held[base | slot] = None
+                begun |= 1 << slot
+            held[node.number] = begun
             node.heads = tuple(heads)
             node.free = bits
             number = len(starts)
@@ -339,10 +360,14 @@ class Books:
         kind.insert(node)
         self._free_slots += job.cpu
         job.count -= 1
-        slots = job.held[kind]
-        del slots[node.number << SLOT_BITS | slot]
-        if not slots:
-            del job.held[kind]
+        held = job.held[kind]
+        begun = held[node.number] & ~(1 << slot)
+        if begun:
+            held[node.number] = begun
+        else:
+            del held[node.number]
+            if not held:
+                del job.held[kind]
         if job.demand.spec.max_nodes:
             job.nodes[node] -= 1
             if not job.nodes[node]:

@@ -20,9 +20,7 @@ from fallow.model.ids import JobId, NodeId
 from fallow.model.job import GpuSpec
 from fallow.model.node import NodeSpec
 
-SLOT_BITS = 16
-SLOT_MASK = (1 << SLOT_BITS) - 1
-"""One slot as a number: that of its node, then that of the slot. Numbers cost the garbage collector nothing."""
+NOTHING: tuple[JobId | None, ...] = ()
 
 LEAST_SPEED, MOST_SPEED = 1e-6, 1e9
 """Nodes may claim anything."""
@@ -73,7 +71,9 @@ class PlannedJob:
         """All nodes of a class are the same to it."""
         self.count = 0
         self.share = 0
-        self.held: dict[NodeClass, dict[int, None]] = {}
+        self.held: dict[NodeClass, dict[int, int]] = {}
+        """By number of node: a bit for each slot that begins a group of the job. Numbers cost the garbage collector
+        nothing."""
         self.nodes: dict[PlannedNode, int] = {}
         """Groups by node; kept for jobs with max_nodes alone."""
 
@@ -96,7 +96,7 @@ class PlannedNode(Struct, eq=False):
     gpus: GpuBook | None = None
     """Whose devices are whose, by the first slot of the group; None: there are none, or nobody has had one yet."""
     before: tuple[JobId | None, ...] | None = None
-    """What `heads` said when the shell last heard of it; None while nothing has changed since."""
+    """What `heads` said when the shell last heard of it (NOTHING: no slot had any); None: nothing has changed since."""
 
     def pause(self, slots: Iterable[int]) -> None:
         """Nobody gets these; before the node is in any bucket."""
@@ -107,7 +107,7 @@ class PlannedNode(Struct, eq=False):
     def free_groups(self, cpu: int) -> Sequence[int]:
         """First slots of disjoint groups of `cpu` adjacent free slots, from the lowest."""
         if cpu == 1:
-            return range(self.free_count) if self.free_count == len(self.heads) else self._singles()
+            return range(self.free_count) if self.free_count == len(self.heads) else slots_of(self.free)
         starts: list[int] = []
         mask = self.free
         while mask:
@@ -136,15 +136,6 @@ class PlannedNode(Struct, eq=False):
         self.gpus.take(slot, job.gpu)
         self.gpus_free = self.gpus.whole_count
 
-    def _singles(self) -> list[int]:
-        mask = self.free
-        starts = []
-        while mask:
-            low = mask & -mask
-            starts.append(low.bit_length() - 1)
-            mask ^= low
-        return starts
-
 
 class NodeClass:
     """Nodes with the same slots, Pythons, devices and sandboxes, and nearly the same speed and memory (within an
@@ -157,9 +148,9 @@ class NodeClass:
         "device_count",
         "free_nodes",
         "key",
+        "mask",
         "memory_floor",
         "node_count",
-        "mask",
         "nothing",
         "open_count",
         "slots",
@@ -236,6 +227,16 @@ class NodeClass:
                     best = (free, row[free])
                     break
         return best
+
+
+def slots_of(mask: int) -> list[int]:
+    """The bits that are set, from the lowest."""
+    found = []
+    while mask:
+        low = mask & -mask
+        found.append(low.bit_length() - 1)
+        mask ^= low
+    return found
 
 
 @cache

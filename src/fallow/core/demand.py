@@ -33,10 +33,19 @@ class NodeView:
     """Slots on which its owner lets nothing run now."""
 
 
+Moves = tuple[tuple[int, JobId | None], ...]
+"""Slots of one node, and the job that each has from now on (None: nothing). Many nodes share one."""
+
+
 @dataclass(slots=True)
 class Plan:
-    """Every slot's job (None: nothing), for those whose assignment changes."""
+    """Every slot's job, for those whose assignment changes."""
 
-    changes: dict[SlotKey, JobId | None] = field(default_factory=dict)
+    moves: dict[NodeId, Moves] = field(default_factory=dict)
     shares: dict[JobId, int] = field(default_factory=dict)
     """How many groups of slots each job has after the plan, draining nodes not counted."""
+
+    @property
+    def changes(self) -> dict[SlotKey, JobId | None]:
+        """`moves` by slot; made at each call."""
+        return {(node_id, slot): job_id for node_id, moves in self.moves.items() for slot, job_id in moves}

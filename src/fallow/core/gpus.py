@@ -65,6 +65,14 @@ class GpuBook:
         self._taken: dict[Hashable, tuple[tuple[int, ...], int]] = {}
         self._closed: frozenset[int] = frozenset()
 
+    def copy(self) -> GpuBook:
+        """Another node's, whose devices are the same and are whose these are."""
+        other = GpuBook(self._devices, self._shares)
+        other._left = self._left.copy()
+        other._taken = self._taken.copy()
+        other._closed = self._closed
+        return other
+
     @property
     def whole_count(self) -> int:
         """Devices that nobody has any of."""

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from itertools import islice, repeat
+from itertools import islice
 
 from fallow.core.books import Books
-from fallow.core.classes import SLOT_BITS, SLOT_MASK, Need, NodeClass, PlannedJob, PlannedNode, allowed
-from fallow.core.demand import Plan
+from fallow.core.classes import NOTHING, Need, NodeClass, PlannedJob, PlannedNode, allowed, slots_of
+from fallow.core.demand import Moves, Plan
 from fallow.core.shares import fair_shares
-from fallow.model.ids import JobId, NodeId, SlotKey
+from fallow.model.ids import NodeId
 
 SPREAD_NODES = 8
 """A job goes to so many nodes where it can, so that one lost node hurts little; beyond, it fills whole nodes, so that
@@ -37,15 +37,6 @@ TRIES_LIMIT = 50
 pool it may have to wait for a better one; what is at most asked of a plan is bounded."""
 LEVEL_TRIES_LIMIT = 1_000
 """The same for all jobs together in one round of step 3."""
-
-
-def _begun(
-    changes: dict[SlotKey, JobId | None], nodes: list[NodeId], heads: tuple[PlannedJob | None, ...]
-) -> None:
-    """All these nodes have these groups now."""
-    for slot, head in enumerate(heads):
-        if head is not None:
-            changes.update(zip(zip(nodes, repeat(slot), strict=False), repeat(head.job_id), strict=False))
 
 
 class Planner(Books):
@@ -68,35 +59,39 @@ class Planner(Books):
             moved += self._hand_out_rest(jobs)
             if not moved:
                 break
-        out = Plan(self._changes())
+        out = Plan(self._moves())
         for job in self._jobs.values():
             if job.count:
                 out.shares[job.job_id] = job.count
         return out
 
-    def _changes(self) -> dict[SlotKey, JobId | None]:
-        """By slot, for all that changed since this was asked last."""
-        changes: dict[SlotKey, JobId | None] = {}
-        heads: tuple[PlannedJob | None, ...] = ()
-        alike: list[NodeId] = []
-        """Nodes that had nothing, and have the same now."""
-        for node in self._touched.values():
-            before = node.before
-            node.before = None
-            assert before is not None
-            if before is node.kind.nothing:
-                if node.heads is not heads:
-                    _begun(changes, alike, heads)
-                    heads, alike = node.heads, []
-                alike.append(node.node_id)
+    def _moves(self) -> dict[NodeId, Moves]:
+        """What changed since this was asked last."""
+        moves: dict[NodeId, Moves] = {}
+        known: dict[int, Moves] = {}
+        """What nodes that had nothing have now, by the identity of their heads, which many share."""
+        touched = self._touched
+        # Where most of a large pool changed, in the order in which the nodes lie in memory.
+        nodes = touched if 2 * len(touched) < len(self._nodes) else self._by_number
+        for node in nodes:
+            if node is None or node.before is None:
                 continue
-            for slot, (head, job_id) in enumerate(zip(node.heads, before, strict=True)):
-                after = None if head is None else head.job_id
-                if after != job_id:
-                    changes[node.node_id, slot] = after
-        _begun(changes, alike, heads)
-        self._touched = {}
-        return changes
+            before, heads = node.before, node.heads
+            node.before = None
+            if before is NOTHING:
+                moved = known.get(id(heads))
+                if moved is None:
+                    moved = known[id(heads)] = tuple((i, job.job_id) for i, job in enumerate(heads) if job is not None)
+            else:
+                moved = tuple(
+                    (slot, None if job is None else job.job_id)
+                    for slot, (job, job_id) in enumerate(zip(heads, before, strict=True))
+                    if job_id != (None if job is None else job.job_id)
+                )
+            if moved:
+                moves[node.node_id] = moved
+        self._touched = []
+        return moves
 
     def _set_shares(self, jobs: list[PlannedJob]) -> None:
         room: dict[Need, int] = {}
@@ -369,26 +364,27 @@ class Planner(Books):
         return taken
 
     def _place_over(
-        self, job: PlannedJob, kind: NodeClass, slots: dict[int, None], keep: int | None
+        self, job: PlannedJob, kind: NodeClass, held: dict[int, int], keep: int | None
     ) -> tuple[PlannedNode, int, list[tuple[int, PlannedJob]]] | None:
         """(node, slot, heads that must go): where the job could replace the youngest of these groups."""
         always = kind.always(job)
-        for key in reversed(slots):
-            if self._tries <= 0:
-                return None
-            self._tries -= 1
-            node, head = self._by_number[key >> SLOT_BITS], key & SLOT_MASK
-            victim = node.heads[head]
-            assert victim is not None
-            if node.gpus_free + victim.gpus < job.whole_gpus or not (always or allowed(job, node)):
-                continue
-            if victim.cpu >= job.cpu and not job.gpus:
-                return node, head, [(head, victim)]  # whoever calls knows that this victim has one to spare
-            first = head if victim.cpu >= job.cpu else max(0, head - job.cpu + 1)
-            for start in range(first, head + 1):
-                ousted = self._ousted(job, node, start, keep)
-                if ousted is not None:
-                    return node, start, ousted
+        for number in reversed(held):
+            node = self._node(number)
+            for head in reversed(slots_of(held[number])):
+                if self._tries <= 0:
+                    return None
+                self._tries -= 1
+                victim = node.heads[head]
+                assert victim is not None
+                if node.gpus_free + victim.gpus < job.whole_gpus or not (always or allowed(job, node)):
+                    continue
+                if victim.cpu >= job.cpu and not job.gpus:
+                    return node, head, [(head, victim)]  # whoever calls knows that this victim has one to spare
+                first = head if victim.cpu >= job.cpu else max(0, head - job.cpu + 1)
+                for start in range(first, head + 1):
+                    ousted = self._ousted(job, node, start, keep)
+                    if ousted is not None:
+                        return node, start, ousted
         return None
 
     def _ousted(

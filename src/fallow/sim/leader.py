@@ -123,17 +123,18 @@ class Leader:
         plan = self.planner.plan()
         self.plan_s += time.perf_counter() - started
         self.plans += 1
-        self.moves += len(plan.changes)
+        moved = plan.changes
+        self.moves += len(moved)
         for row in world.open_rows():
             owned = world.owner_of(row)
             if owned is not None:
                 owned.progress.slots = max(1, plan.shares.get(row.job_id, 0))
-        for key, job_id in plan.changes.items():
+        for key, job_id in moved.items():
             row_or_none = world.truth.jobs[job_id] if job_id is not None else None
             self._wanted[key] = row_or_none
             self._send(world.slot_of(key), row_or_none)
-        if plan.changes:
-            world.clock.note("plan", len(plan.changes), sorted(plan.shares.items()))
+        if moved:
+            world.clock.note("plan", len(moved), sorted(plan.shares.items()))
         self._check_fair(plan)
 
     def _check_fair(self, plan: Plan) -> None:
