@@ -278,8 +278,24 @@ class Agents:
         """What of the node's next heartbeat the owner of this job would not know already."""
         if node.session != session or not row.is_open:
             return
-        if not self._world.to_owners(node, row, "beat", node, node.held(row, self._clock.now)):
+        if not self._world.to_owners(node, row, "beats", ((node, node.held(row, self._clock.now)),)):
             self._clock.after(BEAT_INTERVAL_S, self.beat, node, row, session)
+
+    def beats(self, row: JobRow, nodes: Sequence[tuple[Node, int]]) -> None:
+        """`beat` of many nodes (under these sessions), whose messages travel together."""
+        if not row.is_open:
+            return
+        network, now = self._world.network, self._clock.now
+        sent = []
+        for node, session in nodes:
+            if node.session != session:
+                continue
+            if network.reaches(node.zone):
+                sent.append((node, node.held(row, now)))
+            else:
+                self._clock.after(BEAT_INTERVAL_S, self.beat, node, row, session)
+        for owned in row.owners:
+            self._clock.after(network.latency_s * (0.5 + self._chance()), self._world.deliver, owned, "beats", (sent,))
 
     # ------------------------------------------------------------ coming and going
 

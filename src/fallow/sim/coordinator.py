@@ -4,7 +4,7 @@ stop, are cut off from the store, and are taken over from."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
@@ -111,20 +111,27 @@ class Owned:
         self._perform(effects, item)
         self.dispatch()
 
-    def beat(self, node: Node, held: Sequence[HeldLease]) -> None:
-        if self.begun:
-            for slot in node.slots:
-                self.begun.pop(slot, None)
-        self._take_beat(node, held)
+    def beats(self, beats: Sequence[tuple[Node, Sequence[HeldLease]]]) -> None:
+        begun = self.begun
+        if begun:
+            for node, _ in beats:
+                for slot in node.slots:
+                    begun.pop(slot, None)
+        self._take_beats(beats)
         if self.progress.pulls:
             self.dispatch()
 
-    def _take_beat(self, node: Node, held: Sequence[HeldLease]) -> None:
-        before = len(self.progress.leases)
-        self._perform(self.progress.beat(node.node_id, held, self._world.clock.now), None)
-        if len(self.progress.leases) > before:
-            # What it adopted may have been handed in since the beat was sent; a later one shows it.
-            self._world.clock.after(LATER_BEAT_S, self._world.agents.beat, node, self.row, node.session)
+    def _take_beats(self, beats: Iterable[tuple[Node, Sequence[HeldLease]]]) -> None:
+        progress, now = self.progress, self._world.clock.now
+        again = []
+        for node, held in beats:
+            before = len(progress.leases)
+            self._perform(progress.beat(node.node_id, held, now), None)
+            if len(progress.leases) > before:
+                # What it adopted may have been handed in since the beat was sent; a later one shows it.
+                again.append((node, node.session))
+        if again:
+            self._world.clock.after(LATER_BEAT_S, self._world.agents.beats, self.row, again)
 
     def node_lost(self, node: Node, reason: str) -> None:
         self._perform(self.progress.node_lost(node.node_id, reason), None)
@@ -140,7 +147,7 @@ class Owned:
         for slot in node.slots:
             running = slot.running
             if slot in self.begun and running is not None and running.began_at + BEAT_INTERVAL_S <= heard_at:
-                self._take_beat(node, node.held(self.row, heard_at))
+                self._take_beats([(node, node.held(self.row, heard_at))])
                 return
 
     def _hear(self) -> None:
@@ -166,8 +173,7 @@ class Owned:
         for slot in later:
             del begun[slot]
             begun[slot] = None
-        for node in nodes:
-            self._take_beat(node, node.held(self.row, heard_at))
+        self._take_beats((node, node.held(self.row, heard_at)) for node in nodes)
 
     def _listen(self) -> None:
         self._listens = False

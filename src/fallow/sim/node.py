@@ -84,7 +84,7 @@ class Slot:
         self.is_prepared = False
         self.running: Lease | None = None
         self.queued: Lease | None = None
-        self.recent: list[tuple[JobRow, Token]] = []
+        self.recent: dict[tuple[JobRow, Token], None] = {}
         self.pull_seq = 0
         self.pull_open = False
         self.pull_idle = False
@@ -99,9 +99,10 @@ class Slot:
         return (row, token) in self.recent
 
     def remember(self, lease: Lease) -> None:
-        self.recent.append((lease.row, lease.token))
-        if len(self.recent) > RECENT_LIMIT:
-            del self.recent[0]
+        recent = self.recent
+        recent[lease.row, lease.token] = None
+        if len(recent) > RECENT_LIMIT:
+            del recent[next(iter(recent))]
 
 
 class Node:

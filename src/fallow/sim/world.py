@@ -26,6 +26,8 @@ from fallow.wire.messages import NODE_LOST_AFTER_S
 ARRIVALS_SHARE = 0.8
 """Jobs arrive within this share of the time."""
 SAMPLES = 200
+COHORTS = 32
+"""A new owner hears within a second from every node that has slots for its job: in so many messages, not one a node."""
 JOBS_DIFFER = 3.0
 JOBS_DIFFER_MEAN = (JOBS_DIFFER - 1 / JOBS_DIFFER) / (2 * math.log(JOBS_DIFFER))
 """Of jobs with equal work, whose lengths of task differ so: makes the mean over all tasks what was asked for."""
@@ -224,14 +226,18 @@ class World:
             return
         self.take_overs += 1
         owned.progress.finish_if_done()
-        told: dict[Node, None] = {}
+        told: dict[Node, int] = {}
         for slot in row.slots:
-            told[slot.node] = None
+            told[slot.node] = slot.node.session
             if slot.pull_open and slot.job is row:
                 delay_s = 5.0 * self.chance.random()
                 self.clock.after(delay_s, self.agents.pull_again, slot, slot.pull_seq, slot.node.session)
-        for node in told:
-            self.clock.after(self.chance.random(), self.agents.beat, node, row, node.session)
+        cohorts: list[list[tuple[Node, int]]] = [[] for _ in range(COHORTS)]
+        for named in told.items():
+            cohorts[int(COHORTS * self.chance.random())].append(named)
+        for at, cohort in enumerate(cohorts):
+            if cohort:
+                self.clock.after((at + self.chance.random()) / COHORTS, self.agents.beats, row, cohort)
 
     # ------------------------------------------------------------ jobs
 
