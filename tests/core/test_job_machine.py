@@ -42,6 +42,7 @@ class World:
     now: float = 100.0
     recorded: IntervalSet = field(default_factory=IntervalSet)
     held: dict[Token, Held] = field(default_factory=dict)
+    had: set[Token] = field(default_factory=set)
     sent: list[dict[str, object]] = field(default_factory=list)
     pull_seq: int = 0
     faulty: bool = True
@@ -69,7 +70,8 @@ class World:
         for effect in effects:
             match effect:
                 case Grant():
-                    if not self.faulty or self.random.random() > 0.1:
+                    if effect.token not in self.had and (not self.faulty or self.random.random() > 0.1):
+                        self.had.add(effect.token)
                         self.held[effect.token] = Held(
                             effect.token, effect.slot, effect.start, effect.stop, effect.start
                         )

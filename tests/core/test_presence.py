@@ -92,6 +92,33 @@ def test_a_call_on_a_silent_node_runs_elsewhere_too_and_counts_once(speculate: b
     job.check()
 
 
+def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_name_it() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    job.add_call(0, 1)
+    slot = (NodeId("one"), 0)
+    job.pull(slot, 7, True, (3,), 10.0)
+    (first,) = job.dispatch(10.0)
+    assert isinstance(first, Grant)
+    assert job.beat(slot[0], (), 10.1) == [], "it may still be on its way"
+    assert job.beat(NodeId("two"), (), 10.5) == [], "another node has nothing to do with it"
+    (again,) = job.beat(slot[0], (), 10.5)
+    assert isinstance(again, Grant)
+    assert (again.token, again.slot, again.pull_seq, again.start, again.stop) == (first.token, slot, 7, 0, 1)
+    assert again.again, "inputs that the node has by now"
+    assert again.held_pages == frozenset()
+    assert job.beat(slot[0], (), 10.6) == [], "once for each time that it may take"
+    held = HeldLease(job.spec.job_id, first.token, 0, 0, 1, 0, 0.1)
+    assert job.beat(slot[0], (held,), 11.5) == []
+    assert job.beat(slot[0], (), 16.0) == [], "unnamed for too long: it is to do again"
+    job.pull(slot, 8, True, (), 16.0)
+    (anew,) = job.dispatch(16.0)
+    assert isinstance(anew, Grant)
+    assert anew.token != first.token
+    assert not anew.again
+    job.check()
+
+
 @pytest.mark.parametrize(("interval_s", "doubled"), [(1.0, True), (25.0, False)])
 def test_where_nodes_beat_seldom_an_old_beat_makes_no_task_seem_slow(interval_s: float, doubled: bool) -> None:
     blob = Blob(Digest("00"), 1, b"x")

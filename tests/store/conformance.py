@@ -241,6 +241,17 @@ class StoreConformance:
         assert store.read_results(job, [0, 10]) == {0: inline("result 0"), 10: stored("c")}
         assert store.read_results(job, []) == {}
 
+    def test_how_many_inputs_there_are(self, store: Store, job: JobId) -> None:
+        assert store.inputs_stop(job) == 0
+        other = job_id()
+        store.commit([CreateJob(spec(other), "me", 5.0), give(other, 0, 99)])
+        store.commit([give(job, 10, 20, page=stored("b")), give(job, 0, 10), give(job, 20, 25)])
+        assert store.inputs_stop(job) == 25
+        store.commit([DropInputPages(job, 1, 22)])
+        assert store.inputs_stop(job) == 25
+        store.commit([DropInputPages(job, 1, 25)])
+        assert (store.inputs_stop(job), store.inputs_stop(job_id())) == (0, 0)
+
     def test_many_pages_in_one_read(self, store: Store, job: JobId) -> None:
         store.commit([put(job, start, start, start + 1) for start in range(1200)])
         assert store.read_results(job, range(1200)).keys() == set(range(1200))

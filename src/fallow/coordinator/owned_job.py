@@ -15,15 +15,15 @@ from msgspec.structs import replace
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
-from fallow.coordinator.result_index import Recorded, ResultIndex, put_result
+from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import silent_nodes
 from fallow.model.ids import JobId, NodeId, Token
-from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
-from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
+from fallow.model.job import JobInfo, JobKind, JobSpec
+from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
 from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
 from fallow.wire import subjects
@@ -53,6 +53,8 @@ RESTART_ADOPTION_S = 2.5
 """The same where the pool's only coordinator starts anew, perhaps with its NATS: agents reconnect first."""
 KEPT_RESULT_BYTES = 16 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
+AGAIN_BYTES = 64 * 1024
+"""A lease with more bytes of inputs is not sent a second time."""
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
 
@@ -291,7 +293,7 @@ class OwnedJob:
                 case Record():
                     recorded.append(self._recorded(effect.page, effect.node))
                 case RecordFault():
-                    recorded.append(self._recorded_fault(effect.fault, effect.node))
+                    recorded.append(recorded_fault(self._draw_seq(), effect.fault, effect.node))
                 case Ended():
                     ended = effect
                 case Wake():
@@ -374,35 +376,14 @@ class OwnedJob:
     def _recorded(self, page: ResultPage, node: NodeId) -> Recorded:
         if page.page.data is None:
             self.context.blobs.add(page.page.digest)
-        return Recorded(
-            seq=self._draw_seq(),
-            start=page.start,
-            stop=page.stop,
-            page_start=page.page_start,
-            page=page.page,
-            failed_count=page.failed_count,
-            failed=page.failed,
-            node=node,
-            inline=page.page.data is not None,
-        )
-
-    def _recorded_fault(self, fault: FaultPage, node: NodeId | None) -> Recorded:
-        return Recorded(
-            seq=self._draw_seq(),
-            start=fault.index,
-            stop=fault.index + 1,
-            page_start=fault.index,
-            page=Blob("", 0, b""),  # type: ignore[arg-type]
-            failed_count=1,
-            failed=(fault.index,),
-            fault=(fault.kind, fault.message, fault.detail),
-            node=node or "",
-        )
+        return recorded_page(self._draw_seq(), page, node)
 
     # ------------------------------------------------------------ leases out
 
     def _grant(self, grant: Grant) -> None:
         pages = self.grant_pages(grant.start, grant.stop)
+        if grant.again and sum(len(page.page.data or b"") for page in pages) > AGAIN_BYTES:
+            return  # on a narrow way it may well be coming; it is given to another soon, if not
         wanted = [page for page in pages if page.start not in grant.held_pages]
         missing = [page.start for page in wanted if page.page.data is None and self.inputs.is_let_go(page.start)]
         if missing:
