@@ -1,6 +1,7 @@
 """Listens to everything that passes between coordinators and nodes, and says what must never happen.
 
 - A lease's token is given out once: never to a second slot.
+- Two nodes do not go on with the same tasks (two_holders).
 - Once an owner of a newer epoch has spoken for a job, an older one never does again.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 
 from fallow.wire.address import parse_address
 from fallow.wire.connection import connect
-from fallow.wire.messages import HandInAck, Lease
+from fallow.wire.messages import HandIn, HandInAck, Held, Lease, Revoke
+from tests.chaos.two_holders import TwoHolders
 
 ORDER_S = 1.5
 """Messages of two servers may pass each other by this much on a loaded machine."""
@@ -26,6 +28,7 @@ class Watch:
     def __init__(self, address: str) -> None:
         self.wrong: list[str] = []
         self.leases = 0
+        self._two = TwoHolders()
         self._holders: dict[tuple[str, str], tuple[str, int, int]] = {}
         self._epochs: dict[str, list[tuple[float, int]]] = defaultdict(list)
         self._loop = asyncio.new_event_loop()
@@ -48,10 +51,19 @@ class Watch:
             node = raw.subject.rpartition(".")[2]
             if isinstance(message, Lease):
                 self._lease(node, message)
+            if isinstance(message, Revoke):
+                self._two.revoke(message, node)
             if isinstance(message, (Lease, HandInAck)):
                 self._spoke(message.job_id, message.epoch, type(message).__name__)
 
+        def said(message: Any, _reply: str) -> None:
+            if isinstance(message, Held):
+                self._two.held(message, time.monotonic())
+            elif isinstance(message, HandIn):
+                self._two.hand_in(message)
+
         await connection._client.subscribe("fw.node.*", cb=heard)
+        await connection.subscribe("fw.job.*", said)
         await connection.flush()
         self._ready.set()
         await self._stop.wait()
@@ -81,3 +93,4 @@ class Watch:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        self.wrong += self._two.wrong
