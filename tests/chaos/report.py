@@ -201,7 +201,8 @@ class Report:
         )
         late = seconds[min(count - 1, int(count * 0.999))]
         return (
-            f"  {what:8} {count:8,}  {_share(served, count)} answered within {DEADLINE_S:g} s, {count - served} missed; "
+            f"  {what:8} {count:8,}  {_share(served, count)} answered within {DEADLINE_S:g} s, "
+            f"{count - served} missed; "
             f"median {1000 * seconds[count // 2]:.0f} ms, 99.9 % in {late:.1f} s, slowest {seconds[-1]:.1f} s"
             + (f"; {refused} of them were refused in words while a disk was full" if refused else "")
         )

@@ -80,6 +80,6 @@ class TwoHolders:
         if len(both) > 1 and key not in self._told:
             self._told.add(key)  # type: ignore[arg-type]
             self.wrong.append(
-                f"tasks {both.intervals()[:3]} of {job_id} are held by {one.node} under {token} and by {two.node} under "
-                f"{other}, for {now - max(one.since, two.since):.1f} s by now"
+                f"tasks {both.intervals()[:3]} of {job_id} are held by {one.node} under {token} and by {two.node} "
+                f"under {other}, for {now - max(one.since, two.since):.1f} s by now"
             )

@@ -247,6 +247,28 @@ def run(seed: int, total: int, steps: int, reduce: bool) -> None:
     assert world.progress.state is JobState.SUCCEEDED
 
 
+def test_a_task_that_is_to_be_tried_later_goes_on_in_its_second_run() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    retry = RetryPolicy(retries=2, backoff_s=0.5)
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob, retry=retry), 1)
+    job.add_call(0, 1)
+    one, other = (NodeId("one"), 0), (NodeId("two"), 0)
+    job.pull(one, 1, True, (), 0.0)
+    (first,) = job.dispatch(0.0)
+    assert job.doubt(3.0, 2.2)
+    job.pull(other, 1, True, (), 3.0)
+    (second,) = job.dispatch(3.0)
+    assert isinstance(first, Grant)
+    assert isinstance(second, Grant)
+    job.hand_in(slot=one, token=first.token, results=(), retry_later=(RetryLater(0, 1, 0.2),), ended=True, now=3.1)
+    job.check()
+    job.pull(one, 2, True, (), 4.0)
+    assert job.dispatch(4.0) == [], "it runs"
+    job.hand_in(slot=other, token=second.token, results=(), deaths=(Death(0, "timeout", "late"),), ended=True, now=4.1)
+    job.check()
+    assert [task.index for task in job.failures.delayed] == [0]
+
+
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), total=st.integers(0, 300), steps=st.integers(0, 120), reduce=st.booleans())

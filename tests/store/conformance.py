@@ -231,6 +231,7 @@ class StoreConformance:
             (0, 10, True),
             (10, 20, False),
         ]
+        assert (store.inputs_stop(job), store.inputs_stop(job_id())) == (20, 0)
         assert store.read_input(job, [10, 0, 5]) == {0: inline("input 0"), 10: stored("b")}
         first, second, third = store.result_pages(job)
         assert (first.seq, first.start, first.stop, first.page_start) == (0, 10, 15, 8)
@@ -240,17 +241,6 @@ class StoreConformance:
         assert (third.fault, third.failed) == (fault, (3,))
         assert store.read_results(job, [0, 10]) == {0: inline("result 0"), 10: stored("c")}
         assert store.read_results(job, []) == {}
-
-    def test_how_many_inputs_there_are(self, store: Store, job: JobId) -> None:
-        assert store.inputs_stop(job) == 0
-        other = job_id()
-        store.commit([CreateJob(spec(other), "me", 5.0), give(other, 0, 99)])
-        store.commit([give(job, 10, 20, page=stored("b")), give(job, 0, 10), give(job, 20, 25)])
-        assert store.inputs_stop(job) == 25
-        store.commit([DropInputPages(job, 1, 22)])
-        assert store.inputs_stop(job) == 25
-        store.commit([DropInputPages(job, 1, 25)])
-        assert (store.inputs_stop(job), store.inputs_stop(job_id())) == (0, 0)
 
     def test_many_pages_in_one_read(self, store: Store, job: JobId) -> None:
         store.commit([put(job, start, start, start + 1) for start in range(1200)])
@@ -263,6 +253,7 @@ class StoreConformance:
         assert [page.start for page in store.input_pages(job)] == [30, 40]
         store.commit(pages)
         assert [page.start for page in store.input_pages(job)] == [30, 40], "a late repeat brings nothing back"
+        assert store.inputs_stop(job) == 50
 
     def test_dropped_results_stay_done(self, store: Store, job: JobId) -> None:
         pages = [put(job, number, start, start + 10) for number, start in enumerate((20, 0, 10, 40))]

@@ -317,7 +317,10 @@ class JobProgress(HeldProgress):
     def _retry_later(self, lease: LiveLease, later: RetryLater, now: float) -> None:
         if lease.pending.remove(later.index, later.index + 1):
             if lease.doubled:
+                self._doubled.discard(later.index)
                 return
+            if not self._not_elsewhere(lease, later.index, later.index + 1):
+                return  # its second run goes on, as the only one
             self.retried += 1
             if self.failures.is_crowded:
                 self.failures.attempts[later.index] = later.attempt
