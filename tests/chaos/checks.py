@@ -15,7 +15,7 @@ from tests.chaos.report import Noted, Report
 WAIT_S = 80.0
 """Standing jobs of customers that have gone end after a minute."""
 MEMORY_GROWTH_BYTES = 96 << 20
-JOB_TABLES = ("input_pages", "result_pages", "done_intervals", "checkpoints")
+JOB_TABLES = ("input_pages", "result_pages", "checkpoints")
 
 _OF_ENDED = """
     SELECT j.job_id, count(*) FROM {table} p JOIN jobs j ON j.number = p.job

@@ -30,7 +30,7 @@ DISKS_MB = {"blobs": 256, "PostgreSQL": 320, "a node": 192}
 """Small disks, by whose they are."""
 POSTGRES_SETTINGS = ("max_wal_size=64MB", "min_wal_size=32MB")
 END_LIMIT_S = 60.0
-CHECK_LIMIT_S = 120.0
+CHECK_LIMIT_S = 240.0
 """A job whose customer has gone ends after a minute."""
 WARM_UP_S = 3.0
 ASKER = "client-asker"
@@ -49,6 +49,8 @@ class Options:
     """Leave the folder with all logs where it is."""
     say: Callable[[str], None] = print
     faults: bool = True
+    trace: bool = False
+    """Write down every message that passes."""
     s3: bool = False
     """Blobs in a SeaweedFS, which is killed and stopped too, instead of a folder whose disk is filled."""
 
@@ -118,7 +120,8 @@ def run(options: Options) -> Report:
             large.start_seaweed(weed)
         large.start_postgres(disks.get("PostgreSQL"), *POSTGRES_SETTINGS)
         large.start_all()
-        watch = Watch(f"{large.token}@{','.join(f'127.0.0.1:{port}' for port in large.nats_ports)}")
+        servers = ",".join(f"127.0.0.1:{port}" for port in large.nats_ports)
+        watch = Watch(f"{large.token}@{servers}", folder / "trace.txt" if options.trace else None)
         _start_load(large, load, options)
         time.sleep(WARM_UP_S)
         report.memory_before = _memory(large, load)

@@ -104,6 +104,7 @@ class World:
         self.pull_seq += 1
         slot = self.random.choice(self.slots)
         idle = not any(held.slot == slot for held in self.held.values())
+        self.progress.node_heard(slot[0])
         self.progress.pull(slot, self.pull_seq, idle, (), self.now)
         self.perform(self.progress.dispatch(self.now))
 
@@ -163,6 +164,9 @@ class World:
     def lose_node(self) -> None:
         node = self.random.choice(self.slots)[0]
         self.perform(self.progress.node_lost(node, "silent"))
+
+    def hush_node(self) -> None:
+        self.progress.node_quiet(self.random.choice(self.slots)[0])
 
     def kill_node(self) -> None:
         node = self.random.choice(self.slots)[0]
@@ -234,7 +238,7 @@ EVENTS = (
     + ["beat"] * 3
     + ["fail_task"] * 2
     + ["repeat"] * 3
-    + ["lose_node", "kill_node", "take_over", "doubt"]
+    + ["lose_node", "kill_node", "take_over", "doubt", "hush_node"]
 )
 
 

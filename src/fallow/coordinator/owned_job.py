@@ -20,7 +20,7 @@ from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
-from fallow.core.presence import silent_nodes
+from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
@@ -116,14 +116,14 @@ class OwnedJob:
         if self.progress.is_final:
             self._send_node(message.node_id, Revoke(self.job_id, self.epoch, (), f"the job is {self.progress.state}"))
             return
-        self.nodes_seen[message.node_id] = self.context.now()
+        self._hear_of(message.node_id)
         slot = (message.node_id, message.slot)
         self.progress.pull(slot, message.seq, message.idle, message.pages, self.context.now())
         self.dispatch()
 
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)
-        self.nodes_seen[message.node_id] = self.context.now()
+        self._hear_of(message.node_id)
         self.before_hand_in(message)
         wasted_before_s = self.progress.wasted_s
         effects = self.progress.hand_in(
@@ -163,7 +163,7 @@ class OwnedJob:
         self.node_anew(NodeAnew(node_id, message.name, message.session))
         self._sessions[node_id] = message.session
         self._intervals_s[node_id] = message.interval_s
-        self.nodes_seen[node_id] = self.context.now()
+        self._hear_of(node_id)
         self.perform(self.progress.beat(node_id, message.leases, self.context.now(), message.interval_s))
         if self.progress.pulls:
             self.dispatch()
@@ -176,7 +176,7 @@ class OwnedJob:
 
     def on_checkpoint(self, message: SaveCheckpoint, reply: str) -> None:
         """A task saves its state: keep it, then say so."""
-        self.nodes_seen[message.node_id] = self.context.now()
+        self._hear_of(message.node_id)
         if not is_wanted(self.progress, message):
             self.context.say(reply, Refused("ended", "the task runs elsewhere, or is done", self.epoch))
             return
@@ -184,8 +184,20 @@ class OwnedJob:
         op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
         self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
 
+    def _hear_of(self, node_id: NodeId) -> None:
+        self.nodes_seen[node_id] = self.context.now()
+        if self.progress.quiet:
+            self.progress.node_heard(node_id)
+
     def check_nodes(self, now: float) -> None:
-        """Nodes that have been silent for too long are lost."""
+        """Nodes that are silent get nothing; those that have been for too long are lost."""
+        if self.context.connection.has_listened(QUIET_LEAST_S):
+            quiet = quiet_nodes(self.nodes_seen, self._intervals_s, now)
+            fresh = [node_id for node_id in quiet if node_id not in self.progress.quiet]
+            for node_id in fresh:
+                self.progress.node_quiet(node_id)
+            if fresh:
+                self.context.kick_matcher()
         for node_id, limit_s in silent_nodes(self.nodes_seen, self._intervals_s, now):
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 

@@ -61,6 +61,26 @@ class HeldProgress(Progress):
                 effects.append(granted(lost, frozenset(), again=True))
         return effects
 
+    def node_quiet(self, node: NodeId) -> None:
+        """It may be gone: until it is heard of, its slots get nothing."""
+        self.quiet.add(node)
+        for number in self._slots_of.get(node, ()):
+            pull = self.pulls.get((node, number))
+            if pull is not None:
+                self._drop_pull(pull.slot)
+                self._aside[pull.slot] = pull
+
+    def node_heard(self, node: NodeId) -> None:
+        """It is there after all: its slots still wait for what they asked for."""
+        if node not in self.quiet:
+            return
+        self.quiet.discard(node)
+        for number in self._slots_of.get(node, ()):
+            pull = self._aside.pop((node, number), None)
+            if pull is not None and not self.is_final and pull.seq >= self.pull_seqs.get(pull.slot, -1):
+                self.pulls[pull.slot] = pull
+                (self._idle if pull.idle else self._ahead)[pull.slot] = pull
+
     def _know(self, slot: SlotKey) -> None:
         slots = self._slots_of.get(slot[0])
         if slots is None:
@@ -93,11 +113,13 @@ class HeldProgress(Progress):
         task was in progress is known from the last heartbeat; of a lease begun since then it is taken to be the
         first that was not handed in, which counts as run again but is blamed for nothing."""
         effects: list[Effect] = []
+        self.quiet.discard(node)
         leases = self._leases_of(node)
         begun = {self.by_slot[lease.slot][0] for lease in leases}
         for number in self._slots_of.pop(node, ()):
             slot = (node, number)
             self._drop_pull(slot)
+            self._aside.pop(slot, None)
             self.pull_seqs.pop(slot, None)
             self.last_size.pop(slot, None)
             self.rates.pop(slot, None)

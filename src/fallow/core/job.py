@@ -55,6 +55,7 @@ class JobProgress(HeldProgress):
             self.pull_seqs[slot] = seq
             self._know(slot)
             self._drop_pull(slot)
+            self._aside.pop(slot, None)
 
     def dispatch(self, now: float) -> list[Effect]:
         """Hand out leases to waiting pulls, idle slots first; near the end take back and double."""

@@ -48,6 +48,10 @@ class Progress:
         self._idle: dict[SlotKey, WaitingPull] = {}
         self._ahead: dict[SlotKey, WaitingPull] = {}
         """The same pulls, those of idle slots apart, each in the order in which they came."""
+        self.quiet: set[NodeId] = set()
+        """Nodes that may be gone."""
+        self._aside: dict[SlotKey, WaitingPull] = {}
+        """Pulls of those: nothing is granted to them."""
         self.pull_seqs: dict[SlotKey, int] = {}
         self.rates: dict[SlotKey, Rate] = {}
         self.rate = Rate()
@@ -96,6 +100,11 @@ class Progress:
         if self.spec.max_leases:
             most = min(most, self.spec.max_leases)
         return most
+
+    @property
+    def waits(self) -> bool:
+        """Something is to run, and no node that is heard of runs anything of the job."""
+        return self.demand > 0 and all(slot[0] in self.quiet for slot in self.by_slot)
 
     def counts(self) -> JobCounts:
         running = sum(1 for tokens in self.by_slot.values() if tokens)
@@ -211,6 +220,7 @@ class Progress:
         self.pulls.clear()
         self._idle.clear()
         self._ahead.clear()
+        self._aside.clear()
 
     def _return(self, lease: LiveLease, start: int, stop: int) -> None:
         """What of [start, stop) is pending in the lease is to do again."""
