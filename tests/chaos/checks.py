@@ -15,6 +15,8 @@ from tests.chaos.report import Noted, Report
 WAIT_S = 80.0
 """Standing jobs of customers that have gone end after a minute."""
 MEMORY_GROWTH_BYTES = 96 << 20
+ROOM_SEEN_S = 3.0
+"""A pool has seen after so long that there is room again."""
 JOB_TABLES = ("input_pages", "result_pages", "checkpoints")
 
 _OF_ENDED = """
@@ -87,9 +89,11 @@ def _counts(what: str) -> bool:
 
 
 def _is_refused_for_room(noted: Noted, report: Report) -> bool:
-    """While the disk is full, a job may be refused in words; its customer runs it again."""
+    """While a disk is full, a job may be refused, or fail, in words; its customer runs it again."""
     return noted.is_refused_for_room and any(
-        fault.kind.startswith("full disk") and fault.began <= noted.began + noted.seconds and noted.began <= fault.ended
+        fault.kind.startswith("full disk")
+        and fault.began <= noted.began + noted.seconds
+        and noted.began <= fault.ended + ROOM_SEEN_S
         for fault in report.happened
     )
 

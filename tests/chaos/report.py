@@ -15,7 +15,14 @@ SLOW_S = 2.0
 AFTERMATH_S = 5.0
 """A fault may still be felt for so long after it was mended."""
 PROMPT_S = 1.0
-"""A pool has recovered from a fault when every request is answered within this again."""
+CALL_PROMPT_S = 2.5
+"""A pool has recovered from a fault when every request, and every call, is answered within this again. A call may wait
+until a slot has ended what it runs."""
+
+
+_NO_ROOM = re.compile(
+    r"PoolRefused: .*\bdisk .*is full|RemoteError: OSError: the node could not keep a result .*No space left"
+)
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -33,13 +40,17 @@ class Noted(msgspec.Struct, frozen=True):
         return self.what.startswith("ask:") or self.what in ("submit", "status")
 
     @property
+    def is_call(self) -> bool:
+        return self.what == "call"
+
+    @property
     def is_served(self) -> bool:
         return (not self.wrong or self.is_refused_for_room) and self.seconds <= DEADLINE_S
 
     @property
     def is_refused_for_room(self) -> bool:
         """An answer too, where a disk is full."""
-        return self.wrong.startswith("PoolRefused: ") and bool(re.search(r"\bdisk .*is full", self.wrong))
+        return bool(_NO_ROOM.match(self.wrong))
 
 
 @dataclass
@@ -77,14 +88,20 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     memory_before: dict[str, int] = field(default_factory=dict)
     memory_after: dict[str, int] = field(default_factory=dict)
+    since: float = 0.0
+    """Unix time from which requests count: every customer has had its first answer."""
     leases: int = 0
     blobs: int = 0
     """There when all jobs had ended."""
     blobs_named: int = 0
 
+    def asked(self) -> list[Noted]:
+        """Requests and calls that count."""
+        return [noted for noted in self.noted if noted.began >= self.since and (noted.is_request or noted.is_call)]
+
     def availability(self, calls: bool = False) -> tuple[int, int]:
         """(served within the deadline, all) of requests, or of calls."""
-        chosen = [noted for noted in self.noted if (noted.what == "call" if calls else noted.is_request)]
+        chosen = [noted for noted in self.asked() if noted.is_call is calls]
         return sum(1 for noted in chosen if noted.is_served), len(chosen)
 
     def recovery(self) -> dict[str, list[float]]:
@@ -94,10 +111,9 @@ class Report:
             until = self.happened[at + 1].began if at + 1 < len(self.happened) else float("inf")
             slow = [
                 noted.began + noted.seconds
-                for noted in self.noted
-                if (noted.is_request or noted.what == "call")
-                and fault.began - PROMPT_S <= noted.began < until
-                and (noted.seconds > PROMPT_S or not noted.is_served)
+                for noted in self.asked()
+                if fault.began - PROMPT_S <= noted.began < until
+                and (noted.seconds > (CALL_PROMPT_S if noted.is_call else PROMPT_S) or not noted.is_served)
                 and noted.began + noted.seconds > fault.began
             ]
             found.setdefault(fault.kind, []).append(max([0.0, *(end - fault.began for end in slow)]))
@@ -105,8 +121,7 @@ class Report:
 
     def slow(self) -> list[Noted]:
         """Requests and calls that took over SLOW_S, or came to nothing."""
-        chosen = [noted for noted in self.noted if noted.is_request or noted.what == "call"]
-        return [noted for noted in chosen if noted.seconds > SLOW_S or not noted.is_served]
+        return [noted for noted in self.asked() if noted.seconds > SLOW_S or not noted.is_served]
 
     def in_force(self, noted: Noted) -> str:
         """Every fault that may have been felt while the request waited, and its time since the request began."""
@@ -131,9 +146,8 @@ class Report:
         for kind in recovery:
             felt = [
                 noted
-                for noted in self.noted
-                if (noted.is_request or noted.what == "call")
-                and any(
+                for noted in self.asked()
+                if any(
                     fault.kind == kind
                     and fault.began <= noted.began + noted.seconds
                     and noted.began <= fault.ended + AFTERMATH_S
@@ -157,12 +171,14 @@ class Report:
     def lines(self) -> list[str]:
         """The report for people."""
         jobs = [noted for noted in self.noted if noted.what.startswith("job:")]
-        failed = sum(1 for noted in jobs if noted.wrong)
+        failed = sum(1 for noted in jobs if noted.wrong and not noted.is_refused_for_room)
+        refused = sum(1 for noted in jobs if noted.is_refused_for_room)
         out = [
             f"Chaos with seed {self.seed}: {len(self.happened)} faults in {self.seconds:g} s",
             self._served_line("requests", calls=False),
             self._served_line("calls", calls=True) + "; their task is part of it",
-            f"  jobs      {len(jobs):7,}  {failed or 'none'} wrong; {self.leases:,} leases were watched",
+            f"  jobs      {len(jobs):7,}  {failed or 'none'} wrong, {refused} refused in words for want of room; "
+            f"{self.leases:,} leases were watched",
         ]
         if self.happened:
             out += ["", *self._table()]
@@ -191,19 +207,15 @@ class Report:
 
     def _served_line(self, what: str, calls: bool) -> str:
         served, count = self.availability(calls)
-        seconds = sorted(noted.seconds for noted in self.noted if (noted.what == "call" if calls else noted.is_request))
+        chosen = [noted for noted in self.asked() if noted.is_call is calls]
+        seconds = sorted(noted.seconds for noted in chosen)
         if not seconds:
             return f"  {what:8}        none"
-        refused = sum(
-            1
-            for noted in self.noted
-            if (noted.what == "call" if calls else noted.is_request) and noted.is_refused_for_room
-        )
+        refused = sum(1 for noted in chosen if noted.is_refused_for_room)
         late = seconds[min(count - 1, int(count * 0.999))]
         return (
             f"  {what:8} {count:8,}  {_share(served, count)} answered within {DEADLINE_S:g} s, "
-            f"{count - served} missed; "
-            f"median {1000 * seconds[count // 2]:.0f} ms, 99.9 % in {late:.1f} s, slowest {seconds[-1]:.1f} s"
+            f"{count - served} missed; median {1000 * seconds[count // 2]:.0f} ms, 99.9 % in {late:.1f} s, slowest {seconds[-1]:.1f} s"
             + (f"; {refused} of them were refused in words while a disk was full" if refused else "")
         )
 
@@ -239,8 +251,8 @@ class Report:
             "recovery_s": self.recovery(),
             "missed": [
                 {**msgspec.structs.asdict(noted), "fault": self.fault_at(noted)}
-                for noted in self.noted
-                if (noted.is_request or noted.what == "call") and not noted.is_served
+                for noted in self.asked()
+                if not noted.is_served
             ],
             "slow": [{**msgspec.structs.asdict(noted), "faults": self.in_force(noted)} for noted in self.slow()],
             "faults": [vars(fault) for fault in self.happened],
