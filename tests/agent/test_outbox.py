@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import fallow.agent.outbox as module
@@ -54,6 +55,21 @@ class Fixture:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Fixture]:
     return lambda **more: Fixture(tmp_path / "outbox", **more)
+
+
+async def test_a_repeat_claims_nothing_of_what_went_with_the_first(make: Callable[..., Fixture]) -> None:
+    """The client may have been told over the connection on which the hand-in was lost."""
+    run = make()
+    run.outbox.add(msgspec.structs.replace(hand_in(0, ended=True), told=True), {})
+    run.outbox.add(hand_in(0, token=2), {})
+    run.outbox.resend_lease(JOB, (1, 1))
+    run.outbox.resend_lease(JOB, (1, 3))
+    assert [(sent.token, sent.told, sent.pull is not None) for sent in run.sent] == [
+        ((1, 1), True, True),
+        ((1, 2), False, True),
+        ((1, 1), False, False),
+    ]
+    await run.outbox.close()
 
 
 async def test_repeats_until_acknowledged(make: Callable[..., Fixture]) -> None:

@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--s3", action="store_true", help="blobs in a SeaweedFS, which is killed and stopped as well")
     parser.add_argument("--json", default="", metavar="FILE", help="write the report there too")
     parser.add_argument("--keep", action="store_true", help="keep all logs, even where nothing is wrong")
+    parser.add_argument("--trace", action="store_true", help="write down every message that passes, and keep it")
     words = parser.parse_args()
     if programs() is None:
         print("chaos needs a PostgreSQL: scripts/setup installs one", file=sys.stderr)
@@ -37,7 +38,8 @@ def main() -> int:
             every_s=words.every,
             kinds=tuple(words.load.split(",")),
             only=words.only,
-            keep=words.keep,
+            keep=words.keep or words.trace,
+            trace=words.trace,
             faults=not words.no_faults,
             s3=words.s3,
             say=lambda line: print(line, flush=True),

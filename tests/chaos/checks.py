@@ -7,21 +7,37 @@ import subprocess
 import time
 from typing import Any
 
+from fallow.coordinator.blob_store import open_blob_store
+from fallow.store.open import open_store
 from tests.chaos.parts import Large
 from tests.chaos.report import Noted, Report
 
 WAIT_S = 80.0
 """Standing jobs of customers that have gone end after a minute."""
 MEMORY_GROWTH_BYTES = 96 << 20
+ROOM_SEEN_S = 3.0
+"""A pool has seen after so long that there is room again."""
+JOB_TABLES = ("input_pages", "result_pages", "checkpoints")
 
-_FINAL = "('succeeded', 'failed', 'cancelled')"
-_PAGES = """
+_OF_ENDED = """
     SELECT j.job_id, count(*) FROM {table} p JOIN jobs j ON j.number = p.job
-    WHERE j.state IN {final} GROUP BY j.job_id
+    WHERE j.state IN ('succeeded', 'failed', 'cancelled') GROUP BY j.job_id
+"""
+_TWICE = """
+    SELECT j.job_id, p.start, p.before FROM (
+        SELECT job, start, lag(stop) OVER (PARTITION BY job ORDER BY start) AS before FROM {table}
+    ) p JOIN jobs j ON j.number = p.job WHERE p.before > p.start
+"""
+_MISSING = """
+    SELECT j.job_id, j.total, coalesce(sum(p.stop - p.start), 0) FROM jobs j JOIN job_specs s ON s.job = j.number
+    LEFT JOIN result_pages p ON p.job = j.number
+    WHERE j.state = 'succeeded' AND j.job_id = ANY(%s) GROUP BY j.job_id, j.total
+    HAVING coalesce(sum(p.stop - p.start), 0) <> j.total
 """
 
 
 def check(large: Large, report: Report) -> None:
+    """While the pool still runs: what ends by itself is waited for."""
     report.wrong += [
         f"{noted.what}: {noted.wrong}"
         for noted in report.noted
@@ -29,15 +45,42 @@ def check(large: Large, report: Report) -> None:
     ]
     detached = {noted.job for noted in report.noted if noted.job}
     _until_empty(report, "jobs that have not ended", lambda: _active(large))
-    for table in ("input_pages", "result_pages"):
+    for table in JOB_TABLES:
         _until_empty(
             report, f"{table} of attached jobs that have ended", lambda table=table: _rows(large, table, detached)
         )  # type: ignore[misc]
-    _lost_blobs(large, report)
+    for table in ("input_pages", "result_pages"):
+        if twice := _query(large, _TWICE.format(table=table)):
+            report.wrong.append(f"{len(twice)} {table} overlap others of their job: {twice[:5]}")
+    if missing := _query(large, _MISSING, sorted(detached)):
+        report.wrong.append(f"results of jobs that succeeded are not all there, or twice: {missing[:5]}")
     for name, before in report.memory_before.items():
         grown = report.memory_after.get(name, 0) - before
         if grown > MEMORY_GROWTH_BYTES:
             report.wrong.append(f"{name} grew by {grown >> 20} MB")
+
+
+def check_blobs(large: Large, report: Report) -> None:
+    """Once nothing of the pool runs but its store: every blob that a job names is there, and a collection finds every
+    other one."""
+    assert large.postgres is not None
+    store = open_store(large.postgres.url())
+    store.open()
+    try:
+        named, there = store.live_digests(), large.blob_names()
+        report.blobs, report.blobs_named = len(there), len(named)
+        if lost := named - there:
+            report.wrong.append(f"{len(lost)} of {len(named)} blobs that jobs name are lost: {sorted(lost)[:3]}")
+        open_blob_store(large.blobs_url(), large.token).collect(store.live_among, 0.0)
+        after = large.blob_names()
+        if left := after - named:
+            report.wrong.append(f"a collection leaves {len(left)} blobs that no job names: {sorted(left)[:3]}")
+        if taken := (named & there) - after:
+            report.wrong.append(f"a collection deletes {len(taken)} blobs that jobs name: {sorted(taken)[:3]}")
+        if live := store.live_sessions():
+            report.wrong.append(f"coordinators that have ended still have sessions: {live}")
+    finally:
+        store.close()
 
 
 def _counts(what: str) -> bool:
@@ -46,9 +89,11 @@ def _counts(what: str) -> bool:
 
 
 def _is_refused_for_room(noted: Noted, report: Report) -> bool:
-    """While the disk is full, a job may be refused in words; its customer runs it again."""
-    return noted.wrong.startswith("PoolRefused: the disk under ") and any(
-        fault.kind.startswith("full disk") and fault.began <= noted.began + noted.seconds and noted.began <= fault.ended
+    """While a disk is full, a job may be refused, or fail, in words; its customer runs it again."""
+    return noted.is_refused_for_room and any(
+        fault.kind.startswith("full disk")
+        and fault.began <= noted.began + noted.seconds
+        and noted.began <= fault.ended + ROOM_SEEN_S
         for fault in report.happened
     )
 
@@ -72,29 +117,14 @@ def _active(large: Large) -> list[str]:
     return [f"{job['job_id']} {job['name']} {job['state']}" for job in json.loads(done.stdout)]
 
 
-def _query(large: Large, text: str) -> list[tuple[Any, ...]]:
+def _query(large: Large, text: str, *values: Any) -> list[tuple[Any, ...]]:
     import psycopg
 
     assert large.postgres is not None
     with psycopg.connect(large.postgres.url(), connect_timeout=10, options="-c statement_timeout=20s") as connection:
-        return connection.execute(text.encode()).fetchall()
+        return connection.execute(text.encode(), values or None).fetchall()
 
 
 def _rows(large: Large, table: str, detached: set[str]) -> list[str]:
-    found = _query(large, _PAGES.format(table=table, final=_FINAL))
+    found = _query(large, _OF_ENDED.format(table=table))
     return [f"{job} ({count})" for job, count in found if job not in detached]
-
-
-def _lost_blobs(large: Large, report: Report) -> None:
-    """Every blob that some job names is there."""
-    named = {
-        row[0]
-        for table in ("input_pages", "result_pages")
-        for row in _query(large, f"SELECT DISTINCT digest FROM {table} WHERE NOT inline")
-    }
-    there = large.blob_names()
-    lost = named - there
-    if lost:
-        report.wrong.append(f"{len(lost)} of {len(named)} blobs that jobs name are lost")
-    report.blobs = len(there)
-    report.blobs_named = len(named)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -36,18 +37,34 @@ def _nothing() -> None:
     return None
 
 
-class Faults:
-    """All that can be done to a pool here. `left_out`: what cannot, and why."""
+class Customers(Protocol):
+    """Those who use the pool."""
 
-    def __init__(self, large: Large, seed: int, small_disk: Path | None) -> None:
+    def names(self) -> list[str]: ...
+
+    def kill(self, name: str) -> None: ...
+
+    def start_again(self, name: str) -> None: ...
+
+
+class Faults:
+    """All that can be done to a pool here. `disks`: small ones, by whose they are; `left_out`: what cannot be done, and
+    why."""
+
+    def __init__(self, large: Large, seed: int, disks: dict[str, Path], customers: Customers) -> None:
         self._large = large
         self._random = random.Random(seed)
-        self._small_disk = small_disk
+        self._disks = disks
+        self._customers = customers
         self._bag: list[Callable[[], Fault | None]] = []
-        self.left_out: list[str] = []
-        if small_disk is None:
-            why = "blobs are in S3" if large.seaweed else "no small file system can be made here (it needs root)"
-            self.left_out.append(f"full disk: {why}")
+        self.left_out = [
+            "links between NATS servers (they find each other's real addresses); a stopped server stands for them",
+            "clocks of customers (their notes go by them) and of programs in C: NATS, PostgreSQL, SeaweedFS",
+        ]
+        if not disks:
+            self.left_out.append("full disks: no small file system can be made here (it needs root)")
+        elif large.seaweed is not None:
+            self.left_out.append("a full disk of blobs: they are in S3")
 
     def next(self) -> Fault:
         """Every kind comes once before any comes again."""
@@ -68,19 +85,20 @@ class Faults:
                 lambda prefix=prefix: self._stop(prefix),  # type: ignore[misc]
                 lambda prefix=prefix: self._restart(prefix),  # type: ignore[misc]
             ]
-        kinds += [self._kill_worker, self._kill_postgres, self._restart_postgres]
+        kinds += [self._kill_worker, lambda: self._stop_below(1), lambda: self._stop_below(2), self._kill_customer]
+        kinds += [self._kill_postgres, self._restart_postgres, self._stop_postgres]
         if self._large.links is not None:
             kinds += [
                 lambda: self._partition(self._pick("c"), "->nats"),
                 lambda: self._partition(self._pick("c"), "->postgres"),
+                lambda: self._partition(self._pick("c"), f"->nats{self._random.randrange(3) + 1}"),
                 lambda: self._partition(self._pick("n"), "->nats"),
                 lambda: self._partition(self._client(), f"->nats{self._random.randrange(3) + 1}"),
                 lambda: self._partition(self._pick("n"), f"->nats{self._random.randrange(3) + 1}"),
             ]
-        if self._small_disk is not None:
-            kinds.append(self._fill_disk)
+        kinds += [lambda whose=whose: self._fill_disk(whose) for whose in self._disks]  # type: ignore[misc]
         if self._large.seaweed is not None:
-            kinds += [self._kill_s3, self._stop_s3]
+            kinds += [self._kill_s3, self._stop_s3, self._restart_s3]
         if self._large.links is not None:
             kinds += [lambda: self._skew(self._pick("c")), lambda: self._skew(self._pick("n"))]
         return kinds
@@ -135,6 +153,36 @@ class Faults:
 
         return Fault("kill a worker", part.name, 0.0, kill, _nothing)
 
+    def _stop_below(self, depth: int) -> Fault:
+        """SIGSTOP of a zygote (1) or a worker (2) of a node, then SIGCONT: what it runs takes longer."""
+        part = self._pick("n")
+        stopped: list[psutil.Process] = []
+
+        def stop() -> None:
+            below = part.children()
+            for _ in range(depth - 1):
+                below = [child for process in below for child in _children_of(process)]
+            for process in below[:1]:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+                    stopped.append(process)
+
+        def go_on() -> None:
+            for process in stopped:
+                with contextlib.suppress(psutil.Error):
+                    process.resume()
+
+        what = "zygote" if depth == 1 else "worker"
+        return Fault(f"stop a {what}", part.name, self._random.uniform(0.5, 2.0), stop, go_on)
+
+    def _kill_customer(self) -> Fault:
+        """SIGKILL of a script with all that it has begun; it is run again."""
+        name = self._random.choice(self._customers.names())
+        return Fault(
+            "kill a customer", name, self._random.uniform(0.0, 2.0),
+            lambda: self._customers.kill(name), lambda: self._customers.start_again(name),
+        )  # fmt: skip
+
     def _kill_postgres(self) -> Fault:
         postgres = self._large.postgres
         assert postgres is not None
@@ -146,6 +194,19 @@ class Faults:
         postgres = self._large.postgres
         assert postgres is not None
         return Fault("restart PostgreSQL", "postgres", 0.0, postgres.stop, postgres.launch)
+
+    def _stop_postgres(self) -> Fault:
+        postgres = self._large.postgres
+        assert postgres is not None
+        return Fault(
+            "stop PostgreSQL", "postgres", self._random.uniform(0.5, 2.5),
+            lambda: postgres.pause(True), lambda: postgres.pause(False),
+        )  # fmt: skip
+
+    def _restart_s3(self) -> Fault:
+        seaweed = self._large.seaweed
+        assert seaweed is not None
+        return Fault("restart S3", "s3", 0.0, seaweed.end, seaweed.relaunch)
 
     def _kill_s3(self) -> Fault:
         seaweed = self._large.seaweed
@@ -182,9 +243,8 @@ class Faults:
             lambda: part.set_clock(by_s), lambda: part.set_clock(0),
         )  # fmt: skip
 
-    def _fill_disk(self) -> Fault:
-        disk = self._small_disk
-        assert disk is not None
+    def _fill_disk(self, whose: str) -> Fault:
+        disk = self._disks[whose]
         filler = disk / "filler"
 
         def fill() -> None:
@@ -192,7 +252,20 @@ class Faults:
                 while True:
                     file.write(bytes(1 << 20))
 
-        return Fault("full disk of blobs", str(disk), self._random.uniform(2, 4), fill, lambda: filler.unlink(True))
+        def free() -> None:
+            filler.unlink(True)
+            postgres = self._large.postgres
+            if whose == "PostgreSQL" and postgres is not None and not postgres.is_running:
+                postgres.launch()  # it gives up where it cannot even write what it has to recover
+
+        return Fault(f"full disk of {whose}", str(disk), self._random.uniform(2, 4), fill, free)
+
+
+def _children_of(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.Error:
+        return []
 
 
 def _words(prefix: str, child: bool = False) -> str:

@@ -158,10 +158,10 @@ class Large:
 
     # ------------------------------------------------------------ parts
 
-    def start_postgres(self, data_in: Path | None = None) -> Postgres:
+    def start_postgres(self, data_in: Path | None = None, *settings: str) -> Postgres:
         found = programs()
         assert found is not None, "no PostgreSQL is installed"
-        self.postgres = Postgres(found, data_in)
+        self.postgres = Postgres(found, data_in, settings)
         self.postgres.start()
         return self.postgres
 
@@ -169,6 +169,10 @@ class Large:
         self.seaweed = Seaweed(weed)
         self.seaweed.start()
         return self.seaweed
+
+    def blobs_url(self) -> str:
+        """As `fallow up --blobs` takes it."""
+        return self.seaweed.url() if self.seaweed is not None else str(self.blobs)
 
     def blob_names(self) -> set[str]:
         """Digests of all blobs that are there."""
@@ -186,11 +190,10 @@ class Large:
 
     def coordinator(self, name: str, *arguments: str, store: str = "") -> Part:
         self.health[name] = f"127.0.0.1:{free_port()}"
-        blobs = self.seaweed.url() if self.seaweed is not None else str(self.blobs)
         return self._part(
             name, f"The coordinator '{name}' is up", self.home,
             "up", "--coordinator-only", "--name", name, "--pool", "large", "--store", store or self.store_url(name),
-            "--nats", self.address(name), "--blobs", blobs, "--health", self.health[name], *arguments,
+            "--nats", self.address(name), "--blobs", self.blobs_url(), "--health", self.health[name], *arguments,
         )  # fmt: skip
 
     def node(self, name: str, slots: int = NODES_SLOTS) -> Part:

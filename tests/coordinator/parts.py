@@ -126,9 +126,10 @@ class HandAgent:
         self.jobs: dict[int, JobId | None] = {}
         self.works_for: set[JobId] = set()
         self.handed_in: list[HandIn] = []
+        self.had: set[tuple[JobId, Any]] = set()
 
     async def start(self) -> None:
-        await self.connection.subscribe(subjects.node(self.node_id), self.inbox)
+        await self.connection.subscribe(subjects.node(self.node_id), self._receive)
         self.beat(self.spec)
 
     def beat(self, spec: NodeSpec | None = None) -> None:
@@ -139,6 +140,14 @@ class HandAgent:
         for job_id in {lease.job_id for lease in self.held} | self.works_for:
             leases = tuple(lease for lease in self.held if lease.job_id == job_id)
             self.send(Held(job_id, self.node_id, self.spec.name, self.session, leases))
+
+    def _receive(self, message: Any, reply: str) -> None:
+        """A lease is new once, as for every agent."""
+        if isinstance(message, Lease):
+            if (message.job_id, message.token) in self.had:
+                return
+            self.had.add((message.job_id, message.token))
+        self.inbox(message, reply)
 
     def send(self, message: Any) -> None:
         if isinstance(message, HandIn):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from fallow.wire.connection import Connection
-from fallow.wire.messages import Held
+from fallow.wire.messages import Held, Lease
 
 from .parts import CoordinatorProcess, HandAgent, spec
 from .test_coordinator import CLIENT, fetch_all, hand_in, results, submit
@@ -55,6 +55,22 @@ async def test_a_node_that_starts_anew_has_lost_what_it_held(
     finally:
         for task in beating:
             task.cancel()
+
+
+async def test_a_lease_that_was_lost_on_its_way_comes_again(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    """The very same one: as soon as a beat shows that its node knows nothing of it."""
+    agent = HandAgent(connection, "one")
+    await agent.start()
+    job = spec(CLIENT)
+    await submit(connection, job, 1)
+    lost = await agent.lease(job.job_id)
+    agent.had.clear()
+    again = await agent.inbox.take(Lease, again=agent.beat)
+    assert again == lost
+    hand_in(agent, again, results(0, 1))
+    await agent.acknowledged(again)
 
 
 async def _beat_for_ever(agent: HandAgent) -> None:

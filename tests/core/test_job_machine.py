@@ -42,6 +42,7 @@ class World:
     now: float = 100.0
     recorded: IntervalSet = field(default_factory=IntervalSet)
     held: dict[Token, Held] = field(default_factory=dict)
+    had: set[Token] = field(default_factory=set)
     sent: list[dict[str, object]] = field(default_factory=list)
     pull_seq: int = 0
     faulty: bool = True
@@ -69,7 +70,8 @@ class World:
         for effect in effects:
             match effect:
                 case Grant():
-                    if not self.faulty or self.random.random() > 0.1:
+                    if effect.token not in self.had and (not self.faulty or self.random.random() > 0.1):
+                        self.had.add(effect.token)
                         self.held[effect.token] = Held(
                             effect.token, effect.slot, effect.start, effect.stop, effect.start
                         )
@@ -102,6 +104,7 @@ class World:
         self.pull_seq += 1
         slot = self.random.choice(self.slots)
         idle = not any(held.slot == slot for held in self.held.values())
+        self.progress.node_heard(slot[0])
         self.progress.pull(slot, self.pull_seq, idle, (), self.now)
         self.perform(self.progress.dispatch(self.now))
 
@@ -161,6 +164,9 @@ class World:
     def lose_node(self) -> None:
         node = self.random.choice(self.slots)[0]
         self.perform(self.progress.node_lost(node, "silent"))
+
+    def hush_node(self) -> None:
+        self.progress.node_quiet(self.random.choice(self.slots)[0])
 
     def kill_node(self) -> None:
         node = self.random.choice(self.slots)[0]
@@ -232,7 +238,7 @@ EVENTS = (
     + ["beat"] * 3
     + ["fail_task"] * 2
     + ["repeat"] * 3
-    + ["lose_node", "kill_node", "take_over", "doubt"]
+    + ["lose_node", "kill_node", "take_over", "doubt", "hush_node"]
 )
 
 
@@ -243,6 +249,28 @@ def run(seed: int, total: int, steps: int, reduce: bool) -> None:
     world.heal()
     assert world.recorded.covers(0, total)
     assert world.progress.state is JobState.SUCCEEDED
+
+
+def test_a_task_that_is_to_be_tried_later_goes_on_in_its_second_run() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    retry = RetryPolicy(retries=2, backoff_s=0.5)
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob, retry=retry), 1)
+    job.add_call(0, 1)
+    one, other = (NodeId("one"), 0), (NodeId("two"), 0)
+    job.pull(one, 1, True, (), 0.0)
+    (first,) = job.dispatch(0.0)
+    assert job.doubt(3.0, 2.2)
+    job.pull(other, 1, True, (), 3.0)
+    (second,) = job.dispatch(3.0)
+    assert isinstance(first, Grant)
+    assert isinstance(second, Grant)
+    job.hand_in(slot=one, token=first.token, results=(), retry_later=(RetryLater(0, 1, 0.2),), ended=True, now=3.1)
+    job.check()
+    job.pull(one, 2, True, (), 4.0)
+    assert job.dispatch(4.0) == [], "it runs"
+    job.hand_in(slot=other, token=second.token, results=(), deaths=(Death(0, "timeout", "late"),), ended=True, now=4.1)
+    job.check()
+    assert [task.index for task in job.failures.delayed] == [0]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fallow.core.demand import served_in_turn
 from fallow.core.matching import JobDemand, NodeView, plan, too_large
 from fallow.model.ids import ClientId, Digest, JobId, NodeId
 from fallow.model.job import Blob, EnvSpec, GpuSpec, JobKind, JobSpec, Resources
@@ -51,6 +52,16 @@ def test_nothing_moves_without_a_need() -> None:
 def test_more_jobs_than_slots_take_turns() -> None:
     view = NodeView(node("n", 1), {0: JobId("a")})
     assert plan([job("a", served=5.0), job("b", served=1.0, order=1)], [view]).changes == {("n", 0): "b"}
+
+
+def test_a_call_that_waits_comes_before_new_jobs_and_its_job_takes_turns_like_others() -> None:
+    view = NodeView(node("n", 1), {0: JobId("a")})
+    for kind, waits, winner in (
+        (JobKind.CALLS, True, "c"), (JobKind.CALLS, False, "b"), (JobKind.MAP, True, "b"),
+    ):  # fmt: skip
+        jobs = [job("a", served=5.0), job("b", order=1), job("c", served=served_in_turn(kind, waits, 9.0), order=2)]
+        assert plan(jobs, [view]).changes == {("n", 0): winner}
+    assert served_in_turn(JobKind.CALLS, True, 1.0) < served_in_turn(JobKind.CALLS, True, 2.0)
 
 
 def test_a_draining_node_gets_nothing_new() -> None:

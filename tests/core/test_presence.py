@@ -8,7 +8,7 @@ import pytest
 
 from fallow.core.effects import Drop, Grant, Record
 from fallow.core.job import JobProgress
-from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s
+from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_nodes
 from fallow.core.sizing import MAP_TARGET_S, budget_s, target_s
 from fallow.model.ids import ClientId, Digest, JobId, NodeId, SlotKey
 from fallow.model.job import Blob, JobKind, JobSpec
@@ -89,6 +89,63 @@ def test_a_call_on_a_silent_node_runs_elsewhere_too_and_counts_once(speculate: b
     effects = job.hand_in(slot=other, token=granted[0].token, results=(answer,), ended=True, now=5.1)
     assert [type(effect) for effect in effects] == [Drop, Record], "the silent node is to stop"
     assert job.hand_in(slot=one, token=first.token, results=(answer,), ended=True, now=5.2) == []
+    job.check()
+
+
+def test_a_node_that_may_be_gone_gets_nothing_until_it_is_heard_of() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    one, other = (NodeId("one"), 0), (NodeId("two"), 0)
+    assert quiet_nodes({one[0]: 10.0, other[0]: 9.0}, {other[0]: 10.0}, 12.1) == []
+    assert quiet_nodes({one[0]: 10.0, other[0]: 9.0}, {other[0]: 10.0}, 12.3) == [one[0]]
+    job.pull(one, 1, True, (), 10.0)
+    job.pull(other, 1, True, (), 10.1)
+    job.node_quiet(one[0])
+    job.add_call(0, 1)
+    assert job.waits
+    (grant,) = job.dispatch(12.3)
+    assert isinstance(grant, Grant)
+    assert grant.slot == other
+    assert not job.waits
+    job.add_call(1, 2)
+    assert job.dispatch(12.4) == []
+    job.node_quiet(other[0])
+    assert job.waits, "what runs there may never end"
+    job.node_heard(one[0])
+    (grant,) = job.dispatch(12.5)
+    assert isinstance(grant, Grant)
+    assert (grant.slot, grant.pull_seq) == (one, 1)
+    job.check()
+    job.node_quiet(one[0])
+    job.unpull(one, 1)
+    job.node_heard(one[0])
+    assert not job.pulls, "it was taken back meanwhile"
+
+
+def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_name_it() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    job.add_call(0, 1)
+    slot = (NodeId("one"), 0)
+    job.pull(slot, 7, True, (3,), 10.0)
+    (first,) = job.dispatch(10.0)
+    assert isinstance(first, Grant)
+    assert job.beat(slot[0], (), 10.1) == [], "it may still be on its way"
+    assert job.beat(NodeId("two"), (), 10.5) == [], "another node has nothing to do with it"
+    (again,) = job.beat(slot[0], (), 10.5)
+    assert isinstance(again, Grant)
+    assert (again.token, again.slot, again.pull_seq, again.start, again.stop) == (first.token, slot, 7, 0, 1)
+    assert again.again, "inputs that the node has by now"
+    assert again.held_pages == frozenset()
+    assert job.beat(slot[0], (), 10.6) == [], "once for each time that it may take"
+    held = HeldLease(job.spec.job_id, first.token, 0, 0, 1, 0, 0.1)
+    assert job.beat(slot[0], (held,), 11.5) == []
+    assert job.beat(slot[0], (), 16.0) == [], "unnamed for too long: it is to do again"
+    job.pull(slot, 8, True, (), 16.0)
+    (anew,) = job.dispatch(16.0)
+    assert isinstance(anew, Grant)
+    assert anew.token != first.token
+    assert not anew.again
     job.check()
 
 

@@ -48,11 +48,13 @@ def _everybody_may_run(folder: Path) -> bool:
 class Postgres:
     """Listens on a port of its own on loopback. PostgreSQL refuses to run as root: then it runs as nobody."""
 
-    def __init__(self, bin_folder: Path, data_in: Path | None = None) -> None:
+    def __init__(self, bin_folder: Path, data_in: Path | None = None, settings: tuple[str, ...] = ()) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="fallow-pg-"))
         self._user = "nobody" if os.geteuid() == 0 else None
         self.data = (data_in or self._home) / "data"
         self.port = free_port()
+        self._settings = settings
+        """NAME=VALUE, for every start."""
         self._process: subprocess.Popen[bytes] | None = None
         if self._user and not _everybody_may_run(bin_folder):
             shutil.copytree(bin_folder.parent, self._home / "install", symlinks=True)
@@ -93,13 +95,24 @@ class Postgres:
         """Start it without waiting for it."""
         options = [
             f"port={self.port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={self._home}", "fsync=off",
-            "shared_buffers=32MB", "autovacuum=off", "max_connections=40", *settings,
+            "shared_buffers=32MB", "autovacuum=off", "max_connections=40", *self._settings, *settings,
         ]  # fmt: skip
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self.data, *(word for option in options for word in ("-c", option))],
                 stdout=log, stderr=log, cwd=self._home, start_new_session=True, **self._as_user(),
             )  # fmt: skip
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def pause(self, paused: bool) -> None:
+        """SIGSTOP, SIGCONT of every process of it: it takes connections, and answers nothing."""
+        if self._process is not None:
+            for pid in (self._process.pid, *_children(self._process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def answers(self) -> bool:
         import psycopg

@@ -138,6 +138,13 @@ class Seaweed:
             retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},
         )  # fmt: skip
 
+    def end(self) -> None:
+        """As an operator ends it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            process.wait(DEADLINE_S)
+
     def kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:

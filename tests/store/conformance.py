@@ -231,6 +231,7 @@ class StoreConformance:
             (0, 10, True),
             (10, 20, False),
         ]
+        assert (store.inputs_stop(job), store.inputs_stop(job_id())) == (20, 0)
         assert store.read_input(job, [10, 0, 5]) == {0: inline("input 0"), 10: stored("b")}
         first, second, third = store.result_pages(job)
         assert (first.seq, first.start, first.stop, first.page_start) == (0, 10, 15, 8)
@@ -252,6 +253,7 @@ class StoreConformance:
         assert [page.start for page in store.input_pages(job)] == [30, 40]
         store.commit(pages)
         assert [page.start for page in store.input_pages(job)] == [30, 40], "a late repeat brings nothing back"
+        assert store.inputs_stop(job) == 50
 
     def test_dropped_results_stay_done(self, store: Store, job: JobId) -> None:
         pages = [put(job, number, start, start + 10) for number, start in enumerate((20, 0, 10, 40))]

@@ -12,7 +12,7 @@ import pytest
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
 from fallow.wire.connection import PINGS_UNANSWERED, Connection, connect
-from fallow.wire.direct_client import DirectClient
+from fallow.wire.direct_client import WRITE_NOW_EVERY_S, DirectClient
 from fallow.wire.messages import Done, GetPool, LogLine, NodeLog
 from tests.coordinator.conftest import connection as connection
 from tests.coordinator.conftest import nats as nats
@@ -108,6 +108,33 @@ async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_
             await lost.wait()
     finally:
         nats.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_server_that_reads_nothing_for_a_while_stops_nobody_and_loses_nothing(
+    nats: NatsProcess, connection: Connection
+) -> None:
+    lost = asyncio.Event()
+    connection.on_disconnect.append(lost.set)
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    await connection.flush()
+    connection.pace()
+    line = LogLine(0, "n", 0, "stdout", "x" * 60_000)
+    sent = tries = 0
+    nats.process.send_signal(signal.SIGSTOP)
+    try:
+        while not connection._client._rest and tries < 2_000:
+            tries += 1
+            sent += connection.send_now("here", NodeLog("job", str(sent), (line,)))  # type: ignore[arg-type]
+            time.sleep(WRITE_NOW_EVERY_S)
+        for _ in range(3):
+            connection.send("here", NodeLog("job", str(sent), (line,)))  # type: ignore[arg-type]
+            sent += 1
+    finally:
+        nats.process.send_signal(signal.SIGCONT)
+    assert tries < 2_000, "the socket took a part of no message: this has tested nothing"
+    assert [(await inbox.take(NodeLog)).node for _ in range(sent)] == [str(number) for number in range(sent)]
+    assert not lost.is_set()
 
 
 async def test_messages_of_all_sizes_keep_their_order_on_whatever_way(connection: Connection) -> None:
@@ -229,6 +256,27 @@ async def test_a_server_that_is_stopped_is_left_for_another_and_not_tried_first(
         nats.process.send_signal(signal.SIGCONT)
         for each in connections:
             await each.close()
+        other.stop()
+
+
+@pytest.mark.slow
+async def test_a_server_that_is_stopped_is_left_though_much_waits_for_it(nats: NatsProcess, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = NatsProcess(tmp_path / "other")
+    connection = await connect(nats.address, "test", ping_every_s=0.1)
+    connection._client._setup_server_pool([f"nats://{other.address.servers[0]}"])
+    try:
+        nats.process.send_signal(signal.SIGSTOP)
+        line = LogLine(0, "n", 0, "stdout", "x" * 1_000_000)
+        for number in range(32):
+            connection.send("here", NodeLog("job", str(number), (line,)))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            while not connection.is_connected or connection._client.connected_url.port != other.port:
+                await asyncio.sleep(0.02)
+    finally:
+        nats.process.send_signal(signal.SIGCONT)
+        await connection.close()
         other.stop()
 
 

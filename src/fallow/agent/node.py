@@ -64,6 +64,9 @@ log = logging.getLogger("fallow.agent")
 REPORT_WAIT_S = 2.0
 ACKNOWLEDGE_WAIT_S = 1.5
 SWEEP_EVERY_S = 30.0
+PING_OFTEN_S = 0.5
+"""As wire.connection's, which is not imported before it is needed."""
+LOOK_LEAST_S = 0.8 * PING_OFTEN_S
 
 
 class Node:
@@ -122,6 +125,8 @@ class Node:
         self._pauses = Pauses(self.slots)
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
+        self._looked_s = 0.0
+        """When the connection was looked at last."""
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
         self._sweeping: asyncio.Future[None] | None = None
         self._tell_spec = True
@@ -264,19 +269,19 @@ class Node:
         link.connection.pace()
         housekeeping = asyncio.ensure_future(keep_house(self, self._home))
         self.pulse.add(self._second)
+        self.pulse.add(self._look_at_server)
         self.pulse.within(self._rhythm.wait_s(time.monotonic()))
         try:
             await ended.wait()
         finally:
             self.pulse.remove(self._second)
+            self.pulse.remove(self._look_at_server)
             housekeeping.cancel()
 
     def _second(self) -> float:
         now = time.monotonic()
         if self._rhythm.is_due(now):
             self.beat()
-        if self.connection is not None:
-            self.connection.keep_alive()
         self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
         self.outbox.resend_due()
         self._look_at_gpus()
@@ -288,6 +293,14 @@ class Node:
             self._next_sweep_s = now + SWEEP_EVERY_S
             self._sweeping = asyncio.ensure_future(self.workers.sweep(self.default_kind))
         return self._rhythm.wait_s(time.monotonic())
+
+    def _look_at_server(self) -> float | None:
+        """Whether the server is still there. While others may wait for what runs here, more often than at rest."""
+        now = time.monotonic()
+        if self.connection is not None and now - self._looked_s >= LOOK_LEAST_S:
+            self._looked_s = now
+            self.connection.keep_alive()
+        return max(0.0, self._looked_s + PING_OFTEN_S - now) if self.is_at_work else None
 
     def _end_sandboxes(self) -> None:
         """Those of jobs that have ended go at once, whatever still runs in them."""
@@ -356,6 +369,7 @@ class Node:
                     for callback in self.on_work:
                         callback()
                     slot.assigned(message)
+                    self.pulse.within(PING_OFTEN_S)
             case TakeBack():
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
                     slot.taken_back(message)

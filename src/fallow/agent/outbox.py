@@ -163,6 +163,12 @@ class Outbox:
                 if entry.is_sent and entry.due_s <= now:
                     self._publish(entry, REPEAT_S, again=True)
 
+    def resend_lease(self, job_id: JobId, token: Token) -> None:
+        """The owner takes a lease for lost of which all is handed in: it has not heard of that."""
+        for entry in self._leases.get((job_id, (token[0], token[1])), {}).values():
+            if entry.is_sent:
+                self._publish(entry, REPEAT_S, again=True)
+
     def resend_all(self, only: JobId | None = None) -> None:
         """Send everything (of one job) again: the connection or the owner is a new one."""
         for (job_id, _), entries in list(self._leases.items()):
@@ -198,9 +204,9 @@ class Outbox:
                 log.error("a kept result cannot be read back: %s", error)
                 entry.due_s = float("inf")
                 return
-        if again and hand_in.pull is not None:
-            # By now the slot may have asked anew.
-            hand_in = msgspec.structs.replace(hand_in, pull=None)
+        if again and (hand_in.pull is not None or hand_in.told):
+            # By now the slot may have asked anew; and what the client was told may be lost as this was.
+            hand_in = msgspec.structs.replace(hand_in, pull=None, told=False)
         entry.is_sent = True
         wait_s = self._send(hand_in) or 0.0
         entry.goes_s = self._now() + wait_s

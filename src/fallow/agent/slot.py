@@ -99,7 +99,10 @@ class Slot:
                     lane.want_worker(kind)
 
     def leased(self, message: Lease) -> None:
-        self.perform(self.machine.lease(message, time.monotonic()))
+        effects = self.machine.lease(message, time.monotonic())
+        if not effects:
+            self.node.outbox.resend_lease(message.job_id, message.token)
+        self.perform(effects)
         for held in self.machine.queue:
             self.paths_of(held)
         for _, state in message.checkpoints:

@@ -13,6 +13,7 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.kept_planner import KeptPlanner
 from fallow.coordinator.peers import Peers
+from fallow.core.demand import served_in_turn
 from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, too_large
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobKind
@@ -115,16 +116,16 @@ class Matcher:
         for job_id, owned in own.items():
             served[job_id] = owned.served = owned.served * keep + len(owned.progress.by_slot) * elapsed
             want = min(owned.progress.demand, DEMAND_LIMIT)
-            demand = JobDemand(owned.spec, want, owned.served, len(found), frozenset(owned.refused))
+            turn = served_in_turn(owned.spec.kind, owned.progress.waits, owned.served)
+            demand = JobDemand(owned.spec, want, turn, len(found), frozenset(owned.refused))
             found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.by_slot))
         for job_id, report in self._peers.jobs().items():
             if job_id in found or report.info.state not in ("open", "running"):
                 continue
             before = self._served.get(job_id, report.served)
             served[job_id] = before * keep + min(holding.get(job_id, 0), report.want) * elapsed
-            demand = JobDemand(
-                report.spec, min(report.want, DEMAND_LIMIT), served[job_id], len(found), frozenset(report.refused)
-            )
+            turn = served_in_turn(report.spec.kind, report.waits, served[job_id])
+            demand = JobDemand(report.spec, min(report.want, DEMAND_LIMIT), turn, len(found), frozenset(report.refused))
             found[job_id] = _Wanting(demand, dict.fromkeys(report.refused, ""), report.info.counts.running > 0)
         self._served = served
         return found

@@ -15,15 +15,15 @@ from msgspec.structs import replace
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
-from fallow.coordinator.result_index import Recorded, ResultIndex, put_result
+from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
-from fallow.core.presence import silent_nodes
+from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
 from fallow.model.ids import JobId, NodeId, Token
-from fallow.model.job import Blob, JobInfo, JobKind, JobSpec
-from fallow.model.parts import FaultPage, HeldLease, InputPage, ResultPage
+from fallow.model.job import JobInfo, JobKind, JobSpec
+from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
 from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
 from fallow.wire import subjects
@@ -53,6 +53,8 @@ RESTART_ADOPTION_S = 2.5
 """The same where the pool's only coordinator starts anew, perhaps with its NATS: agents reconnect first."""
 KEPT_RESULT_BYTES = 16 * 1024 * 1024
 """Recent results kept in memory per job, beyond what the store has."""
+AGAIN_BYTES = 64 * 1024
+"""A lease with more bytes of inputs is not sent a second time."""
 BACKLOG_BYTES = 1 << 30
 """Results of an attached job that its client has not taken, beyond which only what it waits for is leased."""
 
@@ -114,14 +116,14 @@ class OwnedJob:
         if self.progress.is_final:
             self._send_node(message.node_id, Revoke(self.job_id, self.epoch, (), f"the job is {self.progress.state}"))
             return
-        self.nodes_seen[message.node_id] = self.context.now()
+        self._hear_of(message.node_id)
         slot = (message.node_id, message.slot)
         self.progress.pull(slot, message.seq, message.idle, message.pages, self.context.now())
         self.dispatch()
 
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)
-        self.nodes_seen[message.node_id] = self.context.now()
+        self._hear_of(message.node_id)
         self.before_hand_in(message)
         wasted_before_s = self.progress.wasted_s
         effects = self.progress.hand_in(
@@ -161,7 +163,7 @@ class OwnedJob:
         self.node_anew(NodeAnew(node_id, message.name, message.session))
         self._sessions[node_id] = message.session
         self._intervals_s[node_id] = message.interval_s
-        self.nodes_seen[node_id] = self.context.now()
+        self._hear_of(node_id)
         self.perform(self.progress.beat(node_id, message.leases, self.context.now(), message.interval_s))
         if self.progress.pulls:
             self.dispatch()
@@ -174,7 +176,7 @@ class OwnedJob:
 
     def on_checkpoint(self, message: SaveCheckpoint, reply: str) -> None:
         """A task saves its state: keep it, then say so."""
-        self.nodes_seen[message.node_id] = self.context.now()
+        self._hear_of(message.node_id)
         if not is_wanted(self.progress, message):
             self.context.say(reply, Refused("ended", "the task runs elsewhere, or is done", self.epoch))
             return
@@ -182,8 +184,20 @@ class OwnedJob:
         op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
         self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
 
+    def _hear_of(self, node_id: NodeId) -> None:
+        self.nodes_seen[node_id] = self.context.now()
+        if self.progress.quiet:
+            self.progress.node_heard(node_id)
+
     def check_nodes(self, now: float) -> None:
-        """Nodes that have been silent for too long are lost."""
+        """Nodes that are silent get nothing; those that have been for too long are lost."""
+        if self.context.connection.has_listened(QUIET_LEAST_S):
+            quiet = quiet_nodes(self.nodes_seen, self._intervals_s, now)
+            fresh = [node_id for node_id in quiet if node_id not in self.progress.quiet]
+            for node_id in fresh:
+                self.progress.node_quiet(node_id)
+            if fresh:
+                self.context.kick_matcher()
         for node_id, limit_s in silent_nodes(self.nodes_seen, self._intervals_s, now):
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
@@ -291,7 +305,7 @@ class OwnedJob:
                 case Record():
                     recorded.append(self._recorded(effect.page, effect.node))
                 case RecordFault():
-                    recorded.append(self._recorded_fault(effect.fault, effect.node))
+                    recorded.append(recorded_fault(self._draw_seq(), effect.fault, effect.node))
                 case Ended():
                     ended = effect
                 case Wake():
@@ -374,35 +388,14 @@ class OwnedJob:
     def _recorded(self, page: ResultPage, node: NodeId) -> Recorded:
         if page.page.data is None:
             self.context.blobs.add(page.page.digest)
-        return Recorded(
-            seq=self._draw_seq(),
-            start=page.start,
-            stop=page.stop,
-            page_start=page.page_start,
-            page=page.page,
-            failed_count=page.failed_count,
-            failed=page.failed,
-            node=node,
-            inline=page.page.data is not None,
-        )
-
-    def _recorded_fault(self, fault: FaultPage, node: NodeId | None) -> Recorded:
-        return Recorded(
-            seq=self._draw_seq(),
-            start=fault.index,
-            stop=fault.index + 1,
-            page_start=fault.index,
-            page=Blob("", 0, b""),  # type: ignore[arg-type]
-            failed_count=1,
-            failed=(fault.index,),
-            fault=(fault.kind, fault.message, fault.detail),
-            node=node or "",
-        )
+        return recorded_page(self._draw_seq(), page, node)
 
     # ------------------------------------------------------------ leases out
 
     def _grant(self, grant: Grant) -> None:
         pages = self.grant_pages(grant.start, grant.stop)
+        if grant.again and sum(len(page.page.data or b"") for page in pages) > AGAIN_BYTES:
+            return  # on a narrow way it may well be coming; it is given to another soon, if not
         wanted = [page for page in pages if page.start not in grant.held_pages]
         missing = [page.start for page in wanted if page.page.data is None and self.inputs.is_let_go(page.start)]
         if missing:

@@ -181,5 +181,10 @@ class Peers:
 
     def _job_report(self, owned: OwnedJob) -> JobReport:
         return JobReport(
-            without_bytes(owned.spec), owned.info(), owned.progress.demand, owned.served, tuple(owned.refused)
+            without_bytes(owned.spec),
+            owned.info(),
+            owned.progress.demand,
+            owned.served,
+            tuple(owned.refused),
+            owned.progress.waits,
         )

@@ -6,8 +6,9 @@ from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fallow.model.ids import Interval, JobId
+from fallow.model.ids import Interval, JobId, NodeId
 from fallow.model.job import Blob
+from fallow.model.parts import FaultPage, ResultPage
 from fallow.store.protocol import PutResultPage
 
 
@@ -29,6 +30,34 @@ class Recorded:
     @property
     def size(self) -> int:
         return self.page.size
+
+
+def recorded_page(seq: int, page: ResultPage, node: NodeId) -> Recorded:
+    return Recorded(
+        seq=seq,
+        start=page.start,
+        stop=page.stop,
+        page_start=page.page_start,
+        page=page.page,
+        failed_count=page.failed_count,
+        failed=page.failed,
+        node=node,
+        inline=page.page.data is not None,
+    )
+
+
+def recorded_fault(seq: int, fault: FaultPage, node: NodeId | None) -> Recorded:
+    return Recorded(
+        seq=seq,
+        start=fault.index,
+        stop=fault.index + 1,
+        page_start=fault.index,
+        page=Blob("", 0, b""),  # type: ignore[arg-type]
+        failed_count=1,
+        failed=(fault.index,),
+        fault=(fault.kind, fault.message, fault.detail),
+        node=node or "",
+    )
 
 
 class ResultIndex:

@@ -135,7 +135,7 @@ class Submission:
         stored = store.get_job(job_id)
         if stored is None or stored.total >= 0:
             return stored, stored.total if stored is not None else 0
-        return stored, max((page.stop for page in store.input_pages(job_id)), default=0)
+        return stored, store.inputs_stop(job_id)
 
     def _written(self, owned: OwnedJob, answer: Submitted, reply: str) -> None:
         owned.is_written = True

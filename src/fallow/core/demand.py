@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fallow.model.ids import JobId, NodeId, SlotKey
-from fallow.model.job import JobSpec
+from fallow.model.job import JobKind, JobSpec
 from fallow.model.node import NodeSpec
 
 
@@ -19,6 +19,16 @@ class JobDemand:
     served: float = 0.0
     order: int = 0
     refused: frozenset[NodeId] = frozenset()
+
+
+CALLS_FIRST = 1e9
+
+
+def served_in_turn(kind: JobKind, waits: bool, served: float) -> float:
+    """`served` of a job, as jobs take their turns by it where slots are few. `waits`: something of it is to run, and
+    nothing runs. Somebody waits for a single call, and it is short: a job of calls that waits comes before all others,
+    also before new ones, of which the next may be there when its turn comes."""
+    return served - CALLS_FIRST if waits and kind is JobKind.CALLS else served
 
 
 @dataclass(slots=True)

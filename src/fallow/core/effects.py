@@ -21,6 +21,8 @@ class Grant(Struct, frozen=True):
     held_pages: frozenset[int]
     alone: bool = False
     attempt: int = 0
+    again: bool = False
+    """It was sent before, and may be lost."""
 
 
 class AskBack(Struct, frozen=True):

@@ -5,28 +5,24 @@ See core.progress for the theory of operation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
-from math import inf
 
 from msgspec.structs import replace
 
-from fallow.core.effects import Drop, Effect, Grant, Record, RecordFault, Wake
-from fallow.core.endgame import FREQUENT_BEATS_S, LOOK_SHARE, double_after_s, find_double, keeps_the_rest
-from fallow.core.failures import NODE_LOSSES_LIMIT
+from fallow.core.effects import Drop, Effect, Grant, Record, Wake
+from fallow.core.endgame import LOOK_SHARE, double_after_s, find_double, keeps_the_rest
+from fallow.core.held_progress import HeldProgress, granted
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
-from fallow.core.progress import Progress
 from fallow.core.results import narrow
-from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, budget_s, lease_size, target_s
-from fallow.model.ids import Interval, NodeId, SlotKey, Token
+from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, lease_size, target_s
+from fallow.model.ids import Interval, SlotKey, Token
 from fallow.model.job import JobKind
-from fallow.model.parts import Death, FaultPage, HeldLease, ResultPage, RetryLater
+from fallow.model.parts import Death, ResultPage, RetryLater
 
 START_DEATHS_LIMIT = 6
 """Deaths outside any task, without a single result between them, after which the job is failed."""
-UNNAMED_GRACE_S = 4.0
-"""A lease that no beat of its node has named for so long never arrived."""
 SUSPECTS_LIMIT = 256
 """One death leaves at most so many suspects, whatever an agent says."""
 PULLS_LIMIT = 100_000
@@ -36,7 +32,7 @@ IDLE_LIMIT = 256
 """Idle slots for which work is sought near the end of a job in one dispatch."""
 
 
-class JobProgress(Progress):
+class JobProgress(HeldProgress):
     """The pure state of a job with its events. All times are monotonic seconds of the caller."""
 
     # ------------------------------------------------------------ pulls and leases
@@ -59,6 +55,7 @@ class JobProgress(Progress):
             self.pull_seqs[slot] = seq
             self._know(slot)
             self._drop_pull(slot)
+            self._aside.pop(slot, None)
 
     def dispatch(self, now: float) -> list[Effect]:
         """Hand out leases to waiting pulls, idle slots first; near the end take back and double."""
@@ -106,17 +103,8 @@ class JobProgress(Progress):
         self.leases[lease.token] = lease
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
         self._take_backs.added(lease)
-        return Grant(
-            pull.slot,
-            pull.seq,
-            lease.token,
-            lease.start,
-            lease.stop,
-            budget_s(lease.aimed_s),
-            pull.pages,
-            lease.alone,
-            lease.attempt,
-        )
+        lease.pull_seq, lease.sent_at = pull.seq, lease.granted_at
+        return granted(lease, pull.pages)
 
     def _new_lease(self, slot: SlotKey, start: int, stop: int, now: float) -> LiveLease:
         self._counter += 1
@@ -321,11 +309,6 @@ class JobProgress(Progress):
                 self._close(other)
         self._forget_marks(start, stop)
 
-    def _forget_marks(self, start: int, stop: int) -> None:
-        self.failures.settled(start, stop)
-        if self._doubled:
-            self._doubled = {i for i in self._doubled if not start <= i < stop}
-
     def _requeue_refused(self, token: Token, start: int, stop: int) -> None:
         """A reduced range that overlaps what is done counts for nothing: what of it is missing runs again."""
         lease = self.leases.get(token)
@@ -335,7 +318,10 @@ class JobProgress(Progress):
     def _retry_later(self, lease: LiveLease, later: RetryLater, now: float) -> None:
         if lease.pending.remove(later.index, later.index + 1):
             if lease.doubled:
+                self._doubled.discard(later.index)
                 return
+            if not self._not_elsewhere(lease, later.index, later.index + 1):
+                return  # its second run goes on, as the only one
             self.retried += 1
             if self.failures.is_crowded:
                 self.failures.attempts[later.index] = later.attempt
@@ -391,100 +377,3 @@ class JobProgress(Progress):
             if other.pending.remove(index, index + 1) and not other.pending:
                 effects.append(Drop(other.node, (other.token,), "it is not to run any more"))
                 self._close(other)
-
-    def _fault(self, index: int, death: Death, node: NodeId | None) -> list[Effect]:
-        effects: list[Effect] = []
-        if self.done.add(index, index + 1):
-            self.failed_count += 1
-            self._forget_marks(index, index + 1)
-            fault = FaultPage(index, death.kind, death.message, death.detail)
-            effects.append(RecordFault(fault, node))
-        return effects
-
-    # ------------------------------------------------------------ nodes come and go
-
-    def beat(self, node: NodeId, held: Sequence[HeldLease], now: float, interval_s: float = 0.0) -> list[Effect]:
-        """A heartbeat names the leases of this job that the node holds: known ones live on, unknown ones are
-        adopted where their tasks are free, and told to stop where they are not. `interval_s`: how often the node
-        beats; where that is seldom there are many nodes, and messages may have waited long behind each other's."""
-        effects: list[Effect] = []
-        if self.is_final:
-            if held:
-                effects.append(Drop(node, (), f"the job is {self.state}"))
-            return effects
-        named = set()
-        for lease in held:
-            named.add(lease.token)
-            known = self.leases.get(lease.token)
-            if known is None:
-                known = self._adopt(node, lease, now)
-                if known is None:
-                    effects.append(Drop(node, (lease.token,), "given to another"))
-                    continue
-            known.seen_at = now
-            if lease.index >= 0:
-                known.index = lease.index
-                known.index_since = now - lease.elapsed_s
-                known.index_holds_until = now if interval_s > FREQUENT_BEATS_S else inf
-        for lost in self._leases_of(node):
-            if lost.token not in named and now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
-                self._close(lost)
-                self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
-        return effects
-
-    def _know(self, slot: SlotKey) -> None:
-        slots = self._slots_of.get(slot[0])
-        if slots is None:
-            slots = self._slots_of[slot[0]] = set()
-        slots.add(slot[1])
-
-    def _leases_of(self, node: NodeId) -> list[LiveLease]:
-        """In the time of that node's slots, however many nodes there are: each beats once a second."""
-        slots: Collection[int] = self._slots_of.get(node, ())
-        if len(slots) > 1:
-            slots = sorted(slots)
-        return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
-
-    def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
-        free: list[Interval] = []
-        for start, stop in self.todo.overlap(held.start, min(held.stop, self.cursor)):
-            free += self.todo.remove(start, stop)
-        if not free:
-            return None
-        slot = (node, held.slot)
-        lease = LiveLease(held.token, slot, held.start, held.stop, IntervalSet(free), granted_at=now, seen_at=now)
-        self.leases[held.token] = lease
-        self._know(slot)
-        self.by_slot.setdefault(slot, []).append(held.token)
-        self._take_backs.added(lease)
-        return lease
-
-    def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
-        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed. Which
-        task was in progress is known from the last heartbeat; of a lease begun since then it is taken to be the
-        first that was not handed in, which counts as run again but is blamed for nothing."""
-        effects: list[Effect] = []
-        leases = self._leases_of(node)
-        begun = {self.by_slot[lease.slot][0] for lease in leases}
-        for number in self._slots_of.pop(node, ()):
-            slot = (node, number)
-            self._drop_pull(slot)
-            self.pull_seqs.pop(slot, None)
-            self.last_size.pop(slot, None)
-            self.rates.pop(slot, None)
-        for lease in leases:
-            index = lease.index
-            if lease.doubled or not lease.pending:
-                pass
-            elif index not in lease.pending:
-                self.retried += lease.token in begun
-            else:
-                self.node_losses += 1
-                self.retried += 1
-                losses = self.failures.node_lost(index)
-                if losses >= NODE_LOSSES_LIMIT:
-                    lease.pending.remove(index, index + 1)
-                    message = f"{losses} nodes were lost while they ran this task; the last: {reason}"
-                    effects += self._fault(index, Death(index, "node_lost", message), node)
-            self._close(lease)
-        return effects + self.finish_if_done()

@@ -34,6 +34,10 @@ class LiveLease:
     done_count: int = 0
     aimed_s: float = 0.0
     """How much work it was to be, by the rates of its time; 0: unknown."""
+    pull_seq: int = -1
+    """Of the pull that it answers; -1: another owner granted it."""
+    sent_at: float = 0.0
+    """When it was sent to its slot last."""
 
     @property
     def node(self) -> NodeId:

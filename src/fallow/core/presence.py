@@ -42,6 +42,15 @@ def lost_after_s(interval_s: float) -> float:
 LEAST_LOST_AFTER_S = lost_after_s(LEAST_INTERVAL_S)
 
 
+def quiet_nodes(seen: Mapping[NodeId, float], intervals_s: Mapping[NodeId, float], now: float) -> list[NodeId]:
+    """Those last `seen` so long ago that they may be gone, by how often they beat."""
+    return [
+        node_id
+        for node_id, at in seen.items()
+        if now - at > QUIET_LEAST_S and now - at > quiet_after_s(intervals_s.get(node_id, LEAST_INTERVAL_S))
+    ]
+
+
 def silent_nodes(
     seen: Mapping[NodeId, float], intervals_s: Mapping[NodeId, float], now: float
 ) -> list[tuple[NodeId, float]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
-from fallow.core.effects import Drop, Effect, Ended
+from fallow.core.effects import Drop, Effect, Ended, RecordFault
 from fallow.core.endgame import TakeBacks
 from fallow.core.failures import FailureBook
 from fallow.core.intervals import IntervalSet
@@ -20,6 +20,7 @@ from fallow.core.lease import LiveLease, WaitingPull
 from fallow.core.sizing import Rate
 from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.job import JobCounts, JobSpec
+from fallow.model.parts import Death, FaultPage
 from fallow.model.states import JobEvent, JobState, job_transition
 
 LIVE = (JobState.OPEN, JobState.RUNNING)
@@ -47,6 +48,10 @@ class Progress:
         self._idle: dict[SlotKey, WaitingPull] = {}
         self._ahead: dict[SlotKey, WaitingPull] = {}
         """The same pulls, those of idle slots apart, each in the order in which they came."""
+        self.quiet: set[NodeId] = set()
+        """Nodes that may be gone."""
+        self._aside: dict[SlotKey, WaitingPull] = {}
+        """Pulls of those: nothing is granted to them."""
         self.pull_seqs: dict[SlotKey, int] = {}
         self.rates: dict[SlotKey, Rate] = {}
         self.rate = Rate()
@@ -95,6 +100,11 @@ class Progress:
         if self.spec.max_leases:
             most = min(most, self.spec.max_leases)
         return most
+
+    @property
+    def waits(self) -> bool:
+        """Something is to run, and no node that is heard of runs anything of the job."""
+        return self.demand > 0 and all(slot[0] in self.quiet for slot in self.by_slot)
 
     def counts(self) -> JobCounts:
         running = sum(1 for tokens in self.by_slot.values() if tokens)
@@ -210,6 +220,7 @@ class Progress:
         self.pulls.clear()
         self._idle.clear()
         self._ahead.clear()
+        self._aside.clear()
 
     def _return(self, lease: LiveLease, start: int, stop: int) -> None:
         """What of [start, stop) is pending in the lease is to do again."""
@@ -245,6 +256,20 @@ class Progress:
                 del self.by_slot[lease.slot]
 
     # ------------------------------------------------------------ endings
+
+    def _forget_marks(self, start: int, stop: int) -> None:
+        self.failures.settled(start, stop)
+        if self._doubled:
+            self._doubled = {i for i in self._doubled if not start <= i < stop}
+
+    def _fault(self, index: int, death: Death, node: NodeId | None) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.done.add(index, index + 1):
+            self.failed_count += 1
+            self._forget_marks(index, index + 1)
+            fault = FaultPage(index, death.kind, death.message, death.detail)
+            effects.append(RecordFault(fault, node))
+        return effects
 
     def _end(self, event: JobEvent, reason: str, kind: str = "") -> list[Effect]:
         if self.is_final:

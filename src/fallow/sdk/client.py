@@ -199,6 +199,7 @@ class Client:
             remember_for_children(str(self.found.address))
         connection = await connect(self.found.address, f"client {self.id}", ping_every_s=PING_OFTEN_S)
         self.transport = NatsTransport(connection)
+        connection.on_reconnect.append(self._reconnected)
         await connection.subscribe(subjects.client(self.id), self._on_message)
         # Asked in quick succession: the coordinator of a pool that is starting may be there at any moment.
         self.info = await self.ask(
@@ -245,6 +246,12 @@ class Client:
                 pinged = now
                 for job_id in list(self.attached):
                     self.transport.send(subjects.job(job_id), Ping(job_id, self.id))
+
+    def _reconnected(self) -> None:
+        """What was on its way to this client, or from it, is lost."""
+        now = asyncio.get_running_loop().time()
+        for attached in list(self.attached.values()):
+            attached.tick(now)
 
     async def _refresh(self) -> None:
         """Nodes come and go: what the pool has now."""

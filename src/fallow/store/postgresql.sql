@@ -325,6 +325,14 @@ WHERE input_pages.job = (SELECT jobs.number
 FROM jobs
 WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C") ORDER BY input_pages.start
 
+-- name: inputs_stop
+SELECT input_pages.stop
+FROM input_pages
+WHERE input_pages.job = (SELECT jobs.number
+FROM jobs
+WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C") ORDER BY input_pages.start DESC
+ LIMIT 1 OFFSET 0
+
 -- name: result_index
 SELECT result_pages.seq, result_pages.start, result_pages.stop, result_pages.page_start, result_pages.digest, result_pages.size, result_pages.inline, result_pages.failed_count, result_pages.failed, result_pages.fault, result_pages.node
 FROM result_pages

@@ -283,6 +283,9 @@ class Store(Protocol):
     def input_pages(self, job_id: JobId) -> list[PageIndex]:
         """By start."""
 
+    def inputs_stop(self, job_id: JobId) -> int:
+        """How many inputs of the job are here: the end of its last input page; 0 where there is none."""
+
     def result_pages(self, job_id: JobId) -> list[PageIndex]:
         """By seq."""
 

@@ -230,6 +230,10 @@ class SqlStore:
             for number, (start, stop, digest, size, inline) in enumerate(self._read("input_index", id=job_id))
         ]
 
+    def inputs_stop(self, job_id: JobId) -> int:
+        rows = self._read("inputs_stop", id=job_id)
+        return int(rows[0][0]) if rows else 0
+
     def result_pages(self, job_id: JobId) -> list[PageIndex]:
         return [
             PageIndex(

@@ -251,6 +251,11 @@ STATEMENTS: dict[str, ClauseElement] = {
     "input_index": select(_inputs.start, _inputs.stop, _inputs.digest, _inputs.size, _inputs.inline)
     .where(_inputs.job == _NUMBER)
     .order_by(_inputs.start),
+    "inputs_stop": select(_inputs.stop)
+    .where(_inputs.job == _NUMBER)
+    .order_by(_inputs.start.desc())
+    .limit(literal_column("1"))
+    .offset(_NONE),
     "result_index": select(
         *(_results[name] for name in ("seq", "start", "stop", "page_start", "digest", "size", "inline")),
         *(_results[name] for name in ("failed_count", "failed", "fault", "node")),

@@ -40,7 +40,7 @@ PENDING_BYTES_LIMIT = 256 * 1024 * 1024
 
 PING_EVERY_S = 1.0
 PING_OFTEN_S = 0.5
-"""The same for those who are few, and whom others wait for: coordinators and customers."""
+"""The same for those whom others wait for: coordinators, customers, and agents at work."""
 PINGS_UNANSWERED = 2
 """A server that answers nothing for so long is stopped or cut off, though its connection stands: another is taken."""
 
@@ -133,7 +133,8 @@ class Connection:
             await self._client.flush(timeout=max(1, round(timeout_s)))
 
     def pace(self) -> None:
-        """From now on `keep_alive` is called about every PING_EVERY_S: no timer of the connection's own is needed."""
+        """From now on `keep_alive` is called every PING_EVERY_S or so, or every PING_OFTEN_S: no timer of the
+        connection's own is needed."""
         self._client.pace()
 
     def keep_alive(self) -> None:

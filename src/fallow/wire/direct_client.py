@@ -12,8 +12,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import select
-import socket
 import threading
 import time
 import types
@@ -31,7 +29,6 @@ Receive = Callable[[bytes, str], None]
 """(payload, reply subject or '')"""
 
 WRITE_NOW_BYTES = 64 * 1024
-REST_S = 5.0
 WRITE_NOW_EVERY_S = 0.0001
 """What follows sooner waits for the flusher, which writes many messages by one system call."""
 
@@ -93,8 +90,12 @@ class DirectClient(Client):
         """The transport under the library's, where it is a plain socket."""
         self._descriptor = -1
         """The socket once more: ours to write to, whatever becomes of the transport meanwhile."""
+        self._rest = b""
+        """Of a message of which the socket took a part: the transport is to take it before anything else."""
         self._writing = threading.Lock()
         """One message is written whole, or put whole into the transport's buffer, before the next."""
+        self._finish_soon: Callable[[], object] = lambda: None
+        """From any thread: has the loop hand the rest to the transport."""
         self._write_now_after = 0.0
         self._is_paced = False
         self._was_heard = False
@@ -132,6 +133,15 @@ class DirectClient(Client):
         await super()._close(*arguments, **options)
         self._let_go()
 
+    async def _attempt_reconnect(self) -> None:
+        """What still waits to be written to the server that is left is lost: the library would wait until a server
+        that is stopped has read it."""
+        self._let_go()
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        await super()._attempt_reconnect()
+
     def _share(self, writer: asyncio.StreamWriter) -> None:
         """From here on other threads may write too, where nothing waits to be written."""
         self._let_go()
@@ -139,14 +149,27 @@ class DirectClient(Client):
         writing = self._writing
         kind = type(transport)
 
+        def write_rest() -> None:
+            if self._rest and self._transport is transport:
+                rest, self._rest = self._rest, b""
+                kind.write(transport, rest)
+
+        def write_rest_in_turn() -> None:
+            with writing:
+                write_rest()
+
         def write_in_turn(data: bytes) -> None:
             with writing:
+                write_rest()
                 kind.write(transport, data)
 
         def writelines_in_turn(data: Any) -> None:
             with writing:
+                write_rest()
                 kind.writelines(transport, data)
 
+        loop = asyncio.get_running_loop()
+        self._finish_soon = lambda: loop.call_soon_threadsafe(write_rest_in_turn)
         transport.write, transport.writelines = write_in_turn, writelines_in_turn
         with writing:
             self._raw, self._descriptor = writer.transport, _plain_descriptor(writer.transport)
@@ -154,6 +177,7 @@ class DirectClient(Client):
     def _let_go(self) -> None:
         with self._writing:
             descriptor, self._descriptor = self._descriptor, -1
+            self._rest = b""
             if descriptor >= 0:
                 os.close(descriptor)
 
@@ -270,6 +294,7 @@ class DirectClient(Client):
             or self._resuming is not None
             or len(payload) > WRITE_NOW_BYTES
             or self._raw.is_closing()
+            or self._rest
             or self._raw.get_write_buffer_size()
         ):
             return False
@@ -282,14 +307,15 @@ class DirectClient(Client):
         data = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
         self._write_now_after = now + WRITE_NOW_EVERY_S
         with self._writing:
-            if self._descriptor < 0 or self._raw.get_write_buffer_size():
+            if self._descriptor < 0 or self._rest or self._raw.get_write_buffer_size():
                 return False  # another thread was quicker
             try:
                 written = os.write(self._descriptor, data)
-                if written < len(data):
-                    _write_rest(self._descriptor, data[written:])
             except OSError:  # full, or broken: the library finds out
                 return False
+            if written < len(data):
+                self._rest = data[written:]
+                self._finish_soon()
         return True
 
     def pace(self) -> None:
@@ -383,19 +409,6 @@ def _publish_head(subject: str) -> bytes | None:
     if not subject or not subject.isprintable() or any(character.isspace() for character in subject):
         return None
     return f"PUB {subject} ".encode()
-
-
-def _write_rest(descriptor: int, data: bytes) -> None:
-    """The socket took a part only. A message that cannot be ended ends the connection: the next would be in it."""
-    end = time.monotonic() + REST_S
-    writable = select.poll()
-    writable.register(descriptor, select.POLLOUT)
-    while data:
-        if not writable.poll(1000.0 * max(0.0, end - time.monotonic())):
-            with socket.socket(fileno=os.dup(descriptor)) as same:
-                same.shutdown(socket.SHUT_RDWR)
-            raise TimeoutError("the server does not read")
-        data = data[os.write(descriptor, data) :]
 
 
 def _plain_descriptor(transport: Any) -> int:

@@ -550,6 +550,8 @@ class JobReport(Struct, frozen=True, array_like=True, gc=False):
     want: int
     served: float
     refused: tuple[NodeId, ...] = ()
+    waits: bool = False
+    """Something is to run, and nothing runs."""
 
 
 class OwnerReport(Msg, frozen=True):

@@ -1,0 +1,157 @@
+"""What nodes hold of a job, as their heartbeats say: leases that live on, are adopted, were lost on the way, or are
+lost with their node. See core.progress for the theory of operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from math import inf
+
+from fallow.core.effects import Drop, Effect, Grant
+from fallow.core.endgame import FREQUENT_BEATS_S
+from fallow.core.failures import NODE_LOSSES_LIMIT
+from fallow.core.intervals import IntervalSet
+from fallow.core.lease import LiveLease
+from fallow.core.progress import Progress
+from fallow.core.sizing import budget_s
+from fallow.model.ids import Interval, NodeId, SlotKey
+from fallow.model.parts import Death, HeldLease
+
+UNNAMED_GRACE_S = 4.0
+"""A lease that no beat of its node has named for so long never arrived."""
+SENT_AGAIN_AFTER_S = 0.25
+"""A lease that its node's beat does not name was still on its way, or is lost: after so long the same one is sent once
+more. (Its node takes a lease once.)"""
+
+
+class HeldProgress(Progress):
+    """See the module. All times are monotonic seconds of the caller."""
+
+    def beat(self, node: NodeId, held: Sequence[HeldLease], now: float, interval_s: float = 0.0) -> list[Effect]:
+        """A heartbeat names the leases of this job that the node holds: known ones live on, unknown ones are
+        adopted where their tasks are free, and told to stop where they are not. `interval_s`: how often the node
+        beats; where that is seldom there are many nodes, and messages may have waited long behind each other's."""
+        effects: list[Effect] = []
+        if self.is_final:
+            if held:
+                effects.append(Drop(node, (), f"the job is {self.state}"))
+            return effects
+        named = set()
+        for lease in held:
+            named.add(lease.token)
+            known = self.leases.get(lease.token)
+            if known is None:
+                known = self._adopt(node, lease, now)
+                if known is None:
+                    effects.append(Drop(node, (lease.token,), "given to another"))
+                    continue
+            known.seen_at = now
+            if lease.index >= 0:
+                known.index = lease.index
+                known.index_since = now - lease.elapsed_s
+                known.index_holds_until = now if interval_s > FREQUENT_BEATS_S else inf
+        for lost in self._leases_of(node):
+            if lost.token in named:
+                continue
+            if now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
+                self._close(lost)
+                self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
+            elif lost.pull_seq >= 0 and now - lost.sent_at > SENT_AGAIN_AFTER_S:
+                lost.sent_at = now
+                effects.append(granted(lost, frozenset(), again=True))
+        return effects
+
+    def node_quiet(self, node: NodeId) -> None:
+        """It may be gone: until it is heard of, its slots get nothing."""
+        self.quiet.add(node)
+        for number in self._slots_of.get(node, ()):
+            pull = self.pulls.get((node, number))
+            if pull is not None:
+                self._drop_pull(pull.slot)
+                self._aside[pull.slot] = pull
+
+    def node_heard(self, node: NodeId) -> None:
+        """It is there after all: its slots still wait for what they asked for."""
+        if node not in self.quiet:
+            return
+        self.quiet.discard(node)
+        for number in self._slots_of.get(node, ()):
+            pull = self._aside.pop((node, number), None)
+            if pull is not None and not self.is_final and pull.seq >= self.pull_seqs.get(pull.slot, -1):
+                self.pulls[pull.slot] = pull
+                (self._idle if pull.idle else self._ahead)[pull.slot] = pull
+
+    def _know(self, slot: SlotKey) -> None:
+        slots = self._slots_of.get(slot[0])
+        if slots is None:
+            slots = self._slots_of[slot[0]] = set()
+        slots.add(slot[1])
+
+    def _leases_of(self, node: NodeId) -> list[LiveLease]:
+        """In the time of that node's slots, however many nodes there are: each beats once a second."""
+        slots: Collection[int] = self._slots_of.get(node, ())
+        if len(slots) > 1:
+            slots = sorted(slots)
+        return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
+
+    def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
+        free: list[Interval] = []
+        for start, stop in self.todo.overlap(held.start, min(held.stop, self.cursor)):
+            free += self.todo.remove(start, stop)
+        if not free:
+            return None
+        slot = (node, held.slot)
+        lease = LiveLease(held.token, slot, held.start, held.stop, IntervalSet(free), granted_at=now, seen_at=now)
+        self.leases[held.token] = lease
+        self._know(slot)
+        self.by_slot.setdefault(slot, []).append(held.token)
+        self._take_backs.added(lease)
+        return lease
+
+    def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
+        """The node is gone: its leases are to do again. A task under which many nodes were lost is failed. Which
+        task was in progress is known from the last heartbeat; of a lease begun since then it is taken to be the
+        first that was not handed in, which counts as run again but is blamed for nothing."""
+        effects: list[Effect] = []
+        self.quiet.discard(node)
+        leases = self._leases_of(node)
+        begun = {self.by_slot[lease.slot][0] for lease in leases}
+        for number in self._slots_of.pop(node, ()):
+            slot = (node, number)
+            self._drop_pull(slot)
+            self._aside.pop(slot, None)
+            self.pull_seqs.pop(slot, None)
+            self.last_size.pop(slot, None)
+            self.rates.pop(slot, None)
+        for lease in leases:
+            index = lease.index
+            if lease.doubled or not lease.pending:
+                pass
+            elif index not in lease.pending:
+                self.retried += lease.token in begun
+            else:
+                self.node_losses += 1
+                self.retried += 1
+                losses = self.failures.node_lost(index)
+                if losses >= NODE_LOSSES_LIMIT:
+                    lease.pending.remove(index, index + 1)
+                    message = f"{losses} nodes were lost while they ran this task; the last: {reason}"
+                    effects += self._fault(index, Death(index, "node_lost", message), node)
+            self._close(lease)
+        return effects + self.finish_if_done()
+
+
+def granted(lease: LiveLease, held_pages: frozenset[int], again: bool = False) -> Grant:
+    """The answer to the pull that the lease is for. `held_pages`: what the slot's node has of its inputs."""
+    return Grant(
+        lease.slot,
+        lease.pull_seq,
+        lease.token,
+        lease.start,
+        lease.stop,
+        budget_s(lease.aimed_s),
+        held_pages,
+        lease.alone,
+        lease.attempt,
+        again,
+    )

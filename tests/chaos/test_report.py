@@ -1,0 +1,61 @@
+"""What the report of a run says: who was served in time, what each kind of fault meant, and when it was over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.chaos.report import Happened, Noted, Report
+from tests.chaos.run import as_json
+
+FULL = "PoolRefused: the pool's store is full: the disk of the store x is full, so the pool takes no new work."
+
+
+def noted(what: str, began: float, seconds: float, wrong: str = "") -> Noted:
+    return Noted(what, began, seconds, wrong, "")
+
+
+@pytest.fixture
+def report() -> Report:
+    made = Report(seed=3, seconds=60.0, folder="/somewhere", since=100.0)
+    made.happened = [Happened("kill a worker", "n1", 110.0, 110.0), Happened("stop NATS server", "nats1", 130.0, 134.0)]
+    made.noted = [
+        noted("call", 90.0, 9.0),  # a cold start
+        noted("ask:pool", 105.0, 0.1),
+        noted("call", 109.9, 3.0),
+        noted("ask:nodes", 111.0, 1.5),
+        noted("call", 120.0, 2.4),
+        noted("submit", 131.0, 6.0),
+        noted("ask:jobs", 132.0, 0.2, "TimeoutError: no answer"),
+        noted("submit", 133.0, 0.1, FULL),
+        noted("job:short", 131.0, 50.0, "Wrong: 3 results of 4"),
+    ]
+    return made
+
+
+def test_availability_counts_what_was_asked_once_all_was_warm(report: Report) -> None:
+    assert report.availability() == (3, 5)
+    assert report.availability(calls=True) == (2, 2)
+    assert [each.what for each in report.slow()] == ["call", "call", "submit", "ask:jobs"]
+
+
+def test_each_kind_of_fault_has_what_was_felt_of_it_and_when_it_was_over(report: Report) -> None:
+    worst, other = report.by_kind()
+    assert (worst.kind, worst.times, worst.asked, worst.served, worst.slowest_s) == ("stop NATS server", 1, 3, 1, 6.0)
+    assert worst.recovery_worst_s == pytest.approx(7.0)
+    assert (other.kind, other.asked, other.served) == ("kill a worker", 2, 2)
+    assert other.recovery_worst_s == pytest.approx(2.9), "a call may wait for a slot: 2.4 s are no sign of a fault"
+
+
+def test_the_report_is_for_people_and_for_programs(report: Report) -> None:
+    report.wrong = ["job:short: Wrong: 3 results of 4"]
+    text = "\n".join(report.lines())
+    assert "60.000 % answered within 5 s, 2 missed" in text
+    assert "1 of them were refused in words while a disk was full" in text
+    assert "submit             6.0 s MISSED; stop NATS server (nats1) -1.0..+3.0 s" in text
+    assert text.endswith("1 things are wrong; logs: /somewhere")
+    plain = json.loads(as_json(report))
+    assert (plain["requests"], plain["requests_served"], plain["calls_served"]) == (5, 3, 2)
+    assert plain["kinds"][0]["kind"] == "stop NATS server"
+    assert [each["what"] for each in plain["missed"]] == ["submit", "ask:jobs"]
