@@ -33,9 +33,10 @@ from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import ContainerRoot, container_root
 from fallow.sandbox.gvisor_bundle import container, known_options, known_platforms, runsc_options
 from fallow.sandbox.gvisor_jail import GvisorJail, end_tree, sentry
+from fallow.sandbox.gvisor_way import WayOut
 from fallow.sandbox.identity import Identity, choose_identity
 from fallow.sandbox.launcher_code import packed_plan
-from fallow.sandbox.protocol import Layer, Limits, Probe, Program
+from fallow.sandbox.protocol import LISTENER_PORT, Layer, Limits, Probe, Program
 from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
 from fallow.sandbox.sweep import own_folder, owner_prefix
@@ -157,8 +158,6 @@ class GvisorSandbox:
     def start(self, program: Program, within_s: float = START_WITHIN_S) -> GvisorJail:
         if program.network:
             raise SandboxUnavailable("gVisor gives no network here.", "For jobs that need it choose bubblewrap.")
-        if program.listener >= 0:
-            raise SandboxUnavailable("gVisor carries no connections out of a container here.", "Choose bubblewrap.")
         if program.devices:
             raise SandboxUnavailable("gVisor gives no devices here.", "For jobs that need a GPU choose bubblewrap.")
         if not self._platform and not (probe := self.probe()).works:
@@ -214,6 +213,7 @@ class _Start:
         self._process: subprocess.Popen[bytes] | None = None
         self._open: set[int] = set()
         self._control: socket.socket | None = None
+        self._way: WayOut | None = None
 
     def run(self) -> GvisorJail:
         try:
@@ -257,7 +257,13 @@ class _Start:
         self._open.discard(log_write)
         self._put_in_place(self._process.pid)
         self._send(b"+", ())
-        self._send(_packed(self._plan(memory_bounded)), program.descriptors)
+        carried: tuple[int, ...] = ()
+        if program.listener >= 0:
+            self._way = WayOut(self._folder, program.listener)
+            carried = (self._way.inner.fileno(),)
+        self._send(_packed(self._plan(memory_bounded)), (*program.descriptors, *carried))
+        if self._way is not None:
+            self._way.inner.close()
         self._await_launch(log)
         self._control.setblocking(False)
         jail = GvisorJail(self._process, sentry(self._process.pid), self._group, self._undo, self._control)
@@ -283,6 +289,8 @@ class _Start:
         assert isinstance(rlimits, dict)
         plan["limits"] = {name: value for name, value in rlimits.items() if name not in _UNKNOWN_LIMITS}
         plan["cwd"] = self._program.cwd
+        plan["listener"] = None
+        plan["carried"] = LISTENER_PORT if self._program.listener >= 0 else 0
         if "seccomp" not in without:
             plan["seccomp"] = filter_program(shared_memory=memory_bounded)
         return plan
@@ -350,6 +358,8 @@ class _Start:
         raise SandboxUnavailable(f"{what}: {said or 'it said nothing'}.", "Update runsc, or choose bubblewrap.")
 
     def _undo(self) -> None:
+        if self._way is not None:
+            self._way.close()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._root.remove()

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +30,7 @@ from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import Bind, ContainerRoot, container_root, hidden_of_sys
 from fallow.sandbox.identity import Identity, choose_identity
-from fallow.sandbox.jail import Jail
+from fallow.sandbox.jail import ORDER, Jail
 from fallow.sandbox.launcher_code import packed_plan
 from fallow.sandbox.protocol import Layer, Probe, Program
 from fallow.sandbox.seccomp import filter_program
@@ -87,11 +88,9 @@ class PodmanSandbox:
             self._looked = True
         return self._place
 
-    def start(self, program: Program) -> Jail:
+    def start(self, program: Program) -> PodmanJail:
         if program.network:
             raise SandboxUnavailable("podman gives no network here.", "For jobs that need it choose bubblewrap.")
-        if program.listener >= 0:
-            raise SandboxUnavailable("podman carries no connections out of a container here.", "Choose bubblewrap.")
         if os.geteuid() != 0:
             raise SandboxUnavailable("podman is used by an agent that is root.", "As a plain user, choose bubblewrap.")
         tools = {name: shutil.which(name, path=_PATH) for name in ("podman", "runc")}
@@ -129,7 +128,7 @@ class _Start:
         self._life = -1
         self._folder = ""
 
-    def run(self) -> Jail:
+    def run(self) -> PodmanJail:
         try:
             return self._run()
         except BaseException:
@@ -146,7 +145,7 @@ class _Start:
             for descriptor in self._open:
                 os.close(descriptor)
 
-    def _run(self) -> Jail:
+    def _run(self) -> PodmanJail:
         program = self._program
         if self._place is not None:
             try:
@@ -161,7 +160,8 @@ class _Start:
         life, self._life = self._pipe()
         self._open.discard(self._life)
         log, log_write = self._pipe()
-        given = [status_write, plan_read, life, *program.descriptors]
+        wanted = [*program.descriptors, *((program.listener,) if program.listener >= 0 else ())]
+        given = [status_write, plan_read, life, *wanted]
         self._folder = tempfile.mkdtemp(prefix=f"{owner_prefix()}podman-")
         pid_file = Path(self._folder) / "pid"
         self._spawn(
@@ -183,16 +183,16 @@ class _Start:
                 os.setpriority(os.PRIO_PROCESS, init_pid, program.limits.nice)
         made = launcher_plan(program, self._root.view, memory_bounded)
         made["cwd"] = program.cwd
-        made["renumber"] = [[6 + index, wanted] for index, wanted in enumerate(program.descriptors)]
+        made["renumber"] = [[6 + index, number] for index, number in enumerate(wanted)]
         made["seccomp"] = filter_program(shared_memory=memory_bounded)
         with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(plan), "wb") as file:
             file.write(packed_plan(made))
         os.close(plan)
         self._open.discard(plan)
         self._await_launch(status, log)
-        below = children(init_pid) or [init_pid]
         assert self._process is not None
-        jail = Jail(self._process, init_pid, below[0], self._group, self._undo)
+        os.set_blocking(self._life, False)
+        jail = PodmanJail(self._process, init_pid, self._group, self._undo, self._life)
         self._open.discard(log)
         limits = program.limits
         jail.watch = Watch(
@@ -273,6 +273,29 @@ class _Start:
     def _refuse(self, what: str, log: int) -> NoReturn:
         said = os.read(log, 1 << 16).decode(errors="replace").strip()[-600:] if _ready(log, 1.0) else ""
         raise SandboxUnavailable(f"{what}: {said or 'it said nothing'}.", "Choose bubblewrap, or mend podman.")
+
+
+class PodmanJail(Jail):
+    """`init_pid` is the launcher, whose child the program is."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        init_pid: int,
+        group: Group | None,
+        undo: Callable[[], None],
+        life: int,
+    ) -> None:
+        """`life`: the pipe to the launcher, without blocking; `undo` closes it."""
+        # (No child any more: it has ended already, and its first process is about to.)
+        super().__init__(process, init_pid, next(iter(children(init_pid)), init_pid), group, undo)
+        self._life = life
+
+    def signal(self, number: int) -> None:
+        """Through the launcher: it knows its child whatever becomes of numbers, and whenever it is asked."""
+        if self._undo is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._life, ORDER.pack(number, 0))
 
 
 def _ready(descriptor: int, within_s: float) -> bool:

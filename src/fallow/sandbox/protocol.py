@@ -45,8 +45,8 @@ class Program(Struct, frozen=True):
     network: bool = False
     """Public addresses only; False: none at all, not even the host's loopback."""
     listener: int = -1
-    """A Unix socket that is sent a socket listening at port LISTENER_PORT of the loopback inside: what it accepts are
-    connections of the program's, whatever becomes of them outside. -1: none."""
+    """A Unix socket that is sent a listening socket: what that accepts are connections that the program makes to port
+    LISTENER_PORT of the loopback inside, whatever becomes of them outside. -1: none."""
     devices: tuple[str, ...] = ()
     """Device nodes, such as /dev/nvidia0."""
     log: str = ""
