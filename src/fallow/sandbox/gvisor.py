@@ -41,7 +41,9 @@ from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
 from fallow.sandbox.sweep import own_folder, owner_prefix
 from fallow.sandbox.system import interpreter
+from fallow.sandbox.tree import memory_device
 from fallow.sandbox.watch import Watch
+from fallow.sandbox.writable import hand_over, watched
 
 START_WITHIN_S = 60.0
 TRIAL_WITHIN_S = 10.0
@@ -241,9 +243,7 @@ class _Start:
             except OSError as error:
                 raise SandboxUnavailable(f"No control group can be made: {error}.") from None
         memory_bounded = self._group is not None and "memory" in self._group.bounds
-        for mount in program.mounts:
-            if mount.writable:
-                os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
+        hand_over(program, self._identity)
         self._folder = own_folder("gvisor-")
         (Path(self._folder) / "state").mkdir()
         described = container(self._root, sandbox.rootfs or self._root.folder, self._identity, sandbox.without)
@@ -268,17 +268,18 @@ class _Start:
         self._control.setblocking(False)
         jail = GvisorJail(self._process, sentry(self._process.pid), self._group, self._undo, self._control)
         self._open.discard(log)
-        watched = "watch" not in sandbox.without
+        is_watched = "watch" not in sandbox.without
+        looked_at = watched(program, memory_bounded)
         jail.watch = Watch(
             self._process.pid,
-            tuple(mount.source for mount in program.mounts if mount.writable),
-            limits.disk_bytes if watched else 0,
-            limits.memory_bytes + KERNEL_BYTES if watched and limits.memory_bytes and not memory_bounded else 0,
+            looked_at.folders,
+            looked_at.disk_bytes if is_watched else 0,
+            limits.memory_bytes + KERNEL_BYTES if is_watched and limits.memory_bytes and not memory_bounded else 0,
             (),
             log,
             program.log,
             jail.kill,
-            memory_files=False,
+            looked_at.bounded | {memory_device()},
         )
         return jail
 

@@ -39,6 +39,7 @@ from fallow.sandbox.sweep import owner_prefix
 from fallow.sandbox.system import LAUNCHER_FOLDER, interpreter
 from fallow.sandbox.tree import children
 from fallow.sandbox.watch import Watch
+from fallow.sandbox.writable import hand_over, watched
 
 START_WITHIN_S = 60.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -56,7 +57,10 @@ class PodmanSandbox:
     name = "podman"
     tier = Tier.ISOLATED
 
-    def __init__(self, settings: SandboxSettings | None = None) -> None:
+    def __init__(self, settings: SandboxSettings | None = None, without: frozenset[str] = frozenset()) -> None:
+        """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
+        network, bounds, watch."""
+        self._without = without
         self._settings = settings or SandboxSettings(backend="podman")
         self._probe: Probe | None = None
         self._place: Place | None = None
@@ -84,7 +88,7 @@ class PodmanSandbox:
 
     def place(self) -> Place | None:
         if not self._looked:
-            self._place = find_place()
+            self._place = None if "cgroups" in self._without else find_place()
             self._looked = True
         return self._place
 
@@ -101,7 +105,7 @@ class PodmanSandbox:
             root = container_root(program, HOSTNAME, self._settings.rootfs or self._settings.image)
         except OSError as error:
             raise SandboxUnavailable(f"No root for a container can be made: {error}.") from None
-        start = _Start(str(tools["podman"]), self._settings, program, identity, root, self.place())
+        start = _Start(str(tools["podman"]), self._settings, program, identity, root, self.place(), self._without)
         return start.run()
 
 
@@ -114,7 +118,9 @@ class _Start:
         identity: Identity,
         root: ContainerRoot,
         place: Place | None,
+        without: frozenset[str],
     ) -> None:
+        self._without = without
         self._podman = podman
         self._settings = settings
         self._program = program
@@ -152,9 +158,7 @@ class _Start:
                 self._group = Group(self._place, self._name, program.limits)
             except OSError as error:
                 raise SandboxUnavailable(f"No control group can be made: {error}.") from None
-        for mount in program.mounts:
-            if mount.writable:
-                os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
+        hand_over(program, self._identity)
         status, status_write = self._pipe()
         plan_read, plan = self._pipe()
         life, self._life = self._pipe()
@@ -167,7 +171,14 @@ class _Start:
         self._spawn(
             given,
             podman_arguments(
-                program, self._root, self._settings, self._identity, self._name, str(pid_file), len(given)
+                program,
+                self._root,
+                self._settings,
+                self._identity,
+                self._name,
+                str(pid_file),
+                len(given),
+                self._without,
             ),
             log_write,
         )
@@ -181,10 +192,11 @@ class _Start:
                 self._group.add(init_pid)
             if program.limits.nice:
                 os.setpriority(os.PRIO_PROCESS, init_pid, program.limits.nice)
-        made = launcher_plan(program, self._root.view, memory_bounded)
+        made = launcher_plan(program, self._root.view, memory_bounded, self._without)
         made["cwd"] = program.cwd
         made["renumber"] = [[6 + index, number] for index, number in enumerate(wanted)]
-        made["seccomp"] = filter_program(shared_memory=memory_bounded)
+        if "seccomp" not in self._without:
+            made["seccomp"] = filter_program(shared_memory=memory_bounded)
         with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(plan), "wb") as file:
             file.write(packed_plan(made))
         os.close(plan)
@@ -195,15 +207,18 @@ class _Start:
         jail = PodmanJail(self._process, init_pid, self._group, self._undo, self._life)
         self._open.discard(log)
         limits = program.limits
+        is_watched = "watch" not in self._without
+        looked_at = watched(program, memory_bounded)
         jail.watch = Watch(
             init_pid,
-            tuple(mount.source for mount in program.mounts if mount.writable),
-            limits.disk_bytes,
-            0 if memory_bounded else limits.memory_bytes,
-            ("/tmp", "/dev/shm"),
+            looked_at.folders,
+            looked_at.disk_bytes if is_watched else 0,
+            limits.memory_bytes if is_watched and not memory_bounded else 0,
+            ("/tmp", "/dev/shm") if is_watched else (),
             log,
             program.log,
             jail.kill,
+            looked_at.bounded,
         )
         return jail
 
@@ -310,31 +325,32 @@ def podman_arguments(
     name: str,
     pid_file: str,
     descriptors: int,
+    without: frozenset[str] = frozenset(),
 ) -> list[str]:
     """What follows `podman`. Descriptors from 3 on: status, plan, life, and the program's."""
     arguments = ["--cgroup-manager=cgroupfs", "--runtime=runc", "run", "--rm", "--name", name, "--pidfile", pid_file]
     arguments += ["--preserve-fds", str(descriptors), "--cgroups=no-conmon", "--cgroupns", "private"]
-    arguments += ["--network", "none", "--ipc", "private", "--pid", "private", "--uts", "private"]
+    arguments += ["--network", "none" if "network" not in without else "host"]
+    arguments += ["--ipc", "private", "--pid", "private", "--uts", "private"]
     arguments += ["--hostname", HOSTNAME, "--no-hosts", "--passwd=false", "--log-driver", "passthrough", "--pull=never"]
-    arguments += [
-        "--read-only",
-        "--read-only-tmpfs=false",
-        "--cap-drop",
-        "all",
-        "--systemd=false",
-        "--http-proxy=false",
-    ]
+    if "bounds" not in without:
+        arguments += ["--read-only", "--read-only-tmpfs=false"]
+    arguments += ["--cap-drop", "all", "--systemd=false", "--http-proxy=false"]
     arguments += ["--security-opt", "no-new-privileges", "--security-opt", "mask=" + ":".join(hidden_of_sys())]
+    if "seccomp" in without:
+        arguments += ["--security-opt", "seccomp=unconfined"]
     arguments += ["--user", f"{identity.user}:{identity.group}", "--workdir", "/", "--entrypoint", ""]
-    # Podman asks for more than an agent may have whose own bounds are low.
     for limit, kind, most in (
         ("nofile", resource.RLIMIT_NOFILE, OPEN_FILES),
         ("nproc", resource.RLIMIT_NPROC, OPEN_FILES),
     ):
+        # (Podman itself asks for more than an agent may have whose own bounds are low.)
         hard = resource.getrlimit(kind)[1]
+        most = most if "rlimits" not in without else 8 * most
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         arguments += ["--ulimit", f"{limit}={bound}:{bound}"]
-    arguments += ["--tmpfs", f"/tmp:rw,nosuid,nodev,size={root.tmp_bytes},mode=1777"]
+    size = f"size={root.tmp_bytes}," if "bounds" not in without else ""
+    arguments += ["--tmpfs", f"/tmp:rw,nosuid,nodev,{size}mode=1777"]
     arguments += ["--shm-size", f"{root.shm_bytes}b"]
     for bind in root.binds:
         arguments += ["--mount", _mount(bind)]

@@ -30,6 +30,8 @@ class Mount(Struct, frozen=True):
     source: str
     target: str = ""
     writable: bool = False
+    bounded: int = 0
+    """The device of a file system that holds no more than it may (`BoundedFolder`): nobody need look. 0: it does."""
 
 
 class Program(Struct, frozen=True):
