@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fallow.sandbox.bwrap_arguments import SHM_BYTES, TMP_BYTES, mount_target, temporary_bytes
+from fallow.sandbox.egress import NAME_SERVERS
 from fallow.sandbox.protocol import Program
 from fallow.sandbox.sweep import own_folder
 from fallow.sandbox.system import SystemView, launcher_files, python_prefixes, system_view
@@ -38,7 +39,7 @@ class ContainerRoot(NamedTuple):
 def container_root(program: Program, hostname: str, rootfs: str = "") -> ContainerRoot:
     """`rootfs`: whatever stands in for the host's /usr, so that only the launcher and the program's mounts are bound.
     Raises OSError."""
-    view = system_view(hostname=hostname)
+    view = system_view(NAME_SERVERS if program.network else (), hostname)
     binds = [Bind(host, inside, False) for host, inside in launcher_files()]
     folder = ""
     if rootfs:

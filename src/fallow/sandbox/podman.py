@@ -29,6 +29,7 @@ from fallow.model.tiers import Tier
 from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import Bind, ContainerRoot, container_root, hidden_of_sys
+from fallow.sandbox.egress import NAME_SERVERS, Egress, egress_layer
 from fallow.sandbox.identity import Identity, choose_identity
 from fallow.sandbox.jail import ORDER, Jail
 from fallow.sandbox.launcher_code import packed_plan
@@ -79,12 +80,13 @@ class PodmanSandbox:
         except SandboxUnavailable as error:
             wall = Layer("container", False, error.message, error.remedy)
             return Probe(self.name, Tier.PROCESS, False, (wall,), error.message, error.remedy)
-        egress = Layer("egress", False, "podman gives no network", "For jobs that need it choose bubblewrap.")
+        egress = egress_layer()
         missing = [layer.name for layer in layers if not layer.works and layer.name not in ("landlock", "limits")]
         if missing:
             words = f"podman runs, but these do not hold: {', '.join(missing)}"
             return Probe(self.name, Tier.PROCESS, False, (*layers, egress), words, "Choose bubblewrap.")
-        return Probe(self.name, self.tier, True, (*layers, egress), "podman keeps programs apart")
+        words = "podman keeps programs apart"
+        return Probe(self.name, self.tier, True, (*layers, egress), words, network=egress.works)
 
     def place(self) -> Place | None:
         if not self._looked:
@@ -93,8 +95,6 @@ class PodmanSandbox:
         return self._place
 
     def start(self, program: Program) -> PodmanJail:
-        if program.network:
-            raise SandboxUnavailable("podman gives no network here.", "For jobs that need it choose bubblewrap.")
         if os.geteuid() != 0:
             raise SandboxUnavailable("podman is used by an agent that is root.", "As a plain user, choose bubblewrap.")
         tools = {name: shutil.which(name, path=_PATH) for name in ("podman", "runc")}
@@ -129,6 +129,7 @@ class _Start:
         self._place = place
         self._name = f"{owner_prefix()}{secrets.token_hex(6)}"
         self._group: Group | None = None
+        self._egress: Egress | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._open: set[int] = set()
         self._life = -1
@@ -158,6 +159,9 @@ class _Start:
                 self._group = Group(self._place, self._name, program.limits)
             except OSError as error:
                 raise SandboxUnavailable(f"No control group can be made: {error}.") from None
+        if program.network:
+            # Another user than the program's: its rules are that user's to change.
+            self._egress = Egress(choose_identity(), "egress" not in self._without)
         hand_over(program, self._identity)
         status, status_write = self._pipe()
         plan_read, plan = self._pipe()
@@ -178,6 +182,7 @@ class _Start:
                 self._name,
                 str(pid_file),
                 len(given),
+                self._egress.namespace if self._egress is not None else "",
                 self._without,
             ),
             log_write,
@@ -227,6 +232,8 @@ class _Start:
         self._root.remove()
 
     def _end(self) -> None:
+        if self._egress is not None:
+            self._egress.close()
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
@@ -325,12 +332,16 @@ def podman_arguments(
     name: str,
     pid_file: str,
     descriptors: int,
+    namespace: str = "",
     without: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """What follows `podman`. Descriptors from 3 on: status, plan, life, and the program's."""
+    """What follows `podman`. `namespace`: the network's; '': none. Descriptors from 3 on: status, plan, life, and the program's."""
     arguments = ["--cgroup-manager=cgroupfs", "--runtime=runc", "run", "--rm", "--name", name, "--pidfile", pid_file]
     arguments += ["--preserve-fds", str(descriptors), "--cgroups=no-conmon", "--cgroupns", "private"]
-    arguments += ["--network", "none" if "network" not in without else "host"]
+    if namespace:
+        arguments += ["--network", f"ns:{namespace}", *(f"--dns={address}" for address in NAME_SERVERS)]
+    else:
+        arguments += ["--network", "none" if "network" not in without else "host"]
     arguments += ["--ipc", "private", "--pid", "private", "--uts", "private"]
     arguments += ["--hostname", HOSTNAME, "--no-hosts", "--passwd=false", "--log-driver", "passthrough", "--pull=never"]
     if "bounds" not in without:
