@@ -55,6 +55,8 @@ def container_root(program: Program, hostname: str, rootfs: str = "") -> Contain
             (Path(folder) / path.lstrip("/")).write_text(content)
         binds += [Bind(path, path, False) for path in view.bound if not path.startswith("/sys/")]
     binds += [Bind(os.path.realpath(mount.source), mount_target(mount), mount.writable) for mount in program.mounts]
+    # What the program asks for may be shown already, and a runner takes each place once.
+    binds = list({bind.target: bind for bind in binds}.values())
     return ContainerRoot(
         folder, view, tuple(binds), temporary_bytes(program, TMP_BYTES), temporary_bytes(program, SHM_BYTES)
     )
