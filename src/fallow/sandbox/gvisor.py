@@ -52,6 +52,9 @@ TRIAL_WITHIN_S = 10.0
 KERNEL_BYTES = 96 << 20
 """What gVisor itself may take beside what the program may."""
 KERNEL_THREADS = 256
+THREADS_PER_PROCESS = 64
+"""Of the machine's, for one process inside: each thread of gVisor's kernel that has run it (by `ptrace`) keeps one for
+that. Where they run out gVisor ends; how many processes there are inside it counts itself."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INSTALL = "Install gVisor's runsc (`sudo apt install runsc`, or from https://gvisor.dev), or choose bubblewrap."
 _GATE = (
@@ -383,5 +386,5 @@ def with_kernel(limits: Limits) -> Limits:
     return msgspec.structs.replace(
         limits,
         memory_bytes=limits.memory_bytes and limits.memory_bytes + KERNEL_BYTES,
-        processes=limits.processes and 2 * limits.processes + KERNEL_THREADS,
+        processes=limits.processes and THREADS_PER_PROCESS * limits.processes + KERNEL_THREADS,
     )
