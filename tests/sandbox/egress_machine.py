@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 PORT = 7777
@@ -129,6 +130,7 @@ def main() -> None:
     from fallow.sandbox.bubblewrap import BubblewrapSandbox
     from fallow.sandbox.gvisor import GvisorSandbox
     from fallow.sandbox.podman import PodmanSandbox
+    from fallow.sandbox.protocol import Sandbox
 
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.sandbox.boxes import Box
@@ -149,7 +151,7 @@ def main() -> None:
             check.sendall(b"outside private")
             assert check.recv(100) == b"OUTSIDE PRIVATE"
         folder, name, without = Path(sys.argv[1]), sys.argv[2], frozenset(sys.argv[3:])
-        sandboxes = {
+        sandboxes: dict[str, Callable[[], Sandbox]] = {
             "bubblewrap": lambda: BubblewrapSandbox(without),
             "podman": lambda: PodmanSandbox(SandboxSettings(backend="podman"), without),
             "gvisor": lambda: GvisorSandbox(without=without),

@@ -78,15 +78,12 @@ def wait_until_gone(parent: Path) -> None:
         time.sleep(0.005)
 
 
-def shown(box: Box, folder: BoundedFolder) -> dict[str, object]:
-    """What makes a program of the box see it at /bounded."""
+def shown(box: Box, folder: BoundedFolder) -> tuple[Mount, ...]:
+    """What a program of the box sees: it, at /bounded, and its own folder."""
     scratch = box.folder / "scratch"
     scratch.mkdir(exist_ok=True)
-    mounts = (
-        Mount(str(scratch), writable=True),
-        Mount(folder.path, "/bounded", writable=True, bounded=folder.device),
-    )
-    return {"mounts": mounts}
+    bounded = Mount(folder.path, "/bounded", writable=True, bounded=folder.device)
+    return Mount(str(scratch), writable=True), bounded
 
 
 @pytest.mark.parametrize("kind", FLOODS)
@@ -94,8 +91,7 @@ def test_full_is_full_and_the_program_goes_on(jail: Box, folder: BoundedFolder, 
     attack = "".join(f"    {line}\n" for line in FLOODS[kind].splitlines())
     # The watch would end it a hundred times over: it does not look here.
     limits = Limits(memory_bytes=192 << 20, processes=32, disk_bytes=SIZE)
-    fields = shown(jail, folder)
-    done = jail.run(_FLOOD.format(attack=attack, scratch=str(jail.folder / "scratch")), limits, **fields)
+    done = jail.run(_FLOOD.format(attack=attack, scratch=str(jail.folder / "scratch")), limits, mounts=shown(jail, folder))
     assert done.status == 0, done.log
     free_bytes, free_files = (int(word) for word in done.out.split())
     assert min(free_bytes >> 20, free_files) <= 1
@@ -115,7 +111,7 @@ def test_what_is_written_is_read_again_within_little_memory(bubble: Box, tmp_pat
         f"os.chdir({str(tmp_path / 'scratch')!r}); say(str(wrote.digest() == read.digest()))"
     )
     try:
-        done = bubble.run(code, Limits(memory_bytes=32 << 20, processes=8), **shown(bubble, folder))
+        done = bubble.run(code, Limits(memory_bytes=32 << 20, processes=8), mounts=shown(bubble, folder))
         assert done.out.strip() == "True", done.log
     finally:
         folder.close()
@@ -129,7 +125,7 @@ def test_freed_blocks_go_back_to_the_machine(bubble: Box, folder: BoundedFolder,
     )
     before = folder.held_bytes
     scratch = tmp_path / "scratch"
-    running = bubble.start(code.format(scratch=str(scratch)), SMALL, **shown(bubble, folder))
+    running = bubble.start(code.format(scratch=str(scratch)), SMALL, mounts=shown(bubble, folder))
     try:
         deadline = time.monotonic() + WITHIN_S
         while not (scratch / "out").exists():
@@ -174,7 +170,7 @@ from tests.sandbox.test_bounded_folder import make, shown
 from fallow.sandbox.bubblewrap import BubblewrapSandbox
 folder = Path(sys.argv[2])
 box = Box(BubblewrapSandbox(), folder)
-running = box.start("open('/bounded/file', 'w').write('x' * 9999); time.sleep(600)", **shown(box, make(folder)))
+running = box.start("open('/bounded/file', 'w').write('x' * 9999); time.sleep(600)", mounts=shown(box, make(folder)))
 print('+', flush=True)
 time.sleep(600)
 """

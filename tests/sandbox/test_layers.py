@@ -183,7 +183,7 @@ WALLS: Walls = {
     "processes": (_others_seen, {"processes"}, set()),
     "mounts": (_home_read, {"mounts"}, {"landlock"}),
     "identity": (_roots_file_read, {"identity"}, set()),
-    "capabilities": (_renamed, {"capabilities"}, {"identity", "seccomp"}),
+    "capabilities": (_renamed, {"capabilities"}, {"identity", "seccomp", "userns"}),
     "seccomp": (_filter, {"seccomp"}, set()),
     "seccomp, of tracing": (_trace, {"seccomp"}, set()),
     "landlock": (_wrong_mount, {"landlock"}, set()),

@@ -26,7 +26,7 @@ from typing import NoReturn
 from fallow.model.errors import SandboxUnavailable
 from fallow.model.lending import SandboxSettings
 from fallow.model.tiers import Tier
-from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES, launcher_plan
+from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES, TMP_BYTES, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import Bind, ContainerRoot, container_root, hidden_of_sys
 from fallow.sandbox.egress import NAME_SERVERS, Egress, egress_layer
@@ -360,8 +360,8 @@ def podman_arguments(
         most = most if "rlimits" not in without else 8 * most
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         arguments += ["--ulimit", f"{limit}={bound}:{bound}"]
-    size = f"size={root.tmp_bytes}," if "bounds" not in without else ""
-    arguments += ["--tmpfs", f"/tmp:rw,nosuid,nodev,{size}mode=1777"]
+    tmp_bytes = root.tmp_bytes if "bounds" not in without else 16 * TMP_BYTES
+    arguments += ["--tmpfs", f"/tmp:rw,nosuid,nodev,size={tmp_bytes},mode=1777"]
     arguments += ["--shm-size", f"{root.shm_bytes}b"]
     for bind in root.binds:
         arguments += ["--mount", _mount(bind)]
