@@ -49,6 +49,8 @@ def container_root(program: Program, hostname: str, rootfs: str = "") -> Contain
         os.chmod(folder, 0o755)
         for name in _FOLDERS:
             (Path(folder) / name).mkdir()
+        # runc gives what it mounts there the permissions of what lies beneath.
+        os.chmod(Path(folder) / "tmp", 0o1777)
         for target, path in view.links:
             os.symlink(target, folder + path)
         for path, content in view.made:
