@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 CANARY = "canary-5d1f0c"
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "gvisor"])
+@pytest.fixture(scope="module", params=["bubblewrap", "podman", "gvisor"])
 def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """A pool whose one node is a stranger's."""
     if sys.platform != "linux":

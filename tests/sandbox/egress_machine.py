@@ -1,6 +1,6 @@
 """A machine with a router and an internet behind it, in network namespaces; run by test_egress.py in a fresh one.
 
-    unshare --net python egress_machine.py FOLDER [LEFT_OUT]
+    unshare --net python egress_machine.py FOLDER BACKEND [LEFT_OUT]
 
 Prints JSON: what the program in the sandbox got an answer from, what came in at the listeners, what it could do to the
 rules. Listeners hear on every address: those of the 'internet' beyond the router, and the machine's own.
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 PORT = 7777
@@ -125,7 +126,11 @@ def listen(prefix: list[str], came: list[str]) -> subprocess.Popen[str]:
 
 
 def main() -> None:
+    from fallow.model.lending import SandboxSettings
     from fallow.sandbox.bubblewrap import BubblewrapSandbox
+    from fallow.sandbox.gvisor import GvisorSandbox
+    from fallow.sandbox.podman import PodmanSandbox
+    from fallow.sandbox.protocol import Sandbox
 
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.sandbox.boxes import Box
@@ -145,8 +150,13 @@ def main() -> None:
         with socket.create_connection((PRIVATE[0], PORT), 10) as check:
             check.sendall(b"outside private")
             assert check.recv(100) == b"OUTSIDE PRIVATE"
-        folder = Path(sys.argv[1])
-        box = Box(BubblewrapSandbox(frozenset(sys.argv[2:])), folder)
+        folder, name, without = Path(sys.argv[1]), sys.argv[2], frozenset(sys.argv[3:])
+        sandboxes: dict[str, Callable[[], Sandbox]] = {
+            "bubblewrap": lambda: BubblewrapSandbox(without),
+            "podman": lambda: PodmanSandbox(SandboxSettings(backend="podman"), without),
+            "gvisor": lambda: GvisorSandbox(without=without),
+        }
+        box = Box(sandboxes[name](), folder)
         done = box.run(INSIDE, network=True)
         path = folder / "scratch" / "answers"
         print(json.dumps({"status": done.status, "log": done.log, "came": came, **json.loads(path.read_text())}))

@@ -122,6 +122,11 @@ def test_mounts_are_read_only_unless_said(box: Box) -> None:
     assert os.listdir(shown) == ["file"]
 
 
+def test_temporary_files_may_be_written(jail: Box) -> None:
+    done = jail.run("for place in ('/tmp', '/dev/shm'): open(place + '/file', 'w').write('x'); say(place)")
+    assert done.out.split() == ["/tmp", "/dev/shm"], done.log
+
+
 def test_many_threads_and_children_work(box: Box) -> None:
     done = box.run(
         "import threading\nsum_ = []\n"

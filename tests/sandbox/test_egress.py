@@ -22,22 +22,26 @@ from .egress_machine import NEIGHBOUR, OWN, PRIVATE, PUBLIC
 MACHINE = Path(__file__).with_name("egress_machine.py")
 
 
-def _on_a_machine(folder: Path, *left_out: str) -> dict:  # type: ignore[type-arg]
-    working("bubblewrap")
+def _on_a_machine(folder: Path, name: str, *left_out: str) -> dict:  # type: ignore[type-arg]
+    working(name)
     if os.geteuid() != 0 or subprocess.run(["unshare", "--net", "ip", "link", "add", "type", "veth"]).returncode:
         pytest.skip("not root with a network of its own to try: no machine with an internet can be built")
     missing = [name for name in ("pasta", "nft") if not shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin")]
     if missing or not os.path.exists("/dev/net/tun"):
         pytest.skip(f"missing here: {missing or '/dev/net/tun'}")
-    command = ["unshare", "--net", sys.executable, str(MACHINE), str(folder), *left_out]
+    command = ["unshare", "--net", sys.executable, str(MACHINE), str(folder), name, *left_out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+EVERY = pytest.mark.parametrize("name", ["bubblewrap", "podman", "gvisor"])
+
+
+@EVERY
 @pytest.mark.slow
-def test_public_addresses_are_reached_and_no_others(tmp_path: Path) -> None:
-    seen = _on_a_machine(tmp_path)
+def test_public_addresses_are_reached_and_no_others(tmp_path: Path, name: str) -> None:
+    seen = _on_a_machine(tmp_path, name)
     everywhere = [f"{kind} {address}" for address in PUBLIC for kind in ("tcp", "udp")]
     inside = {f"{kind} {address}" for address in OWN for kind in ("tcp", "udp")}
     assert [word for word in seen["answers"] if word not in inside] == everywhere, seen
@@ -48,9 +52,10 @@ def test_public_addresses_are_reached_and_no_others(tmp_path: Path) -> None:
     assert "9.9.9.9" in seen["resolv"]
 
 
+@EVERY
 @pytest.mark.slow
-def test_without_the_rules_private_addresses_would_be_reached(tmp_path: Path) -> None:
-    seen = _on_a_machine(tmp_path, "egress")
+def test_without_the_rules_private_addresses_would_be_reached(tmp_path: Path, name: str) -> None:
+    seen = _on_a_machine(tmp_path, name, "egress")
     assert f"tcp {PRIVATE[0]}" in seen["came"]
     assert f"tcp {NEIGHBOUR[0]}" in seen["came"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from fallow.sandbox import bubblewrap
+from fallow.model.lending import SandboxSettings
+from fallow.sandbox import bubblewrap, podman
 from fallow.sandbox.bubblewrap import BubblewrapSandbox
 from fallow.sandbox.gvisor import GvisorSandbox
-from fallow.sandbox.protocol import Limits
+from fallow.sandbox.podman import PodmanSandbox
+from fallow.sandbox.protocol import Limits, Mount, Sandbox
 
 from .boxes import WITHIN_S, Box
 from .conftest import working
@@ -45,6 +48,27 @@ def _wrong_mount(box: Box) -> bool:
         return "canary" in box.run("say(open('/srv/secret').read())").out
     finally:
         view.bwrap_arguments = kept
+        shutil.rmtree(slipped)
+
+
+def _wrong_mount_of_podman(box: Box) -> bool:
+    """The same."""
+    slipped = Path(tempfile.mkdtemp(prefix="fallow-slipped-"))
+    (slipped / "secret").write_text("canary")
+    slipped.chmod(0o755)
+    view: Any = podman
+    kept = view.podman_arguments
+
+    def arguments(*given: object) -> list[str]:
+        made: list[str] = kept(*given)
+        at = made.index("--mount")
+        return [*made[:at], "--mount", f"type=bind,src={slipped},dst=/srv,ro=true", *made[at:]]
+
+    view.podman_arguments = arguments
+    try:
+        return "canary" in box.run("say(open('/srv/secret').read())").out
+    finally:
+        view.podman_arguments = kept
         shutil.rmtree(slipped)
 
 
@@ -124,8 +148,42 @@ def _temporary_filled(box: Box) -> bool:
     return "all" in done.out
 
 
+def _others_seen(box: Box) -> bool:
+    return "other processes of the host" in attempt(box, ["other processes of the host"])
+
+
+def _home_read(box: Box) -> bool:
+    """What any user of the machine may read; not below /tmp, which is the sandbox's own in any case."""
+    home = Path(tempfile.mkdtemp(prefix="fallow-home-", dir="/var/tmp"))
+    (home / "secret").write_text("canary")
+    home.chmod(0o755)
+    try:
+        return "canary" in box.run(f"say(open({str(home / 'secret')!r}).read())").out
+    finally:
+        shutil.rmtree(home)
+
+
+def _roots_file_read(box: Box) -> bool:
+    """A file that only the agent's own user may read, in a folder that is shown."""
+    shown = box.folder / "shown"
+    shown.mkdir(exist_ok=True)
+    (shown / "secret").write_text("canary")
+    (shown / "secret").chmod(0o600)
+    mounts = (Mount(str(box.folder / "scratch"), writable=True), Mount(str(shown), "/data"))
+    return "canary" in box.run("say(open('/data/secret').read())", mounts=mounts).out
+
+
+def _renamed(box: Box) -> bool:
+    return "rename the host" in attempt(box, ["rename the host"])
+
+
 # The attack; what is taken away; what else must be away so that the wall stands alone before it.
-WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
+Walls = dict[str, tuple[Callable[[Box], bool], set[str], set[str]]]
+WALLS: Walls = {
+    "processes": (_others_seen, {"processes"}, set()),
+    "mounts": (_home_read, {"mounts"}, {"landlock"}),
+    "identity": (_roots_file_read, {"identity"}, set()),
+    "capabilities": (_renamed, {"capabilities"}, {"identity", "seccomp", "userns"}),
     "seccomp": (_filter, {"seccomp"}, set()),
     "seccomp, of tracing": (_trace, {"seccomp"}, set()),
     "landlock": (_wrong_mount, {"landlock"}, set()),
@@ -139,7 +197,7 @@ WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
 }
 
 # What gVisor's kernel answers with our limits and filter, and what the host holds around it.
-GVISOR_WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
+GVISOR_WALLS: Walls = {
     "seccomp": (_trace, {"seccomp"}, set()),
     "network": (_network, {"network"}, set()),
     "cgroups": (_memory_of_all, {"cgroups"}, {"watch"}),
@@ -150,17 +208,44 @@ GVISOR_WALLS: dict[str, tuple[Callable[[Box], bool], set[str], set[str]]] = {
 }
 
 
+# Beneath podman's own.
+PODMAN_WALLS: Walls = {
+    "seccomp": (_filter, {"seccomp"}, set()),
+    "landlock": (_wrong_mount_of_podman, {"landlock"}, set()),
+    "network": (_network, {"network"}, {"landlock"}),
+    "cgroups": (_memory_of_all, {"cgroups"}, {"watch"}),
+    "watch of memory": (_memory_in_time, {"watch"}, {"cgroups"}),
+    "rlimits": (_descriptors, {"rlimits"}, set()),
+    "bounds": (_temporary_filled, {"bounds"}, {"rlimits"}),
+    "watch of disk": (_disk, {"watch"}, set()),
+}
+
+
+def _judge(wall: str, walls: Walls, made: Callable[[frozenset[str]], Sandbox], tmp_path: Path) -> None:
+    attack, removed, alone = walls[wall]
+    if wall == "cgroups" and BubblewrapSandbox().place() is None:
+        pytest.skip("no control group can be made here: rlimits and the watch are in force anyway")
+    if "identity" in removed | alone and os.geteuid() != 0:
+        pytest.skip("the agent is no root: its sandboxes have its own user, without capabilities")
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    assert not attack(Box(made(frozenset(alone)), tmp_path / "with"))
+    assert attack(Box(made(frozenset(alone | removed)), tmp_path / "without"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wall", WALLS)
 def test_without_its_wall_the_attack_succeeds(wall: str, tmp_path: Path) -> None:
     working("bubblewrap")
-    attack, removed, alone = WALLS[wall]
-    if wall == "cgroups" and BubblewrapSandbox().place() is None:
-        pytest.skip("no control group can be made here: rlimits and the watch are in force anyway")
-    (tmp_path / "with").mkdir()
-    (tmp_path / "without").mkdir()
-    assert not attack(Box(BubblewrapSandbox(frozenset(alone)), tmp_path / "with"))
-    assert attack(Box(BubblewrapSandbox(frozenset(alone | removed)), tmp_path / "without"))
+    _judge(wall, WALLS, BubblewrapSandbox, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wall", PODMAN_WALLS)
+def test_without_its_wall_in_podman_the_attack_succeeds(wall: str, tmp_path: Path) -> None:
+    working("podman")
+    settings = SandboxSettings(backend="podman")
+    _judge(wall, PODMAN_WALLS, lambda without: PodmanSandbox(settings, without), tmp_path)
 
 
 @pytest.mark.slow
@@ -168,10 +253,4 @@ def test_without_its_wall_the_attack_succeeds(wall: str, tmp_path: Path) -> None
 def test_without_its_wall_in_gvisor_the_attack_succeeds(wall: str, tmp_path: Path) -> None:
     kept = working("gvisor")
     assert isinstance(kept, GvisorSandbox)
-    attack, removed, alone = GVISOR_WALLS[wall]
-    if wall == "cgroups" and BubblewrapSandbox().place() is None:
-        pytest.skip("no control group can be made here: rlimits and the watch are in force anyway")
-    (tmp_path / "with").mkdir()
-    (tmp_path / "without").mkdir()
-    assert not attack(Box(kept.without_also(frozenset(alone)), tmp_path / "with"))
-    assert attack(Box(kept.without_also(frozenset(alone | removed)), tmp_path / "without"))
+    _judge(wall, GVISOR_WALLS, kept.without_also, tmp_path)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import glob
+import logging
 import os
 import re
 import shutil
@@ -30,7 +32,10 @@ from fallow.sandbox.protocol import Limits, Mount
 
 if TYPE_CHECKING:
     from fallow.model.node import NodeSpec
+    from fallow.sandbox.bounded_folder import BoundedFolder
     from fallow.sandbox.protocol import Sandbox
+
+log = logging.getLogger("fallow.agent")
 
 SCRATCH = "/scratch"
 INPUTS = "/inputs"
@@ -79,7 +84,9 @@ class Confinement(Struct, frozen=True):
 class Confined:
     """The folders of one sandbox, below `folder` on the host."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scratch_bytes: int = 0) -> None:
+        """`scratch_bytes`: what SCRATCH may hold; it is then a file system of that size, where one can be had. Raises
+        OSError."""
         self.folder = folder
         self.scratch = folder / "scratch"
         self.inputs = folder / "inputs"
@@ -93,8 +100,15 @@ class Confined:
             shown.chmod(0o755)  # the sandbox may run as another user
         self._exposing = threading.Lock()
         """Two workers may ask for the same thing at once, each in a thread of its own."""
-        self._scratch_fd = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._bounded = _bounded(folder, scratch_bytes) if scratch_bytes else None
+        self._opening = threading.Lock()
+        """The number of a folder that was closed may be another's already."""
+        if self._bounded is not None:
+            self._scratch_fd = os.dup(self._bounded.descriptor)
+        else:
+            self._scratch_fd = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # Kept open: results may still be on their way out when the sandbox has ended.
+        _OPEN[str(self.scratch)] = self
 
     def mounts(self, python: str) -> tuple[Mount, ...]:
         """For workers of this interpreter."""
@@ -105,7 +119,9 @@ class Confined:
             Mount(package, _CODE),
             Mount(str(self.folder / "package"), PACKAGE),
             Mount(str(self.inputs), INPUTS),
-            Mount(str(self.scratch), SCRATCH, writable=True),
+            Mount(str(self.scratch), SCRATCH, writable=True)
+            if self._bounded is None
+            else Mount(self._bounded.path, SCRATCH, writable=True, bounded=self._bounded.device),
         )
 
     # ------------------------------------------------ in
@@ -137,8 +153,13 @@ class Confined:
 
     # ------------------------------------------------ out
 
+    def open_scratch(self) -> int:
+        """A descriptor of the folder, for the caller to close. Raises OSError where it is gone."""
+        with self._opening:
+            return os.dup(self._scratch_fd)
+
     def result_path(self, inside: str) -> str | None:
-        """Where a result file lies on the host, to be taken with `take`; None for any path but one in SCRATCH."""
+        """What names a result file on the host, for `open_folder_of`; None for any path but one in SCRATCH."""
         folder, _, name = inside.rpartition("/")
         return str(self.scratch / name) if folder == SCRATCH and _NAME.match(name) else None
 
@@ -148,18 +169,62 @@ class Confined:
         relative = os.path.relpath(inside, SCRATCH) if inside.startswith(SCRATCH + "/") else ""
         if not relative:
             raise Tampered(f"{inside!r} is not in the folder that tasks may write")
-        copy_checked(self._scratch_fd, relative, into, digest, size)
+        folder = self.open_scratch()
+        try:
+            copy_checked(folder, relative, into, digest, size)
+        finally:
+            os.close(folder)
 
     def remove(self, name: str) -> None:
         """Remove a folder of the scratch folder."""
-        remove_tree(self.scratch / name)
+        with contextlib.suppress(OSError):
+            folder = self.open_scratch()
+            try:
+                remove_tree(Path(f"/proc/self/fd/{folder}") / name)
+            finally:
+                os.close(folder)
 
     def close(self) -> None:
         """Remove all of it."""
-        if self._scratch_fd >= 0:
-            os.close(self._scratch_fd)
-            self._scratch_fd = -1
+        _OPEN.pop(str(self.scratch), None)
+        with self._opening:
+            if self._scratch_fd >= 0:
+                os.close(self._scratch_fd)
+                self._scratch_fd = -1
+        if self._bounded is not None:
+            self._bounded.close()
         remove_tree(self.folder)
+
+
+_OPEN: dict[str, Confined] = {}
+"""By the scratch folder's path on the host, where a bounded one is not to be seen."""
+
+
+def open_folder_of(result: str) -> int:
+    """A descriptor, for the caller to close, of the folder of a file that `Confined.result_path` named. Raises
+    FileNotFoundError where it is gone."""
+    confined = _OPEN.get(os.path.dirname(result))
+    try:
+        if confined is not None:
+            return confined.open_scratch()
+    except OSError:
+        pass
+    raise FileNotFoundError(f"the folder of {result} is gone with its sandbox")
+
+
+def _bounded(folder: Path, size: int) -> BoundedFolder | None:
+    from fallow.sandbox.bounded_folder import BoundedFolder, NoBoundedFolder
+
+    try:
+        return BoundedFolder(folder, size)
+    except NoBoundedFolder as error:
+        _tell_once(str(error))
+        return None
+
+
+@functools.cache
+def _tell_once(why: str) -> None:
+    log.info("what tasks may write is watched and not bounded by a file system of its own: %s", why)
 
 
 def interpreter_folders(python: str) -> tuple[str, ...]:

@@ -140,15 +140,15 @@ class Desk:
     async def take_result(self, path: str, digest: str, size: int) -> str:
         """Copy a result file that a sandbox wrote, and remove it there; returns the copy's path. `path`: on the host,
         as Confined.result_path gave it. Raises NotAResult where it is not what it was said to be."""
-        from fallow.agent.confined import Tampered, copy_checked
+        from fallow.agent.confined import Tampered, copy_checked, open_folder_of
 
         if path in self._results:
             return self._results[path]  # it was taken, and could not be stored yet
-        folder, _, name = path.rpartition("/")
+        name = os.path.basename(path)
         target = self._new_path()
 
         def copy() -> None:
-            folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            folder_fd = open_folder_of(path)
             try:
                 copy_checked(folder_fd, name, target, digest, size)
                 os.unlink(name, dir_fd=folder_fd)

@@ -44,10 +44,11 @@ class Gate:
         """Hosts, with their ports, that were not let through."""
 
     async def serve(self, listening: socket.socket) -> None:
-        """Take the socket over."""
+        """Take the socket over: of the loopback inside, or of a carrier's."""
         self._own = await asyncio.to_thread(own_networks)
         listening.setblocking(False)
-        self._server = await asyncio.start_server(self._client, sock=listening, limit=PIECE_BYTES)
+        serve = asyncio.start_unix_server if listening.family == socket.AF_UNIX else asyncio.start_server
+        self._server = await serve(self._client, sock=listening, limit=PIECE_BYTES)
 
     async def close(self) -> None:
         """The other ends are gone already: what is open ends by itself."""

@@ -155,21 +155,39 @@ class Zygote:
             await self._loop.run_in_executor(None, self._process.close)
         if self.confined is not None:
             self._past.append(self.confined)
-        self.confined = Confined(self._scratch / "inside")
         self._memory_kills = 0
-        # 0 for the parent: the agent has no number in there.
-        program = Program(
-            argv=zygote_argv(self._python, descriptor, (PACKAGE, *self._sys_path), 0, SCRATCH),
-            environment=confined_environment(self._cpu, SCRATCH),
-            cwd=SCRATCH,
-            descriptors=(descriptor,),
-            mounts=self.confined.mounts(str(self._python)),
-            limits=confinement.limits,
-            network=self._network,
-            devices=self._devices,
-            log=str(self._log),
-        )
-        return await self._loop.run_in_executor(None, confinement.sandbox.start, program)
+
+        def begin() -> tuple[Confined, Running]:
+            confined = Confined(self._scratch / "inside", confinement.limits.disk_bytes)
+            # 0 for the parent: the agent has no number in there.
+            program = Program(
+                argv=zygote_argv(self._python, descriptor, (PACKAGE, *self._sys_path), 0, SCRATCH),
+                environment=confined_environment(self._cpu, SCRATCH),
+                cwd=SCRATCH,
+                descriptors=(descriptor,),
+                mounts=confined.mounts(str(self._python)),
+                limits=confinement.limits,
+                network=self._network,
+                devices=self._devices,
+                log=str(self._log),
+            )
+            try:
+                return confined, confinement.sandbox.start(program)
+            except BaseException:
+                confined.close()
+                raise
+
+        starting = self._loop.run_in_executor(None, begin)
+        try:
+            self.confined, running = await asyncio.shield(starting)
+            return running
+        except asyncio.CancelledError:
+            # What it starts is nobody's: waited for, since it uses the descriptor.
+            with contextlib.suppress(SandboxUnavailable, OSError):
+                confined, running = await starting
+                await self._loop.run_in_executor(None, running.close)
+                confined.close()
+            raise
 
     def _last_words(self) -> str:
         if self._log is None:
@@ -182,9 +200,7 @@ class Zygote:
         """End the zygote and all its workers, and wait for that."""
         process = self._process
         self._lost()
-        if process is None:
-            return
-        if self.confined is not None:
+        if process is None or self.confined is not None:
             await self._loop.run_in_executor(None, self._clean)
             return
         for _ in range(int(END_WITHIN_S / 0.005)):

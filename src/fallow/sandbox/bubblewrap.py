@@ -24,7 +24,7 @@ from fallow.sandbox.bwrap_arguments import Descriptors, bound_paths, bwrap_argum
 from fallow.sandbox.bwrap_binary import find_bwrap
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.egress import NAME_SERVERS, Egress
-from fallow.sandbox.identity import Identity, choose_identity
+from fallow.sandbox.identity import Identity, choose_identity, own_identity
 from fallow.sandbox.jail import Jail
 from fallow.sandbox.launcher_code import packed_launcher
 from fallow.sandbox.protocol import Probe, Program
@@ -35,13 +35,14 @@ from fallow.sandbox.sweep import owner_prefix
 from fallow.sandbox.system import system_view
 from fallow.sandbox.tree import children
 from fallow.sandbox.watch import Watch
+from fallow.sandbox.writable import hand_over, watched
 
 START_WITHIN_S = 30.0
 
 
 class BubblewrapSandbox:
     """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
-    network, egress, userns, bounds, watch."""
+    network, egress, userns, bounds, watch, processes, mounts, identity (of an agent that is root), capabilities."""
 
     name = "bubblewrap"
     tier = Tier.ISOLATED
@@ -67,7 +68,7 @@ class BubblewrapSandbox:
         return self._place
 
     def start(self, program: Program) -> Jail:
-        identity = choose_identity()
+        identity = choose_identity() if "identity" not in self._without else own_identity()
         bwrap = find_bwrap(identity.changed)
         return _Start(bwrap, identity, program, self.place(), self._without).run()
 
@@ -124,9 +125,7 @@ class _Start:
                 ) from None
         memory_bounded = self._group is not None and "memory" in self._group.bounds
         if self._identity.changed:
-            for mount in program.mounts:
-                if mount.writable:
-                    os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
+            hand_over(program, self._identity)
         if program.network:
             self._egress = Egress(self._identity, "egress" not in self._without)
         view = system_view(NAME_SERVERS if program.network else ())
@@ -177,16 +176,18 @@ class _Start:
         for descriptor in self._kept:
             os.close(descriptor)
         self._kept.clear()
-        watched = "watch" not in self._without
+        is_watched = "watch" not in self._without
+        looked_at = watched(program, memory_bounded)
         jail.watch = Watch(
             init_pid,
-            tuple(mount.source for mount in program.mounts if mount.writable),
-            limits.disk_bytes if watched else 0,
-            limits.memory_bytes if watched and not memory_bounded else 0,
-            ("/tmp", "/dev/shm") if watched else (),
+            looked_at.folders,
+            looked_at.disk_bytes if is_watched else 0,
+            limits.memory_bytes if is_watched and not memory_bounded else 0,
+            ("/tmp", "/dev/shm") if is_watched else (),
             log,
             program.log,
             jail.kill,
+            looked_at.bounded,
         )
         return jail
 

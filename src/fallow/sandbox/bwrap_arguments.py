@@ -54,17 +54,23 @@ def bwrap_arguments(
     without: frozenset[str] = frozenset(),
 ) -> list[str]:
     """The options of bwrap. `made` gives a descriptor that holds the content of a file."""
-    arguments = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    arguments = ["--unshare-user", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if "processes" not in without:
+        arguments.append("--unshare-pid")
     if "network" not in without and not program.network:
         arguments.append("--unshare-net")
     if "userns" not in without:
         arguments.append("--disable-userns")
-    arguments += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--hostname", HOSTNAME, "--new-session"]
-    arguments += ["--die-with-parent", "--cap-drop", "ALL", "--clearenv"]
+    if "capabilities" not in without:
+        arguments += ["--uid", str(USER_ID), "--gid", str(USER_ID), "--cap-drop", "ALL"]
+    else:
+        arguments += ["--uid", "0", "--gid", "0", "--cap-add", "ALL"]
+    arguments += ["--hostname", HOSTNAME, "--new-session", "--die-with-parent", "--clearenv"]
     arguments += ["--info-fd", str(descriptors.info), "--block-fd", str(descriptors.block)]
     if descriptors.seccomp >= 0:
         arguments += ["--seccomp", str(descriptors.seccomp)]
-    arguments += ["--proc", "/proc", "--dev", "/dev"]
+    arguments += ["--proc", "/proc"] if "processes" not in without else ["--ro-bind", "/proc", "/proc"]
+    arguments += ["--dev", "/dev"]
     if "bounds" not in without:
         arguments += ["--size", str(temporary_bytes(program, SHM_BYTES)), "--perms", "1777", "--tmpfs", "/dev/shm"]
         arguments += ["--size", str(temporary_bytes(program, TMP_BYTES))]
@@ -75,6 +81,8 @@ def bwrap_arguments(
         arguments += ["--symlink", target, path]
     for path, content in view.made:
         arguments += ["--perms", "0444", "--ro-bind-data", str(made(content)), path]
+    if "mounts" in without:
+        arguments += ["--bind", "/var", "/var"]
     # Beside Landlock's rules, so that the probe sees whether they are in force.
     arguments += ["--dir", "/run"]
     for mount in program.mounts:

@@ -77,6 +77,12 @@ class Egress:
         """What goes before a command that is to run inside, as the same user."""
         return [self._tools["nsenter"], "--user", "--net", "--preserve-credentials", "-t", str(self._holder), "--"]
 
+    @property
+    def namespace(self) -> str:
+        """Of its network, for runners that join one as root. Whoever does so is another user than `identity`: that one
+        could change the rules."""
+        return f"/proc/{self._holder}/ns/net"
+
     def close(self) -> None:
         for process in reversed(self._processes):
             assert process.stdin is not None

@@ -31,16 +31,20 @@ from fallow.model.tiers import Tier
 from fallow.sandbox.bwrap_arguments import HOSTNAME, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import ContainerRoot, container_root
+from fallow.sandbox.egress import Egress, egress_layer
 from fallow.sandbox.gvisor_bundle import container, known_options, known_platforms, runsc_options
 from fallow.sandbox.gvisor_jail import GvisorJail, end_tree, sentry
+from fallow.sandbox.gvisor_way import WayOut
 from fallow.sandbox.identity import Identity, choose_identity
 from fallow.sandbox.launcher_code import packed_plan
-from fallow.sandbox.protocol import Layer, Limits, Probe, Program
+from fallow.sandbox.protocol import LISTENER_PORT, Layer, Limits, Probe, Program
 from fallow.sandbox.seccomp import filter_program
 from fallow.sandbox.spawner import spawner
 from fallow.sandbox.sweep import own_folder, owner_prefix
 from fallow.sandbox.system import interpreter
+from fallow.sandbox.tree import memory_device
 from fallow.sandbox.watch import Watch
+from fallow.sandbox.writable import hand_over, watched
 
 START_WITHIN_S = 60.0
 TRIAL_WITHIN_S = 10.0
@@ -48,6 +52,9 @@ TRIAL_WITHIN_S = 10.0
 KERNEL_BYTES = 96 << 20
 """What gVisor itself may take beside what the program may."""
 KERNEL_THREADS = 256
+THREADS_PER_PROCESS = 64
+"""Of the machine's, for one process inside: each thread of gVisor's kernel that has run it (by `ptrace`) keeps one for
+that. Where they run out gVisor ends; how many processes there are inside it counts itself."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INSTALL = "Install gVisor's runsc (`sudo apt install runsc`, or from https://gvisor.dev), or choose bubblewrap."
 _GATE = (
@@ -120,7 +127,7 @@ class GvisorSandbox:
         return _failed(self.name, first or SandboxUnavailable("runsc names no platform that is known here.", _INSTALL))
 
     def _judge(self, layers: tuple[Layer, ...]) -> Probe:
-        egress = Layer("egress", False, "gVisor gives no network here", "For jobs that need it choose bubblewrap.")
+        egress = egress_layer()
         missing = [layer.name for layer in layers if not layer.works and layer.name != "limits"]
         if missing:
             self._platform = ""
@@ -134,6 +141,7 @@ class GvisorSandbox:
             (*layers, egress),
             f"gVisor keeps programs apart, with a kernel of their own ({self._platform})",
             devices=False,
+            network=egress.works,
         )
 
     def _look(self) -> tuple[str, ...]:
@@ -155,10 +163,6 @@ class GvisorSandbox:
         return known_platforms(words)
 
     def start(self, program: Program, within_s: float = START_WITHIN_S) -> GvisorJail:
-        if program.network:
-            raise SandboxUnavailable("gVisor gives no network here.", "For jobs that need it choose bubblewrap.")
-        if program.listener >= 0:
-            raise SandboxUnavailable("gVisor carries no connections out of a container here.", "Choose bubblewrap.")
         if program.devices:
             raise SandboxUnavailable("gVisor gives no devices here.", "For jobs that need a GPU choose bubblewrap.")
         if not self._platform and not (probe := self.probe()).works:
@@ -170,10 +174,11 @@ class GvisorSandbox:
             raise SandboxUnavailable(f"No root for a container can be made: {error}.") from None
         return _Start(self, program, identity, root, within_s).run()
 
-    def command(self, folder: str, name: str) -> list[str]:
-        """What runs the container that is described in the folder."""
-        network = "host" if "network" in self.without else "none"
-        options = runsc_options(self._known, self._platform, f"{folder}/state", network)
+    def command(self, folder: str, name: str, network: bool = False) -> list[str]:
+        """What runs the container that is described in the folder. `network`: that of the namespace that is named
+        there."""
+        stack = "host" if network or "network" in self.without else "none"
+        options = runsc_options(self._known, self._platform, f"{folder}/state", stack)
         return [self._runsc, *options, "run", "--bundle", folder, name]
 
 
@@ -214,6 +219,8 @@ class _Start:
         self._process: subprocess.Popen[bytes] | None = None
         self._open: set[int] = set()
         self._control: socket.socket | None = None
+        self._way: WayOut | None = None
+        self._egress: Egress | None = None
 
     def run(self) -> GvisorJail:
         try:
@@ -241,12 +248,13 @@ class _Start:
             except OSError as error:
                 raise SandboxUnavailable(f"No control group can be made: {error}.") from None
         memory_bounded = self._group is not None and "memory" in self._group.bounds
-        for mount in program.mounts:
-            if mount.writable:
-                os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
+        if program.network:
+            self._egress = Egress(choose_identity(), "egress" not in sandbox.without)
+        hand_over(program, self._identity)
         self._folder = own_folder("gvisor-")
         (Path(self._folder) / "state").mkdir()
-        described = container(self._root, sandbox.rootfs or self._root.folder, self._identity, sandbox.without)
+        folder, namespace = sandbox.rootfs or self._root.folder, self._egress.namespace if self._egress else ""
+        described = container(self._root, folder, self._identity, namespace, sandbox.without)
         (Path(self._folder) / "config.json").write_text(json.dumps(described))
         log, log_write = os.pipe()
         self._open |= {log, log_write}
@@ -257,22 +265,29 @@ class _Start:
         self._open.discard(log_write)
         self._put_in_place(self._process.pid)
         self._send(b"+", ())
-        self._send(_packed(self._plan(memory_bounded)), program.descriptors)
+        carried: tuple[int, ...] = ()
+        if program.listener >= 0:
+            self._way = WayOut(self._folder, program.listener)
+            carried = (self._way.inner.fileno(),)
+        self._send(_packed(self._plan(memory_bounded)), (*program.descriptors, *carried))
+        if self._way is not None:
+            self._way.inner.close()
         self._await_launch(log)
         self._control.setblocking(False)
         jail = GvisorJail(self._process, sentry(self._process.pid), self._group, self._undo, self._control)
         self._open.discard(log)
-        watched = "watch" not in sandbox.without
+        is_watched = "watch" not in sandbox.without
+        looked_at = watched(program, memory_bounded)
         jail.watch = Watch(
             self._process.pid,
-            tuple(mount.source for mount in program.mounts if mount.writable),
-            limits.disk_bytes if watched else 0,
-            limits.memory_bytes + KERNEL_BYTES if watched and limits.memory_bytes and not memory_bounded else 0,
+            looked_at.folders,
+            looked_at.disk_bytes if is_watched else 0,
+            limits.memory_bytes + KERNEL_BYTES if is_watched and limits.memory_bytes and not memory_bounded else 0,
             (),
             log,
             program.log,
             jail.kill,
-            memory_files=False,
+            looked_at.bounded | {memory_device()},
         )
         return jail
 
@@ -283,12 +298,14 @@ class _Start:
         assert isinstance(rlimits, dict)
         plan["limits"] = {name: value for name, value in rlimits.items() if name not in _UNKNOWN_LIMITS}
         plan["cwd"] = self._program.cwd
+        plan["listener"] = None
+        plan["carried"] = LISTENER_PORT if self._program.listener >= 0 else 0
         if "seccomp" not in without:
             plan["seccomp"] = filter_program(shared_memory=memory_bounded)
         return plan
 
     def _spawn(self, control: int, log: int) -> subprocess.Popen[bytes]:
-        command = self._sandbox.command(self._folder, self._name)
+        command = self._sandbox.command(self._folder, self._name, self._egress is not None)
         try:
             return spawner().popen(
                 [interpreter(), "-I", "-S", "-c", _GATE, str(os.getpid()), *command],
@@ -350,6 +367,10 @@ class _Start:
         raise SandboxUnavailable(f"{what}: {said or 'it said nothing'}.", "Update runsc, or choose bubblewrap.")
 
     def _undo(self) -> None:
+        if self._way is not None:
+            self._way.close()
+        if self._egress is not None:
+            self._egress.close()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._root.remove()
@@ -365,5 +386,5 @@ def with_kernel(limits: Limits) -> Limits:
     return msgspec.structs.replace(
         limits,
         memory_bytes=limits.memory_bytes and limits.memory_bytes + KERNEL_BYTES,
-        processes=limits.processes and 2 * limits.processes + KERNEL_THREADS,
+        processes=limits.processes and THREADS_PER_PROCESS * limits.processes + KERNEL_THREADS,
     )

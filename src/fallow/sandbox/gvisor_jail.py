@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fallow.sandbox.cgroups import Group
-from fallow.sandbox.jail import CLOSE_WITHIN_S, Jail
+from fallow.sandbox.jail import CLOSE_WITHIN_S, ORDER, Jail
 from fallow.sandbox.sweep import started
 from fallow.sandbox.tree import children, descendants
 
-_ORDER = struct.Struct("<BI")
 _ANSWER = struct.Struct("<IQ")
-"""As the launcher has them."""
+"""As the launcher has it."""
 
 
 def sentry(runsc_pid: int) -> int:
@@ -116,7 +115,7 @@ class GvisorJail(Jail):
 
     def _order(self, number: int, pid: int) -> None:
         with contextlib.suppress(OSError):
-            self._control.send(_ORDER.pack(number, pid))
+            self._control.send(ORDER.pack(number, pid))
 
     def close(self) -> None:
         self.kill()

@@ -23,10 +23,15 @@ class Identity(NamedTuple):
     changed: bool
 
 
+def own_identity() -> Identity:
+    """The agent's."""
+    return Identity(os.geteuid(), os.getegid(), False)
+
+
 def choose_identity() -> Identity:
     """Raises SandboxUnavailable where the agent is root and no other user can be had."""
     if os.geteuid() != 0:
-        return Identity(os.geteuid(), os.getegid(), False)
+        return own_identity()
     for number in (FIRST_USER + secrets.randbelow(USERS), NOBODY):
         if _mapped(number, "uid_map") and _mapped(number, "gid_map"):
             return Identity(number, number, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from fallow.sandbox.tree import find_inner
 from fallow.sandbox.watch import Watch
 
 CLOSE_WITHIN_S = 10.0
+ORDER = struct.Struct("<BI")
+"""To a launcher that stays: a signal's number for the program and 0, or 0 and a process that is asked about."""
 
 
 class Jail:

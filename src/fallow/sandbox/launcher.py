@@ -15,7 +15,8 @@ status, and at once when the pipe's other end is closed. STATUS_FD then gets one
 the container's runner keeps copies of descriptors, so that their end tells nothing.
 
 SOCKET_FD, alone, is all three of them, for runners that pass nothing but standard input: the plan comes after its
-length (8 bytes, the lowest first), with the program's descriptors. Then orders of 5 bytes: a signal's number for the
+length (8 bytes, the lowest first), with the program's descriptors and, where it names a port to carry, after these
+the carrier's channel. Then orders of 5 bytes: a signal's number for the
 program and nothing; or 0 and the number of a process, which is answered by that number (4 bytes) and the memory that
 it holds beside files (8).
 """
@@ -79,10 +80,29 @@ def _receive(descriptor: int) -> tuple:  # type: ignore[type-arg]
             data += piece
             found += descriptors
     plan = marshal.loads(data[8:])
-    if len(found) != len(plan["descriptors"]):
-        raise EOFError(f"{len(found)} of {len(plan['descriptors'])} descriptors came")
+    expected = len(plan["descriptors"]) + bool(plan["carried"])
+    if len(found) != expected:
+        raise EOFError(f"{len(found)} of {expected} descriptors came")
+    if plan["carried"]:
+        _carry(found.pop(), plan["carried"])
     plan["renumber"] = [(found[place], wanted) for place, wanted in enumerate(plan["descriptors"])]
     return moved, plan
+
+
+def _carry(channel: int, port: int) -> None:
+    """In a process of its own, from now on."""
+    import ctypes
+    import socket
+
+    carrier = _beside("carrier")
+    listening = socket.create_server(("127.0.0.1", port))
+    if os.fork() == 0:
+        _close_all_but({0, 1, 2, channel, listening.fileno()})
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+        carrier.carry(listening, channel)
+        os._exit(0)
+    listening.close()
+    os.close(channel)
 
 
 def _stay(status: int, life: int, plan: dict) -> None:  # type: ignore[type-arg]
@@ -185,9 +205,7 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
         os.chdir(plan["cwd"])
     rules = plan["landlock"]
     if rules is not None:
-        if "landlock" not in sys.modules:
-            sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-        landlock = importlib.import_module("landlock")
+        landlock = _beside("landlock")
         landlock.restrict(
             landlock.Rules(
                 tuple(rules["readable"]), tuple(rules["writable"]), tuple(rules["devices"]), rules["network"]
@@ -197,6 +215,13 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
         _filter(plan["seccomp"])
     os.write(status, b"+")
     os.execve(plan["argv"][0], plan["argv"], plan["environment"])
+
+
+def _beside(name: str):  # type: ignore[no-untyped-def]
+    """A module that lies beside this file, or came with it."""
+    if name not in sys.modules:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    return importlib.import_module(name)
 
 
 def _listen(channel: int, port: int) -> None:

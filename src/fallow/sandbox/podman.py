@@ -19,17 +19,19 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from fallow.model.errors import SandboxUnavailable
 from fallow.model.lending import SandboxSettings
 from fallow.model.tiers import Tier
-from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES, launcher_plan
+from fallow.sandbox.bwrap_arguments import HOSTNAME, OPEN_FILES, TMP_BYTES, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import Bind, ContainerRoot, container_root, hidden_of_sys
+from fallow.sandbox.egress import NAME_SERVERS, Egress, egress_layer
 from fallow.sandbox.identity import Identity, choose_identity
-from fallow.sandbox.jail import Jail
+from fallow.sandbox.jail import ORDER, Jail
 from fallow.sandbox.launcher_code import packed_plan
 from fallow.sandbox.protocol import Layer, Probe, Program
 from fallow.sandbox.seccomp import filter_program
@@ -38,6 +40,7 @@ from fallow.sandbox.sweep import owner_prefix
 from fallow.sandbox.system import LAUNCHER_FOLDER, interpreter
 from fallow.sandbox.tree import children
 from fallow.sandbox.watch import Watch
+from fallow.sandbox.writable import hand_over, watched
 
 START_WITHIN_S = 60.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,7 +58,10 @@ class PodmanSandbox:
     name = "podman"
     tier = Tier.ISOLATED
 
-    def __init__(self, settings: SandboxSettings | None = None) -> None:
+    def __init__(self, settings: SandboxSettings | None = None, without: frozenset[str] = frozenset()) -> None:
+        """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
+        network, bounds, watch."""
+        self._without = without
         self._settings = settings or SandboxSettings(backend="podman")
         self._probe: Probe | None = None
         self._place: Place | None = None
@@ -74,24 +80,21 @@ class PodmanSandbox:
         except SandboxUnavailable as error:
             wall = Layer("container", False, error.message, error.remedy)
             return Probe(self.name, Tier.PROCESS, False, (wall,), error.message, error.remedy)
-        egress = Layer("egress", False, "podman gives no network", "For jobs that need it choose bubblewrap.")
+        egress = egress_layer()
         missing = [layer.name for layer in layers if not layer.works and layer.name not in ("landlock", "limits")]
         if missing:
             words = f"podman runs, but these do not hold: {', '.join(missing)}"
             return Probe(self.name, Tier.PROCESS, False, (*layers, egress), words, "Choose bubblewrap.")
-        return Probe(self.name, self.tier, True, (*layers, egress), "podman keeps programs apart")
+        words = "podman keeps programs apart"
+        return Probe(self.name, self.tier, True, (*layers, egress), words, network=egress.works)
 
     def place(self) -> Place | None:
         if not self._looked:
-            self._place = find_place()
+            self._place = None if "cgroups" in self._without else find_place()
             self._looked = True
         return self._place
 
-    def start(self, program: Program) -> Jail:
-        if program.network:
-            raise SandboxUnavailable("podman gives no network here.", "For jobs that need it choose bubblewrap.")
-        if program.listener >= 0:
-            raise SandboxUnavailable("podman carries no connections out of a container here.", "Choose bubblewrap.")
+    def start(self, program: Program) -> PodmanJail:
         if os.geteuid() != 0:
             raise SandboxUnavailable("podman is used by an agent that is root.", "As a plain user, choose bubblewrap.")
         tools = {name: shutil.which(name, path=_PATH) for name in ("podman", "runc")}
@@ -102,7 +105,7 @@ class PodmanSandbox:
             root = container_root(program, HOSTNAME, self._settings.rootfs or self._settings.image)
         except OSError as error:
             raise SandboxUnavailable(f"No root for a container can be made: {error}.") from None
-        start = _Start(str(tools["podman"]), self._settings, program, identity, root, self.place())
+        start = _Start(str(tools["podman"]), self._settings, program, identity, root, self.place(), self._without)
         return start.run()
 
 
@@ -115,7 +118,9 @@ class _Start:
         identity: Identity,
         root: ContainerRoot,
         place: Place | None,
+        without: frozenset[str],
     ) -> None:
+        self._without = without
         self._podman = podman
         self._settings = settings
         self._program = program
@@ -124,12 +129,13 @@ class _Start:
         self._place = place
         self._name = f"{owner_prefix()}{secrets.token_hex(6)}"
         self._group: Group | None = None
+        self._egress: Egress | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._open: set[int] = set()
         self._life = -1
         self._folder = ""
 
-    def run(self) -> Jail:
+    def run(self) -> PodmanJail:
         try:
             return self._run()
         except BaseException:
@@ -146,28 +152,38 @@ class _Start:
             for descriptor in self._open:
                 os.close(descriptor)
 
-    def _run(self) -> Jail:
+    def _run(self) -> PodmanJail:
         program = self._program
         if self._place is not None:
             try:
                 self._group = Group(self._place, self._name, program.limits)
             except OSError as error:
                 raise SandboxUnavailable(f"No control group can be made: {error}.") from None
-        for mount in program.mounts:
-            if mount.writable:
-                os.chown(mount.source, self._identity.user, self._identity.group, follow_symlinks=False)
+        if program.network:
+            # Another user than the program's: its rules are that user's to change.
+            self._egress = Egress(choose_identity(), "egress" not in self._without)
+        hand_over(program, self._identity)
         status, status_write = self._pipe()
         plan_read, plan = self._pipe()
         life, self._life = self._pipe()
         self._open.discard(self._life)
         log, log_write = self._pipe()
-        given = [status_write, plan_read, life, *program.descriptors]
+        wanted = [*program.descriptors, *((program.listener,) if program.listener >= 0 else ())]
+        given = [status_write, plan_read, life, *wanted]
         self._folder = tempfile.mkdtemp(prefix=f"{owner_prefix()}podman-")
         pid_file = Path(self._folder) / "pid"
         self._spawn(
             given,
             podman_arguments(
-                program, self._root, self._settings, self._identity, self._name, str(pid_file), len(given)
+                program,
+                self._root,
+                self._settings,
+                self._identity,
+                self._name,
+                str(pid_file),
+                len(given),
+                self._egress.namespace if self._egress is not None else "",
+                self._without,
             ),
             log_write,
         )
@@ -181,29 +197,33 @@ class _Start:
                 self._group.add(init_pid)
             if program.limits.nice:
                 os.setpriority(os.PRIO_PROCESS, init_pid, program.limits.nice)
-        made = launcher_plan(program, self._root.view, memory_bounded)
+        made = launcher_plan(program, self._root.view, memory_bounded, self._without)
         made["cwd"] = program.cwd
-        made["renumber"] = [[6 + index, wanted] for index, wanted in enumerate(program.descriptors)]
-        made["seccomp"] = filter_program(shared_memory=memory_bounded)
+        made["renumber"] = [[6 + index, number] for index, number in enumerate(wanted)]
+        if "seccomp" not in self._without:
+            made["seccomp"] = filter_program(shared_memory=memory_bounded)
         with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(plan), "wb") as file:
             file.write(packed_plan(made))
         os.close(plan)
         self._open.discard(plan)
         self._await_launch(status, log)
-        below = children(init_pid) or [init_pid]
         assert self._process is not None
-        jail = Jail(self._process, init_pid, below[0], self._group, self._undo)
+        os.set_blocking(self._life, False)
+        jail = PodmanJail(self._process, init_pid, self._group, self._undo, self._life)
         self._open.discard(log)
         limits = program.limits
+        is_watched = "watch" not in self._without
+        looked_at = watched(program, memory_bounded)
         jail.watch = Watch(
             init_pid,
-            tuple(mount.source for mount in program.mounts if mount.writable),
-            limits.disk_bytes,
-            0 if memory_bounded else limits.memory_bytes,
-            ("/tmp", "/dev/shm"),
+            looked_at.folders,
+            looked_at.disk_bytes if is_watched else 0,
+            limits.memory_bytes if is_watched and not memory_bounded else 0,
+            ("/tmp", "/dev/shm") if is_watched else (),
             log,
             program.log,
             jail.kill,
+            looked_at.bounded,
         )
         return jail
 
@@ -212,6 +232,8 @@ class _Start:
         self._root.remove()
 
     def _end(self) -> None:
+        if self._egress is not None:
+            self._egress.close()
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
@@ -275,6 +297,29 @@ class _Start:
         raise SandboxUnavailable(f"{what}: {said or 'it said nothing'}.", "Choose bubblewrap, or mend podman.")
 
 
+class PodmanJail(Jail):
+    """`init_pid` is the launcher, whose child the program is."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        init_pid: int,
+        group: Group | None,
+        undo: Callable[[], None],
+        life: int,
+    ) -> None:
+        """`life`: the pipe to the launcher, without blocking; `undo` closes it."""
+        # (No child any more: it has ended already, and its first process is about to.)
+        super().__init__(process, init_pid, next(iter(children(init_pid)), init_pid), group, undo)
+        self._life = life
+
+    def signal(self, number: int) -> None:
+        """Through the launcher: it knows its child whatever becomes of numbers, and whenever it is asked."""
+        if self._undo is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._life, ORDER.pack(number, 0))
+
+
 def _ready(descriptor: int, within_s: float) -> bool:
     return bool(select.select([descriptor], [], [], within_s)[0])
 
@@ -287,31 +332,36 @@ def podman_arguments(
     name: str,
     pid_file: str,
     descriptors: int,
+    namespace: str = "",
+    without: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """What follows `podman`. Descriptors from 3 on: status, plan, life, and the program's."""
+    """What follows `podman`. `namespace`: the network's; '': none. Descriptors from 3 on: status, plan, life, and the program's."""
     arguments = ["--cgroup-manager=cgroupfs", "--runtime=runc", "run", "--rm", "--name", name, "--pidfile", pid_file]
     arguments += ["--preserve-fds", str(descriptors), "--cgroups=no-conmon", "--cgroupns", "private"]
-    arguments += ["--network", "none", "--ipc", "private", "--pid", "private", "--uts", "private"]
+    if namespace:
+        arguments += ["--network", f"ns:{namespace}", *(f"--dns={address}" for address in NAME_SERVERS)]
+    else:
+        arguments += ["--network", "none" if "network" not in without else "host"]
+    arguments += ["--ipc", "private", "--pid", "private", "--uts", "private"]
     arguments += ["--hostname", HOSTNAME, "--no-hosts", "--passwd=false", "--log-driver", "passthrough", "--pull=never"]
-    arguments += [
-        "--read-only",
-        "--read-only-tmpfs=false",
-        "--cap-drop",
-        "all",
-        "--systemd=false",
-        "--http-proxy=false",
-    ]
+    if "bounds" not in without:
+        arguments += ["--read-only", "--read-only-tmpfs=false"]
+    arguments += ["--cap-drop", "all", "--systemd=false", "--http-proxy=false"]
     arguments += ["--security-opt", "no-new-privileges", "--security-opt", "mask=" + ":".join(hidden_of_sys())]
+    if "seccomp" in without:
+        arguments += ["--security-opt", "seccomp=unconfined"]
     arguments += ["--user", f"{identity.user}:{identity.group}", "--workdir", "/", "--entrypoint", ""]
-    # Podman asks for more than an agent may have whose own bounds are low.
     for limit, kind, most in (
         ("nofile", resource.RLIMIT_NOFILE, OPEN_FILES),
         ("nproc", resource.RLIMIT_NPROC, OPEN_FILES),
     ):
+        # (Podman itself asks for more than an agent may have whose own bounds are low.)
         hard = resource.getrlimit(kind)[1]
+        most = most if "rlimits" not in without else 8 * most
         bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
         arguments += ["--ulimit", f"{limit}={bound}:{bound}"]
-    arguments += ["--tmpfs", f"/tmp:rw,nosuid,nodev,size={root.tmp_bytes},mode=1777"]
+    tmp_bytes = root.tmp_bytes if "bounds" not in without else 16 * TMP_BYTES
+    arguments += ["--tmpfs", f"/tmp:rw,nosuid,nodev,size={tmp_bytes},mode=1777"]
     arguments += ["--shm-size", f"{root.shm_bytes}b"]
     for bind in root.binds:
         arguments += ["--mount", _mount(bind)]

@@ -30,6 +30,8 @@ class Mount(Struct, frozen=True):
     source: str
     target: str = ""
     writable: bool = False
+    bounded: int = 0
+    """The device of a file system that holds no more than it may (`BoundedFolder`): nobody need look. 0: it does."""
 
 
 class Program(Struct, frozen=True):
@@ -45,8 +47,8 @@ class Program(Struct, frozen=True):
     network: bool = False
     """Public addresses only; False: none at all, not even the host's loopback."""
     listener: int = -1
-    """A Unix socket that is sent a socket listening at port LISTENER_PORT of the loopback inside: what it accepts are
-    connections of the program's, whatever becomes of them outside. -1: none."""
+    """A Unix socket that is sent a listening socket: what that accepts are connections that the program makes to port
+    LISTENER_PORT of the loopback inside, whatever becomes of them outside. -1: none."""
     devices: tuple[str, ...] = ()
     """Device nodes, such as /dev/nvidia0."""
     log: str = ""

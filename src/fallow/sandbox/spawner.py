@@ -25,7 +25,7 @@ from fallow.model.errors import SandboxUnavailable
 from fallow.sandbox.sweep import own_folder
 
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
-_MS_NOSUID, _MS_BIND, _MS_REC, _MS_SLAVE = 0x2, 0x1000, 0x4000, 0x80000
+_MS_NOSUID, _MS_NODEV, _MS_NOATIME, _MS_BIND, _MS_REC, _MS_SLAVE = 0x2, 0x4, 0x400, 0x1000, 0x4000, 0x80000
 _MNT_DETACH = 2
 
 
@@ -76,6 +76,20 @@ class Spawner:
         if staged:
             self._threads.submit(self._unstage, list(staged.values())).result()
 
+    def mount_device(self, device: str, kind: str, options: str) -> tuple[str, int]:
+        """Mount a file system where `popen`ed programs find it, and nobody else: its path, and its folder opened for
+        this process. `unstage` ends it. Root only. Raises OSError."""
+        return self._threads.submit(self._mount_device, device, kind, options).result()
+
+    def hand_over(self, paths: Sequence[str], user: int, group: int) -> None:
+        """Make the user the owner of what `popen`ed programs find at these paths. Raises OSError."""
+
+        def change() -> None:
+            for path in paths:
+                os.chown(path, user, group, follow_symlinks=False)
+
+        self._threads.submit(change).result()
+
     def open_device(self, path: str) -> None:
         """`popen`ed programs of any user find a device of the machine that they may open; it stays as it is for all
         others. Root only. Raises SandboxUnavailable where the agent may not do so."""
@@ -96,6 +110,18 @@ class Spawner:
                 f"{path} cannot be given to the user that a sandbox runs as: {error}.",
                 f"Start the agent as a plain user, or let all users open {path}.",
             ) from None
+
+    def _mount_device(self, device: str, kind: str, options: str) -> tuple[str, int]:
+        if not self._folder:
+            self._folder = _private_folder()
+        target = f"{self._folder}/{next(self._numbers)}"
+        os.mkdir(target)
+        try:
+            _mount(device, target, _MS_NOSUID | _MS_NODEV | _MS_NOATIME, kind, options)
+            return target, os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._unstage([target])
+            raise
 
     def _stage(self, paths: list[str]) -> dict[str, str]:
         staged: dict[str, str] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LAUNCHER_FOLDER = "/run/fallow"
+_LAUNCHER = ("launcher.py", "landlock.py", "carrier.py")
 USER = "worker"
 USER_ID = 1000
 """Of the program, as it sees itself, whoever runs the agent."""
@@ -53,7 +54,7 @@ def interpreter() -> str:
 def launcher_files() -> tuple[tuple[str, str], ...]:
     """(On the host, inside.)"""
     here = Path(__file__).parent
-    return tuple((str(here / name), f"{LAUNCHER_FOLDER}/{name}") for name in ("launcher.py", "landlock.py"))
+    return tuple((str(here / name), f"{LAUNCHER_FOLDER}/{name}") for name in _LAUNCHER)
 
 
 def system_view(name_servers: tuple[str, ...] = (), hostname: str = "sandbox") -> SystemView:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _DELETED = " (deleted)"
@@ -66,15 +66,14 @@ def resident_bytes(init_pid: int) -> int:
     return total
 
 
-def unlinked_bytes(init_pid: int, memory_files: bool = True) -> int:
-    """Disk or memory held by files that have no name any more but are still open or mapped in processes below.
-    `memory_files` False: without those that never had a name (memfd)."""
+def unlinked_bytes(init_pid: int, apart: Collection[int] = ()) -> int:
+    """Disk or memory held by files that have no name any more, or never had one, but are still open or mapped in
+    processes below. `apart`: devices whose files do not count."""
     seen: dict[tuple[int, int], int] = {}
     for pid in descendants(init_pid):
         _open_files(pid, seen)
         _mapped_files(pid, seen)
-    apart = -1 if memory_files else _memory_device()
-    return sum(size for (device, _), size in seen.items() if device != apart)
+    return sum(size for (device, _), size in seen.items() if device not in apart)
 
 
 def private_and_memory_files_bytes(init_pid: int) -> int:
@@ -89,11 +88,11 @@ def private_and_memory_files_bytes(init_pid: int) -> int:
             total += (int(fields[1]) - int(fields[2])) * page
         except (OSError, ValueError, IndexError):
             continue
-    return total + sum(size for (device, _), size in seen.items() if device == _memory_device())
+    return total + sum(size for (device, _), size in seen.items() if device == memory_device())
 
 
 @functools.cache
-def _memory_device() -> int:
+def memory_device() -> int:
     """The file system that all memory files of the machine are on."""
     descriptor = os.memfd_create("fallow")
     try:

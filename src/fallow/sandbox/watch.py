@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fallow.sandbox.tree import private_and_memory_files_bytes, resident_bytes, unlinked_bytes
+from fallow.sandbox.tree import memory_device, private_and_memory_files_bytes, resident_bytes, unlinked_bytes
 
 LOG_BYTES = 4 << 20
 """Kept of what a program prints; the rest is read and dropped, so that it is not held up."""
@@ -60,11 +60,12 @@ class Watch:
         log: int,
         log_path: str,
         end: Callable[[], None],
-        memory_files: bool = True,
+        apart: frozenset[int] = frozenset(),
     ) -> None:
         """`memory_bytes` 0: something better bounds memory. `log`: the reading end of a pipe, taken over; -1: none.
-        `temporary`: paths inside whose file systems' inodes are bounded here. `memory_files` False: such files are
-        memory and no disk (where a kernel in user space keeps its programs' memory in one)."""
+        `temporary`: paths inside whose file systems' inodes are bounded here. `apart`: devices whose unlinked files are
+        no disk: what is bounded by itself, and memory files, where a kernel in user space keeps its programs' memory in
+        one."""
         self.why = ""
         self._init_pid = init_pid
         self._folders = folders
@@ -75,7 +76,7 @@ class Watch:
         self._log_path = log_path
         self._end = end
         self._is_on = True
-        self._memory_files = memory_files
+        self._apart = apart
         self._margin = disk_bytes
         """What may be written beyond what the last look found."""
         self._free_then = self._free_bytes()
@@ -163,7 +164,7 @@ class Watch:
             free = self._free_bytes()
             used = sum(usage_bytes(folder, self._disk_bytes) for folder in self._folders)
             if deep:
-                used += unlinked_bytes(self._init_pid, self._memory_files)
+                used += unlinked_bytes(self._init_pid, self._apart)
                 self._free_then = free
                 self._margin = max(0, self._disk_bytes - used)
             if used > self._disk_bytes:
@@ -171,7 +172,7 @@ class Watch:
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
                 )
         if deep and self._memory_bytes and not self.why:
-            measure = resident_bytes if self._memory_files else private_and_memory_files_bytes
+            measure = private_and_memory_files_bytes if memory_device() in self._apart else resident_bytes
             held = measure(self._init_pid)
             if held > self._memory_bytes:
                 limit = self._memory_bytes / 1e6
