@@ -9,9 +9,11 @@ import os
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,14 @@ def raises_for(x: int, bad: int = 3) -> int:
     if x == bad:
         raise ValueError(f"bad {x}")
     return x
+
+
+class Thing:
+    pass
+
+
+def make_object(_: int) -> Thing:
+    return Thing()
 
 
 def touch(folder: str, name: object) -> object:
@@ -166,9 +176,11 @@ def test_map(executor: fallow.Executor) -> None:
             executor.map(abs, [1], **bad)
     with pytest.raises(TypeError, match="buffersize"):
         executor.map(abs, [1], buffersize=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not iterable"):
+        executor.map(abs, 5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{}, {"buffersize": 2}])
+@pytest.mark.parametrize("options", [{}, {"buffersize": 2}, {"buffersize": 2, "chunksize": 4}])
 def test_iteration_goes_on_after_an_exception(executor: fallow.Executor, options: dict[str, int]) -> None:
     results = executor.map(raises_for, range(6), **options)
     assert list(itertools.islice(results, 3)) == [0, 1, 2]
@@ -188,6 +200,34 @@ def test_map_times_out(executor: fallow.Executor, options: dict[str, int], tmp_p
     with pytest.raises(StopIteration):
         next(results)
     gate.touch()
+
+
+@pytest.mark.parametrize("options", [{}, {"buffersize": 2}, {"buffersize": 2, "chunksize": 3}])
+def test_a_closed_map_yields_no_more(executor: fallow.Executor, options: dict[str, int]) -> None:
+    results: Any = executor.map(abs, range(10), **options)
+    assert next(results) == 0
+    results.close()
+    assert list(results) == []
+
+
+def test_arguments_are_let_go_once_sent(executor: fallow.Executor) -> None:
+    thing = Thing()
+    seen = weakref.ref(thing)
+    gc.disable()
+    try:
+        executor.submit(make_object, [thing]).result(60)
+        del thing
+        wait_for("the argument to be let go", lambda: seen() is None)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("options", [{}, {"chunksize": 4}, {"buffersize": 4}])
+def test_a_map_holds_no_result_that_it_has_yielded(executor: fallow.Executor, options: dict[str, int]) -> None:
+    for result in executor.map(make_object, range(10), **options):
+        seen = weakref.ref(result)
+        del result
+        assert seen() is None
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, 0.002])

@@ -49,8 +49,16 @@ class Seat:
         )
 
     def reported(self, report: Report) -> None:
+        if report.ended:
+            self._flush_lines()
         if self.lane.seat is self:
             self.lane.reported(report)
+
+    def _flush_lines(self) -> None:
+        """What tasks have printed goes ahead of what came of them."""
+        job_id = self.process.job_id if self.process is not None else None
+        if job_id is not None:
+            self.lane.slot.node.logs.flush_job(job_id)
 
     def printed(self, lines: list[OutputLine]) -> None:
         job_id = self.process.job_id if self.process is not None else None
@@ -60,6 +68,7 @@ class Seat:
     def died(self, token: Token | None, death: Death) -> None:
         self.death = death
         lost_s = self.process.lost_s if self.process is not None else 0.0
+        self._flush_lines()
         self.close()
         if self.lane.seat is self:
             self.lane.died(token, death, lost_s)

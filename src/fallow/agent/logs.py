@@ -42,8 +42,17 @@ class LogSender:
             self._timer.cancel()
             self._timer = None
         for job_id, job in self._jobs.items():
-            for batch in job.take(self._node):
-                self._send(subjects.log(job_id), NodeLog(job_id, self._node, batch))
+            self._send_lines(job_id, job)
+
+    def flush_job(self, job_id: JobId) -> None:
+        """Send what is gathered of the job: results follow, after which its script may end and hear nothing more."""
+        job = self._jobs.get(job_id)
+        if job is not None and job.lines:
+            self._send_lines(job_id, job)
+
+    def _send_lines(self, job_id: JobId, job: _JobLines) -> None:
+        for batch in job.take(self._node):
+            self._send(subjects.log(job_id), NodeLog(job_id, self._node, batch))
 
     def forget_job(self, job_id: JobId) -> None:
         """Send what is left of the job, and forget its rate."""
@@ -55,7 +64,7 @@ class _JobLines:
     """A token bucket in bytes, and the lines of one batch."""
 
     def __init__(self) -> None:
-        self._lines: list[LogLine] = []
+        self.lines: list[LogLine] = []
         self._allowance = float(BURST_BYTES)
         self._filled_s = 0.0
         self._dropped = 0
@@ -70,10 +79,10 @@ class _JobLines:
                 self._dropped += 1
                 continue
             self._allowance -= cost
-            self._lines.append(LogLine(0, node, line.index, line.stream, line.text, unix_s))
+            self.lines.append(LogLine(0, node, line.index, line.stream, line.text, unix_s))
 
     def take(self, node: str) -> list[tuple[LogLine, ...]]:
-        lines, self._lines = self._lines, []
+        lines, self.lines = self.lines, []
         if self._dropped and self._allowance > BURST_BYTES / 4:
             text = f"[{self._dropped} lines were dropped: the job prints faster than {RATE_BYTES_PER_S >> 20} MB/s]"
             lines.append(LogLine(0, node, -1, "stderr", text))

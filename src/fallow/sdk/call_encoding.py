@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fallow.model.errors import UnserialisableInput
 from fallow.sdk.reply import Sink
 from fallow.wire.page import encode_inputs
+
+_PLACE = re.compile(r"input -?\d+ -> \[[012]\] -> \[(?:(?P<number>\d+)|(?P<name>'\w+'))\]")
+"""As wire.offender writes where in an item an argument sits."""
 
 
 def encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
@@ -34,6 +38,11 @@ def encode_items(sinks: list[Sink], items: list[Any]) -> list[Any] | None:
 
 
 def _as_single(error: UnserialisableInput) -> UnserialisableInput:
-    """For a single call there are arguments, not numbered inputs."""
-    old, new = f"input {error.index}", "the call's arguments"
+    """For a single call there are arguments, not numbered inputs. Items are (args, kwargs), or (fn, args, kwargs)."""
+    found = _PLACE.match(error.where)
+    if found is None:
+        old, new = f"input {error.index}", "the call's arguments"
+    else:
+        number, name = found["number"], found["name"]
+        old, new = found[0], f"argument {int(number) + 1}" if number else f"argument {name}"
     return UnserialisableInput(str(error).replace(old, new, 1), error.where.replace(old, new, 1), -1)

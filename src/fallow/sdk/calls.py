@@ -19,7 +19,7 @@ from fallow.core.intervals import IntervalSet
 from fallow.model.errors import JobCancelled, JobError, TaskCancelled
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
 from fallow.sdk.call_encoding import encode_call, encode_items
-from fallow.sdk.failures import ending, fault_exception, task_exception
+from fallow.sdk.failures import ending, fault_exception, item_exception
 from fallow.sdk.paging import RateWindow
 from fallow.sdk.quiet import Quiet
 from fallow.sdk.reply import Reply, Sink
@@ -38,7 +38,7 @@ from fallow.wire.messages import (
     SubmitJob,
     SyncCalls,
 )
-from fallow.wire.page import Failure, PageError, decode_page
+from fallow.wire.page import PageError, decode_items
 
 if TYPE_CHECKING:
     from fallow.sdk.client import Client
@@ -355,7 +355,7 @@ class Calls:
             sinks = [self._take(index) for index in range(start, stop)]
         self._received.add(start, stop)
         try:
-            items = decode_page(buffer, self._plain)
+            items = decode_items(buffer, self._plain)
             if not shift <= start < stop <= shift + len(items):
                 raise PageError(f"a page of {len(items)} results came for the calls {start} to {stop - 1}")
         except Exception as error:
@@ -370,8 +370,9 @@ class Calls:
                 one.set_page(buffer, index - shift)
                 continue
             item = items[index - shift]
-            if type(item) is Failure:
-                one.set_exception(task_exception(item, -1, self.name, self._plain))
+            failed = item_exception(item, -1, self.name, self._plain)
+            if failed is not None:
+                one.set_exception(failed)
             else:
                 one.set_result(item)
 

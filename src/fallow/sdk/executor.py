@@ -15,14 +15,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor as StandardExecutor
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fallow.model.errors import SettingError
 from fallow.sdk.client import Client, current_bridge, get_client
 from fallow.sdk.objects import File
 from fallow.sdk.options import Options, check_callable, read_options
-from fallow.sdk.shipped import Shipper, run_chunk, run_shipped
+from fallow.sdk.shipped import Shipper, run_shipped
 
 if TYPE_CHECKING:
     from fallow.sdk.calls import Calls
@@ -147,6 +147,9 @@ class Executor(StandardExecutor):
         deadline = None if timeout is None else time.monotonic() + timeout
         if not iterables:
             return iter(())
+        for inputs in iterables:
+            if not isinstance(inputs, Iterable):
+                iter(inputs)  # raises as the standard executors do, unless it can be indexed
         if buffersize is not None:
             return _BufferedMap(self, fn, zip(*iterables, strict=False), deadline, chunksize, buffersize)
         bridge = current_bridge()
@@ -179,7 +182,8 @@ class Executor(StandardExecutor):
         job = start_map(call)
         stream = ResultStream(job)
         stream.prefetch()
-        live = _Map(stream, Reading(function.name, False, job.spec.least_tier > 0), self, after)
+        reading = Reading(function.name, False, job.spec.least_tier > 0, let_go=True)
+        live = _Map(stream, reading, self, after)
         with self._lock:
             self._maps.add(live)
         return live
@@ -354,7 +358,8 @@ class _MapResults:
 
 
 class _BufferedMap:
-    """Map with a bound on the calls submitted ahead: futures, one after another."""
+    """Map with a bound on the calls submitted ahead: futures, one after another; `chunksize` inputs are drawn, and so
+    many calls submitted, at a time."""
 
     def __init__(
         self,
@@ -371,7 +376,8 @@ class _BufferedMap:
         self._deadline = deadline
         self._chunksize = chunksize
         self._futures: deque[Future[Any]] = deque()
-        self._ready: deque[Any] = deque()
+        self._chunks: deque[int] = deque()
+        """How many calls of each chunk are among the futures."""
         self._input_error: Exception | None = None
         """What drawing the inputs raised: it comes out after the results of those before it."""
         for _ in range(buffersize):
@@ -382,36 +388,32 @@ class _BufferedMap:
         return self
 
     def __next__(self) -> Any:
-        if self._ready:
-            return self._ready.popleft()
         if not self._futures:
-            error, self._input_error = self._input_error, None
-            if error is not None:
-                raise error
+            wrong, self._input_error = self._input_error, None
+            if wrong is not None:
+                raise wrong
             raise StopIteration
         future = self._futures[0]
-        try:
-            value = future.result(None if self._deadline is None else max(0.0, self._deadline - time.monotonic()))
-        except TimeoutError:
-            if not future.done():
-                self.close()
-                raise TimeoutError(MAP_TIMED_OUT) from None
-            self._next_ahead()
-            raise
-        except BaseException:
-            self._next_ahead()
-            raise
+        left_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if not wait([future], left_s).done:
+            self.close()
+            raise TimeoutError(MAP_TIMED_OUT)
         self._next_ahead()
-        if self._chunksize == 1:
-            return value
-        self._ready.extend(value)
-        return self._ready.popleft()
+        error = future.exception()
+        if error is not None:  # asked for by its value: exceptions may count as false
+            from fallow.sdk.results import raise_in_iterator
+
+            raise_in_iterator(error, f"a task of {getattr(self._fn, '__name__', 'the map')}")
+        return future.result()
 
     def _next_ahead(self) -> None:
         self._futures.popleft()
-        executor = self._executor()
-        if executor is not None and not executor._shut:
-            self._submit_next()
+        self._chunks[0] -= 1
+        if not self._chunks[0]:
+            self._chunks.popleft()
+            executor = self._executor()
+            if executor is not None and not executor._shut:
+                self._submit_next()
 
     def _submit_next(self) -> bool:
         executor = self._executor()
@@ -424,13 +426,14 @@ class _BufferedMap:
             self._input_error = error
         if not chunk:
             return False
-        if self._chunksize == 1:
-            self._futures.append(executor.submit(self._fn, *chunk[0]))
-        else:
-            self._futures.append(executor.submit(run_chunk, self._fn, chunk))
+        self._futures.extend(executor.submit(self._fn, *args) for args in chunk)
+        self._chunks.append(len(chunk))
         return True
 
     def close(self) -> None:
+        """Want no more: what is not sent is cancelled."""
+        self._inputs = iter(())
+        self._input_error = None
         while self._futures:
             self._futures.popleft().cancel()
 

@@ -27,14 +27,13 @@ from fallow.model.errors import (
     TaskError,
     TaskOutOfMemory,
     TaskTimeout,
-    UnserialisableInput,
     UnserialisableResult,
     WorkerLost,
 )
+from fallow.wire.page import Failure, Unreadable
 
 if TYPE_CHECKING:
     from fallow.wire.messages import FaultPage, Refused
-    from fallow.wire.page import Failure
 
 _TASK_ERRORS: dict[str, type[TaskError]] = {
     "timeout": TaskTimeout,
@@ -106,6 +105,22 @@ def task_exception(failure: Failure, index: int, name: str, plain: bool = False)
     if isinstance(error, ModuleNotFoundError):
         error.add_note(f"The node lacks it: name its package in the environment of {name}, env=fallow.Env(pip=[...]).")
     return error
+
+
+def item_exception(item: Any, index: int, name: str, plain: bool = False) -> BaseException | None:
+    """What a caller gets in place of an item of a page of results; None where it is a result. See task_exception."""
+    if type(item) is Failure:
+        return task_exception(item, index, name, plain)
+    return _unreadable(item.error, index, name) if type(item) is Unreadable else None
+
+
+def _unreadable(error: BaseException, index: int, name: str) -> UnserialisableResult:
+    where = f"the result of task {index}" if index >= 0 else "the result"
+    made = UnserialisableResult(
+        f"{where} of {name} has come, but cannot be unpickled here: {type(error).__name__}: {error}", where, index
+    )
+    made.__cause__ = error
+    return made
 
 
 def fault_exception(fault: FaultPage, name: str, *, single: bool = False) -> BaseException:
@@ -186,13 +201,7 @@ def _original(failure: Failure) -> BaseException | None:
         return None
     try:
         error: Any = pickle.loads(failure.exception)
-    except Exception:
+    except (Exception, SystemExit):
         # A class that exists on the node alone, or that cannot be rebuilt from its arguments.
         return None
     return error if isinstance(error, BaseException) else None
-
-
-def as_single(error: UnserialisableInput) -> UnserialisableInput:
-    """For a single call there are arguments, not numbered inputs."""
-    old, new = f"input {error.index}", "the call's arguments"
-    return UnserialisableInput(str(error).replace(old, new, 1), error.where.replace(old, new, 1), -1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol
 
-from fallow.sdk.failures import task_exception
-from fallow.wire.page import Failure, PageError, decode_page
+from fallow.sdk.failures import item_exception
+from fallow.wire.page import PageError, decode_items
 
 
 class Sink(Protocol):
@@ -54,10 +54,11 @@ class Reply:
             assert self._error is not None
             raise self._error
         buffer, offset = self._page
-        items = decode_page(buffer, self.plain)
+        items = decode_items(buffer, self.plain)
         if not 0 <= offset < len(items):
             raise PageError(f"a page of {len(items)} results came for the one at {offset}")
         item = items[offset]
-        if type(item) is Failure:
-            raise task_exception(item, -1, name, self.plain)
+        error = item_exception(item, -1, name, self.plain)
+        if error is not None:
+            raise error
         return item

@@ -6,11 +6,11 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
-from fallow.sdk.failures import fault_exception, task_exception
+from fallow.sdk.failures import fault_exception, item_exception
 from fallow.sdk.mapjob import Batch, MapJob, Part
-from fallow.wire.page import Failure, PageError, decode_page
+from fallow.wire.page import PageError, Partial, decode_items
 
 
 class ResultStream:
@@ -69,8 +69,10 @@ class ResultStream:
 class Reading:
     """How a caller wants to see failures."""
 
-    def __init__(self, name: str, return_exceptions: bool, plain: bool) -> None:
+    def __init__(self, name: str, return_exceptions: bool, plain: bool, let_go: bool = False) -> None:
         self.name = name
+        self._let_go = let_go
+        """No result is kept after it has been yielded, as the standard executors have it."""
         self.plain = plain
         """The job may run on strangers' machines: what they say is data, and is checked."""
         self.return_exceptions = return_exceptions
@@ -79,15 +81,21 @@ class Reading:
         """An iterator over the results of the part. Items that failed raise from it, and it can go on after that."""
         if part.fault is not None:
             return _Failing(iter((None,)), part.start, self, fault_exception(part.fault, self.name))
-        items = decode_page(part.buffer, self.plain)
+        items = decode_items(part.buffer, self.plain)
+        doubtful = bool(part.failed_count) or self.plain or type(items) is Partial
         low, high = part.start - part.page_start, part.stop - part.page_start
         if self.plain and not 0 <= low <= high <= len(items):
             raise PageError(f"a page of {len(items)} results came for the tasks {part.start} to {part.stop - 1}")
         if low or high != len(items):
             items = items[low:high]
-        if part.failed_count or self.plain:
-            return _Failing(iter(items), part.start, self)
-        return iter(items)
+        each = _emptying(items) if self._let_go and isinstance(items, list) else iter(items)
+        return _Failing(each, part.start, self) if doubtful else each
+
+
+def _emptying(items: list[Any]) -> Iterator[Any]:
+    """Over a list that nobody else wants: an iterator over it would hold all of it until its end."""
+    items.reverse()
+    return map(items.pop, itertools.repeat(-1, len(items)))
 
 
 class _Failing:
@@ -107,15 +115,21 @@ class _Failing:
     def __next__(self) -> Any:
         item = next(self._items)
         self._index += 1
-        if self._fault is not None:
-            error: BaseException = self._fault
-        elif type(item) is Failure:
-            error = task_exception(item, self._index, self._reading.name, self._reading.plain)
-        else:
+        error = self._fault
+        if error is None:
+            error = item_exception(item, self._index, self._reading.name, self._reading.plain)
+        if error is None:
             return item
         if self._reading.return_exceptions:
             return error
-        raise error
+        raise_in_iterator(error, f"task {self._index} of {self._reading.name}")
+
+
+def raise_in_iterator(error: BaseException, what: str) -> NoReturn:
+    """Raise out of __next__: a StopIteration would end the loop there, as if there were no more results."""
+    if isinstance(error, StopIteration):
+        raise RuntimeError(f"{what} raised StopIteration") from error
+    raise error
 
 
 def _waited(future: Future[Batch]) -> Batch:

@@ -22,11 +22,6 @@ def run_shipped(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return fn.call((args, kwargs)) if type(fn) is LoadedHere else fn(*args, **kwargs)
 
 
-def run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    """Several calls as one task, for Executor.map with both chunksize and buffersize."""
-    return [fn(*args) for args in chunk]
-
-
 class Shipped:
     """A function with its payload, serialised once. Unpickles, on a worker, to one that is loaded once."""
 

@@ -40,15 +40,17 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's pickler that keeps file names, and notes the code objects that it met in `codes`."""
 
     def __init__(self, file: io.BytesIO, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> None:
-        self.codes: list[types.CodeType] = []
+        self.codes = codes = list[types.CodeType]()
+
+        # Not a method: a pickler that refers to itself keeps all that it pickled until the next garbage collection.
+        def note_code(code: types.CodeType) -> tuple[Any, ...]:
+            codes.append(code)
+            return _reduce_code(code)
+
         # The C pickler looks for the table while it is initialised.
-        own = {types.CodeType: self._note_code, io.TextIOWrapper: _refuse_file}
+        own = {types.CodeType: note_code, io.TextIOWrapper: _refuse_file}
         self.dispatch_table: Any = ChainMap(own, cloudpickle.Pickler.dispatch_table)
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
-
-    def _note_code(self, code: types.CodeType) -> tuple[Any, ...]:
-        self.codes.append(code)
-        return _reduce_code(code)
 
 
 def dumps(obj: object) -> bytes:
@@ -60,7 +62,7 @@ def pickles(obj: object) -> bool:
     """Whether it can travel."""
     try:
         dumps(obj)
-    except Exception:
+    except (Exception, SystemExit):
         return False
     return True
 

@@ -17,7 +17,7 @@ import io
 import pickle
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -56,6 +56,19 @@ class PageError(ValueError):
 
 class NotPlainPage(PageError):
     """A page that would run code when it is decoded, where plain data alone may come."""
+
+
+class Partial(list[object]):
+    """The items of a page of which some could not be read: Unreadable stands in their place."""
+
+
+class Unreadable:
+    """`error`: what unpickling the item raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 class Failure(Struct, frozen=True, array_like=True):
@@ -136,7 +149,21 @@ def split_unserialisable(
     return bad
 
 
-def decode_page(buffer: Buffer | Any, plain: bool = False) -> Sequence[object]:
+def decode_items(buffer: Buffer | Any, plain: bool = False) -> Sequence[object]:
+    """As decode_page, but items that cannot be unpickled here cost no other: the list is then a Partial."""
+    try:
+        return decode_page(buffer, plain)
+    except (PageError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        from fallow.wire.salvage import salvage
+
+        return decode_page(buffer, plain, salvage)
+
+
+def decode_page(
+    buffer: Buffer | Any, plain: bool = False, load: Callable[..., list[object]] = pickle.loads
+) -> Sequence[object]:
     """The items of a page: a list, or a range. Failures appear as Failure objects. Large arrays lie in `buffer`
     itself, which must stay unchanged while they live; they are read-only where it is (but see WRITABLE_COPY_BYTES).
     `plain`: the bytes may be a stranger's, so nothing is unpickled, whatever they say of themselves.
@@ -159,7 +186,7 @@ def decode_page(buffer: Buffer | Any, plain: bool = False) -> Sequence[object]:
             view = memoryview(bytearray(view))
             body = view[_HEADER.size : body_end]
         table = view[body_end + failures_size : body_end + failures_size + count * _ENTRY.size]
-        items = pickle.loads(body, buffers=[view[at : at + size] for at, size in _ENTRY.iter_unpack(table)])
+        items = load(body, buffers=[view[at : at + size] for at, size in _ENTRY.iter_unpack(table)])
     if failures_size:
         for offset, failure in _decode_failures(view[body_end : body_end + failures_size]).items():
             items[offset] = failure
@@ -284,13 +311,16 @@ def _pickle(items: list[object]) -> tuple[bytes, list[memoryview]]:
             body = pickle.dumps(items, protocol=5, buffer_callback=out_of_band)
             if b"__main__" not in body:  # what is defined there exists in no other process: by value
                 return body, buffers
-        except Exception:  # lambdas, local classes; what cannot be pickled at all fails again below
+        except (Exception, SystemExit):  # lambdas, local classes; what cannot be pickled at all fails again below
             pass
         buffers.clear()
     from fallow.wire.by_value import ByValuePickler
 
     file = io.BytesIO()
-    ByValuePickler(file, buffer_callback=out_of_band).dump(items)
+    try:
+        ByValuePickler(file, buffer_callback=out_of_band).dump(items)
+    except SystemExit as error:  # of an object's own code: no reason for this process to end
+        raise pickle.PicklingError(f"SystemExit({error.code!r}) was raised") from None
     return file.getvalue(), buffers
 
 

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from fallow.wire.code import Loaded
-from fallow.wire.page import decode_page
+from fallow.wire.page import Partial, Unreadable, decode_items
 from fallow.worker import orders
 from fallow.worker.block import BLOCK_TASKS, Block
 from fallow.worker.failures import make_failure
@@ -86,7 +86,8 @@ class Runner:
             self._give_back(first)
             return False
         try:
-            items = decode_page(buffer)[first - page.start : last - page.start]
+            whole = decode_items(buffer)
+            items = whole[first - page.start : last - page.start]
             if len(items) != last - first:
                 raise ValueError(f"the inputs end at task {first + len(items)}, before {last}")
         except BaseException as error:
@@ -94,7 +95,27 @@ class Runner:
             for index in range(first, last):
                 self._outbox.fail(index, failure)
             return True
+        if isinstance(whole, Partial):
+            return self._run_readable(items, first, last)
         return self._run_items(items, first, last)
+
+    def _run_readable(self, items: Sequence[Any], first: int, last: int) -> bool:
+        """As _run_items, where some items are Unreadable: their tasks fail."""
+        at = 0
+        for offset, item in enumerate(items):
+            if type(item) is not Unreadable:
+                continue
+            index = first + offset
+            if offset > at and not self._run_items(items[at:offset], first + at, index):
+                return False
+            if index >= self._words[LIMIT]:
+                self._limited = True
+                return False
+            self._words[INDEX] = index
+            item.error.add_note("Raised on the node, where the task's input was unpickled.")
+            self._outbox.fail(index, make_failure(item.error))
+            at = offset + 1
+        return at == len(items) or self._run_items(items[at:], first + at, last)
 
     def _run_items(self, items: Sequence[Any], first: int, last: int) -> bool:
         outbox = self._outbox
