@@ -9,6 +9,7 @@ what they need side by side, while the server starts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -146,7 +147,9 @@ def pool_token(home: Path) -> str:
         token = new_token()
         write_private(path, token + "\n")
     elif path.stat().st_mode & 0o077:
-        path.chmod(0o600)
+        # One that is handed in (a container's mounted file) may be somebody else's: who reads it is up to them.
+        with contextlib.suppress(OSError):
+            path.chmod(0o600)
     return token
 
 
