@@ -9,6 +9,7 @@ import textwrap
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
@@ -373,3 +374,12 @@ def test_a_collection_that_is_killed_loses_nothing(
     blobs.collect(live(needed), 0.0)
     assert names(blobs) == {f"{needed[:2]}/{needed}"}
     assert blobs.size_of(garbage) is None
+
+
+def test_coordinators_that_start_together_do_not_delete_what_the_others_try_the_place_with(
+    seaweed: Seaweed, tmp_path: Path
+) -> None:
+    url = seaweed.url(tmp_path.name)
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(3):
+            assert list(threads.map(lambda _: S3Blobs(url).prepare("pool-a"), range(6))) == [None] * 6

@@ -44,11 +44,10 @@ def run_migrate(source: str, target: str, blobs_from: str = "", blobs_to: str = 
         if blobs_to:  # first, and again where it was cut short: until the truth has moved, the pool is where it was
             _copy_over(source or own_store(), blobs_from or own_blobs(), blobs_to, say)
         moved = migrate(source or own_store(), target, say)
-    where = blobs_to or blobs_from or own_blobs()
-    say(
-        f"Moved to {moved.target}. Start the pool's coordinators with --store and its URL, and with --blobs "
-        f"'{without_key(where)}'; running jobs go on."
-    )
+    if moved.rows:
+        where = without_key(blobs_to or blobs_from or own_blobs())
+        say(f"Its blobs are in {where}: start the pool's coordinators with that as --blobs.")
+    say(f"Moved to {moved.target}. Start the pool's coordinators with --store and its URL; running jobs go on.")
 
 
 def _copy_over(store_url: str, source: str, target: str, say: Say) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,12 +95,14 @@ class S3Blobs:
 
     def prepare(self, pool_id: str) -> None:
         """Put, list, get and delete an object, and see to it that no other pool uses the place."""
-        probe = f"{TRASH}/probe-{pool_id}"
+        # Of its own: coordinators that start together would delete each other's.
+        probe = f"{TRASH}/probe-{secrets.token_hex(8)}"
         with self._worded("write"):
             obstore.put(self._store, probe, b"probe")
         with self._worded("list"):
             next(iter(obstore.list(self._store, prefix=TRASH, chunk_size=1)), None)
-        with self._worded("read"):
+        read = b""
+        with self._worded("read"), contextlib.suppress(FileNotFoundError):
             read = bytes(obstore.get_range(self._store, probe, start=1, length=2))
         with self._worded("delete"):
             obstore.delete(self._store, probe)
