@@ -13,6 +13,7 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.kept_planner import KeptPlanner
 from fallow.coordinator.peers import Peers
+from fallow.coordinator.tied_slots import TiedSlots
 from fallow.core.admission import within_limits
 from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, too_large
 from fallow.model.ids import JobId, NodeId
@@ -62,6 +63,7 @@ class Matcher:
         self._kept = KeptPlanner(context.nodes)
         self._compared_at = 0.0
         self._served: dict[JobId, float] = {}
+        self._tied = TiedSlots(context.nodes)
         self._capability = Capability(context, directory)
 
     def kick(self) -> None:
@@ -95,7 +97,9 @@ class Matcher:
         self._ran_at = now
         nodes = self._context.nodes
         jobs = self._wanting(elapsed)
-        result = self._kept.plan(self._within_limits([job.demand for job in jobs.values()]))
+        demands = self._within_limits([job.demand for job in jobs.values()])
+        result = self._kept.plan(self._tied.demands(demands))
+        self._tied.settle(demands, result, now)
         nodes.shares = result.shares
         for job_id, owned in self._directory.active.items():
             owned.progress.slots = max(1, result.shares.get(job_id, 0))
