@@ -285,7 +285,8 @@ def _not_ready(context: Context) -> list[str]:
     if not context.connection.is_connected:
         reasons.append("not connected to any NATS server")
     if not context.session.valid:
-        reasons.append("its session with the store has lapsed")
+        trouble = context.session.trouble
+        reasons.append("its session with the store has lapsed" + (f": {trouble}" if trouble else ""))
     refusal = context.refusal()
     if refusal is not None:
         reasons.append(refusal[1])

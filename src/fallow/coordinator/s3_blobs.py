@@ -69,8 +69,13 @@ class S3Blobs:
         region, virtual = options.pop("region", ""), options.pop("virtual", "").lower() in ("1", "true", "yes")
         if options:
             raise SettingError(f"blobs in {self.where}: {', '.join(options)} is no option. Expected {_FORM}.")
-        if not bucket or (self._endpoint and not re.match(r"https?://[^/]+", self._endpoint)):
+        if not bucket:
             raise SettingError(f"blobs in {self.where or url!r}: expected {_FORM}.")
+        if self._endpoint and not re.match(r"https?://[^/]+", self._endpoint):
+            raise SettingError(
+                f"blobs in {self.where}: the endpoint {self._endpoint!r} does not begin with http:// or https://. "
+                f"Expected {_FORM}."
+            )
         config: dict[str, Any] = {"virtual_hosted_style_request": virtual}
         if self._endpoint:
             config |= {"endpoint": self._endpoint, "region": region or "us-east-1"}
@@ -242,13 +247,14 @@ class S3Blobs:
             return SettingError(
                 f"blobs cannot be kept in {self.where}{at}: {_WORDS[code[1]]} (tried to {step} an object)."
             )
+        if code is None and re.search("credential|instance metadata|169.254", words, re.IGNORECASE):
+            # Without a key the library asks the machine's cloud for one; most have none.
+            return SettingError(f"blobs cannot be kept in {self.where}: no key was found. Expected {_FORM}.")
         if code is None and re.search("error sending request|connect|timed? ?out|dns", words, re.IGNORECASE):
             return PoolUnreachable(
                 f"blobs cannot be kept in {self.where}: no S3 service answers{at}. Is it running, and is the endpoint "
                 "right?"
             )
-        if re.search("credential|instance metadata|169.254", words, re.IGNORECASE):
-            return SettingError(f"blobs cannot be kept in {self.where}: no key was found. Expected {_FORM}.")
         reason = code[1] if code is not None else words[:300]
         return SettingError(f"blobs cannot be kept in {self.where}{at}: {reason} (tried to {step} an object).")
 
