@@ -9,6 +9,7 @@ import textwrap
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
@@ -173,12 +174,19 @@ async def test_a_service_that_does_not_answer(tmp_path: Path) -> None:
         (lambda s: s.url("x", READER), SettingError, "may not do that.*tried to write"),
         (lambda s: s.url("x", (WRITER[0], "guessed")), SettingError, "secret key is wrong"),
         (lambda s: s.url("x", ("nobody", "guessed")), SettingError, "access key is not known"),
+        (lambda s: f"s3://pool?endpoint={s.endpoint}", SettingError, "no key was found"),
         (lambda s: f"s3://a:guessed@pool?endpoint=http://127.0.0.1:{free_port()}", PoolUnreachable, "no S3 service"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(
-    seaweed: Seaweed, url: Callable[[Seaweed], str], kind: type[Exception], words: str
+    seaweed: Seaweed,
+    url: Callable[[Seaweed], str],
+    kind: type[Exception],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
     blobs = open_blob_store(url(seaweed), "")
     with pytest.raises(kind, match=words) as caught:
         blobs.prepare("pool-a")
@@ -373,3 +381,12 @@ def test_a_collection_that_is_killed_loses_nothing(
     blobs.collect(live(needed), 0.0)
     assert names(blobs) == {f"{needed[:2]}/{needed}"}
     assert blobs.size_of(garbage) is None
+
+
+def test_coordinators_that_start_together_do_not_delete_what_the_others_try_the_place_with(
+    seaweed: Seaweed, tmp_path: Path
+) -> None:
+    url = seaweed.url(tmp_path.name)
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(3):
+            assert list(threads.map(lambda _: S3Blobs(url).prepare("pool-a"), range(6))) == [None] * 6

@@ -1,5 +1,6 @@
 """What `fallow up` decides before it starts anything."""
 
+import errno
 import socket
 import stat
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_the_token_is_made_once_and_private(tmp_path: Path) -> None:
     (tmp_path / "token").chmod(0o644)
     assert pool_token(tmp_path) == token
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+
+
+def test_a_token_that_a_container_was_handed_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    (tmp_path / "token").chmod(0o644)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "chmod", read_only)
+    assert pool_token(tmp_path) == "abc"
 
 
 def test_one_lock_a_home(tmp_path: Path) -> None:

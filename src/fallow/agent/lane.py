@@ -245,6 +245,7 @@ class Lane:
         self.running = held
         held.pages = held.checkpoints = ()
         self.slot.forget_paths(held)
+        self.seat.relay.account = job.spec.account
         process.run(job.spec, job.function, order)
 
     def reported(self, report: Report) -> None:

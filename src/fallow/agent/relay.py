@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from fallow.model.ids import ClientId, JobId, is_id, new_id
 from fallow.wire import subjects
@@ -110,6 +111,8 @@ class WorkerRelay:
         self._jobs: dict[JobId, None] = {}
         """Attached jobs that were submitted through here."""
         self._closed = False
+        self.account = ""
+        """Whom the worker's job is for: what its tasks submit is for the same."""
 
     def request(self, body: bytes, answer: Answer) -> None:
         """Relay msgpack [subject, bytes, timeout_s]; the answer is the reply, or NOBODY."""
@@ -185,6 +188,9 @@ class WorkerRelay:
         if connection is not None:
             message = decode(data)
             if isinstance(message, SubmitJob):
+                if self.account and message.spec.account != self.account:
+                    message = replace(message, spec=replace(message.spec, account=self.account))
+                    data = encode(message)
                 # Answers of its calls will be pushed to the client that submits.
                 await self.follow(message.spec.client_id)
                 if not self._confined:

@@ -61,6 +61,8 @@ log = logging.getLogger("fallow.agent")
 
 CUT_SETTLES_S = 0.003
 """A worker that was limited has seen the limit after so long, or is inside a task."""
+TIED_AFTER_S = 5.0
+"""A task that has run for so long may run for hours: the slot counts as its job's until it ends."""
 INPUTS_AGAIN_S = 0.5
 INPUTS_TRIES = 5
 
@@ -207,7 +209,20 @@ class Slot:
     # ------------------------------------------------------------ what is known
 
     def state(self) -> SlotState:
-        return SlotState(self.number, self.machine.job_id, self.machine.paused)
+        return SlotState(self.number, self.machine.job_id, self.machine.paused, self._tied_to())
+
+    def _tied_to(self) -> JobId | None:
+        """The job of a task that may run on for long. Not of one that waits for calls of its own, with its slot lent;
+        nor where devices or nodes are counted, which the matcher does by what is assigned."""
+        lanes = self.machine.lanes
+        lane = lanes.active
+        if lane is None or lanes.lent_count or lane.held is None or lane.held.revoked:
+            return None
+        job = self.node.jobs.get(lane.held.job_id)
+        if job is None or job.spec.resources.gpu.count or job.spec.resources.cpu > 1 or job.spec.max_nodes:
+            return None
+        index, elapsed_s = self.lanes[lane.index].progress(lane.held)
+        return lane.held.job_id if index >= 0 and elapsed_s > TIED_AFTER_S else None
 
     def leases(self) -> list[HeldLease]:
         """Every lease of the slot, as a beat names it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fallow.model.errors import FallowError
@@ -48,8 +48,10 @@ def coordinator_body(
     coordinator: str = "",
     health: str = "",
     identity: Path | None = None,
+    account_limit: Sequence[str] = (),
 ) -> Callable[[Callable[[], None]], int]:
     def body(ready: Callable[[], None]) -> int:
+        from fallow.cli.account_limits import account_limits
         from fallow.coordinator.main import CoordinatorOptions, run_coordinator
 
         options = CoordinatorOptions(
@@ -64,6 +66,7 @@ def coordinator_body(
             coordinator=coordinator,
             health=health,
             identity=identity,
+            limits=account_limits(account_limit),
             ready=ready,
         )
         return _in_words(lambda: run_coordinator(options))

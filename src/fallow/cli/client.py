@@ -69,8 +69,9 @@ class PoolClient:
                 if isinstance(reply, m.Refused):
                     raise PoolRefused(reply.message, reply.kind)
                 raise PoolUnreachable(
-                    f"the server at {self.address.public} is there, but no coordinator answers. "
-                    "Look at the log in the pool's home (pool/coordinator.log)."
+                    f"the server at {self.address.public} is there, but no coordinator answers: none runs, or their "
+                    "store is away. Their logs say it (pool/coordinator.log or coordinators/NAME/coordinator.log in "
+                    "their home), and so does /readyz where --health was given."
                 )
             await asyncio.sleep(max(0.1, reply.retry_after_s if isinstance(reply, m.Refused) else 0.0))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from fallow.cli.account_limits import account_limits
 from fallow.cli.bodies import HomeLock, coordinator_body
 from fallow.cli.nats_server import Cluster, start_server, wait_until_serving
 from fallow.cli.processes import Child, fork_child
@@ -60,6 +61,7 @@ class CoordinatorOnly(Struct, frozen=True):
     pool: str = ""
     listen: str = ""
     health: str = ""
+    account_limits: tuple[str, ...] = ()
     verbose: bool = False
 
 
@@ -154,6 +156,7 @@ def run_coordinator_only(options: CoordinatorOnly, say: Callable[[str], None] = 
         raise SettingError(
             "--coordinator-only needs --blobs: a folder that all coordinators of the pool share, or s3://BUCKET/PREFIX."
         )
+    account_limits(options.account_limits)
     name = options.name or socket.gethostname()
     if not _NAME.fullmatch(name):
         raise SettingError(f"{name!r} cannot name a coordinator: use letters, digits, dots, dashes and underscores.")
@@ -173,6 +176,7 @@ def run_coordinator_only(options: CoordinatorOnly, say: Callable[[str], None] = 
             name,
             options.health,
             state / "pool-id",
+            options.account_limits,
         )
 
         def child() -> Child:

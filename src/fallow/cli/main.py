@@ -51,6 +51,13 @@ def up(
     health: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Answer /healthz and /readyz there, over HTTP.")
     ] = "",
+    account_limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ACCOUNT:jobs=N,slots=N",
+            help="What an account's jobs may have at once ('*': each that is not named); may be repeated.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of the parts here.")] = False,
 ) -> None:
     """Run a pool on this machine: server, coordinator and a local node, until Ctrl-C.
@@ -67,8 +74,9 @@ def up(
         from fallow.cli.cluster import CoordinatorOnly, run_coordinator_only
 
         only = CoordinatorOnly(
-            nats=nats, store=store, blobs=blobs, name=name, pool=pool, listen=listen, health=health, verbose=verbose
-        )
+            nats=nats, store=store, blobs=blobs, name=name, pool=pool, listen=listen, health=health, verbose=verbose,
+            account_limits=tuple(account_limit or ()),
+        )  # fmt: skip
         raise typer.Exit(run_coordinator_only(only))
     from fallow.cli.up import UpOptions, run_up
 
@@ -81,6 +89,7 @@ def up(
         nats=nats,
         blobs=blobs,
         health=health,
+        account_limits=tuple(account_limit or ()),
         verbose=verbose,
     )
     raise typer.Exit(run_up(options))

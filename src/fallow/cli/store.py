@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,13 +36,50 @@ def blob_copies_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.blobs")
 
 
-def run_migrate(source: str, target: str, say: Say = print) -> None:
-    """Move a pool's truth. Raises FallowError in words."""
+def run_migrate(source: str, target: str, blobs_from: str = "", blobs_to: str = "", say: Say = print) -> None:
+    """Move a pool's truth, and its blobs where `blobs_to` says whither. Raises FallowError in words."""
     with _in_words():
         from fallow.store.migrate import migrate
 
+        if blobs_to:  # first, and again where it was cut short: until the truth has moved, the pool is where it was
+            _copy_over(source or own_store(), blobs_from or own_blobs(), blobs_to, say)
         moved = migrate(source or own_store(), target, say)
+    if moved.rows:
+        where = without_key(blobs_to or blobs_from or own_blobs())
+        say(f"Its blobs are in {where}: start the pool's coordinators with that as --blobs.")
     say(f"Moved to {moved.target}. Start the pool's coordinators with --store and its URL; running jobs go on.")
+
+
+def _copy_over(store_url: str, source: str, target: str, say: Say) -> None:
+    """Put every blob of one blob store into another, each checked by its digest."""
+    from fallow.coordinator.blob_copies import copy_in, copy_out
+    from fallow.store.migrate import what_is_needed
+
+    pool_id, needed = what_is_needed(store_url)
+    old, new = _blob_store(source), _blob_store(target)
+    if old.where == new.where:
+        raise SettingError(f"blobs in {old.where} cannot be moved to the same place: leave --blobs-to out.")
+    _prepare(new, pool_id)
+    if old.folder:
+        copied = copy_in(Path(old.folder), new, needed, say)
+    else:
+        with tempfile.TemporaryDirectory(prefix="fallow-blobs-") as folder:
+            copy_out(old, Path(folder), needed, say)
+            copied = copy_in(Path(folder), new, needed, say)
+    say(f"{copied.copied} blobs put into {new.where} ({copied.kept} were there).")
+
+
+def _prepare(store: BlobStore, pool_id: str) -> None:
+    if store.folder:
+        Path(store.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    else:
+        store.prepare(pool_id)
+
+
+def without_key(url: str) -> str:
+    """For people: a URL of blobs without the secret that may stand in it."""
+    scheme, found, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('@')[2] or rest}" if found else url
 
 
 def run_upgrade(url: str, say: Say = print) -> None:
@@ -87,10 +125,7 @@ def run_restore(file: Path, url: str, blobs: str, with_blobs: bool, say: Say = p
             from fallow.coordinator.blob_copies import copy_in
 
             store = _blob_store(blobs)
-            if store.folder:
-                Path(store.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-            else:
-                store.prepare(manifest.pool_id)
+            _prepare(store, manifest.pool_id)
             copied = copy_in(blob_copies_of(file), store, manifest.digests, say)
             say(f"{copied.copied} blobs put into {store.where} ({copied.kept} were there).")
         restore(file, url or own_store(), say)

@@ -20,18 +20,26 @@ WithBlobs = Annotated[bool, typer.Option("--with-blobs/--no-blobs", help="Whethe
 def store_migrate(
     target: Annotated[str, typer.Option("--to", metavar="URL", help="An empty store.")],
     source: Annotated[str, typer.Option("--from", metavar="URL", help="Default: SQLite in the home folder.")] = "",
+    blobs_to: Annotated[
+        str, typer.Option(metavar="FOLDER|URL", help="Put the blobs there too; default: they stay where they are.")
+    ] = "",
+    blobs_from: Annotated[
+        str, typer.Option(metavar="FOLDER|URL", help="Where they are; default: in the home folder.")
+    ] = "",
     home: Home = None,
 ) -> None:
     """Move a pool to another store while its coordinators are stopped. What was cut short is run again.
 
     \b
-    Example:
+    Examples:
       fallow store migrate --from sqlite:////var/lib/fallow/pool.db --to postgresql://fallow:SECRET@db/fallow
+      fallow store migrate --to postgresql://fallow:SECRET@db/fallow \\
+        --blobs-to 's3://BUCKET/PREFIX?endpoint=https://s3.example.org'
     """
     set_home(home)
     from fallow.cli.store import run_migrate
 
-    run_migrate(source, target)
+    run_migrate(source, target, blobs_from, blobs_to)
 
 
 @store_app.command("upgrade")

@@ -9,6 +9,7 @@ what they need side by side, while the server starts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -61,6 +62,8 @@ class UpOptions(Struct, frozen=True):
     """TOKEN@HOST:PORT[,HOST:PORT...] of NATS servers that run already; '': start one."""
     health: str = ""
     """HOST:PORT to answer /healthz and /readyz on; '': nowhere."""
+    account_limits: tuple[str, ...] = ()
+    """As cli.account_limits reads them."""
     verbose: bool = False
 
 
@@ -144,7 +147,9 @@ def pool_token(home: Path) -> str:
         token = new_token()
         write_private(path, token + "\n")
     elif path.stat().st_mode & 0o077:
-        path.chmod(0o600)
+        # One that is handed in (a container's mounted file) may be somebody else's: who reads it is up to them.
+        with contextlib.suppress(OSError):
+            path.chmod(0o600)
     return token
 
 
@@ -169,6 +174,10 @@ def run_up(options: UpOptions, say: Callable[[str], None] = print) -> int:
         raise SettingError(
             "`fallow up` needs Linux or macOS. This machine can use a pool that runs elsewhere: `fallow connect`."
         )
+    if options.account_limits:
+        from fallow.cli.account_limits import account_limits
+
+        account_limits(options.account_limits)  # what is wrong is said before anything starts
     home = home_dir()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = HomeLock(home)
@@ -219,8 +228,9 @@ def _run_locked(options: UpOptions, home: Path, lock: HomeLock, say: Callable[[s
             _start_nats(supervisor, state, host, port, token)
             write_private(state / "port", f"{port}\n")
         http = (advertised_host(host), http_port(host, wanted))
+        identity = state / "pool-id" if options.store else None
         coordinator = coordinator_body(
-            address, store, blobs, name, False, http, name, options.health, state / "pool-id" if options.store else None
+            address, store, blobs, name, False, http, name, options.health, identity, options.account_limits
         )
         start = logged(COORDINATOR, "coordinator.log", coordinator)
         supervisor.add(Service(COORDINATOR, start, grace_s=8.0, may_leave=True))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fallow.coordinator.blob_refs import BlobRefs
 from fallow.coordinator.journal import Journal
+from fallow.coordinator.load import LoadWatch
 from fallow.coordinator.nodes import NodeRegistry
+from fallow.coordinator.questions import Questions
 from fallow.coordinator.session import Session
 from fallow.model.ids import NodeId
+from fallow.model.job import AccountLimits
 from fallow.store.protocol import Store
 from fallow.wire.connection import Connection
 from fallow.wire.messages import Msg
@@ -35,6 +38,11 @@ class Context:
     owner: str
     loop: asyncio.AbstractEventLoop
     reader: ThreadPoolExecutor
+    """For what the coordinator itself needs from the store; clients' questions go through `questions`."""
+    questions: Questions
+    load: LoadWatch
+    limits: Mapping[str, AccountLimits] = field(default_factory=dict)
+    """By account."""
     kick_matcher: Callable[[], None] = field(default=_nothing)
     node_names: dict[NodeId, str] = field(default_factory=dict)
     """Names of nodes that worked for jobs owned here."""
@@ -43,6 +51,12 @@ class Context:
     wasted_here_s: dict[NodeId, float] = field(default_factory=dict)
     """Run time that nodes lost to their owners' return since then."""
     draining: bool = False
+
+    def refusal(self) -> tuple[str, str] | None:
+        """(kind, words) while new work is to be refused."""
+        if words := self.load.overload.refusal():
+            return "overloaded", words
+        return self.journal.refusal
 
     def say(self, subject: str, message: Msg) -> None:
         """Speak for a job that is owned here, unless another may own it by now: silence is then the only right

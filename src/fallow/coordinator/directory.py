@@ -152,7 +152,7 @@ class Directory:
 
         async def answer() -> None:
             try:
-                stored = await self._read(self._context.store.list_jobs, limit, message.active_only)
+                stored = await self._context.questions.ask(self._context.store.list_jobs, limit, message.active_only)
             except StoreError as error:
                 reply(Refused("overloaded", f"the store cannot be read: {error}"))
                 return
@@ -177,8 +177,9 @@ class Directory:
 
         async def answer() -> None:
             try:
-                job_id = await self._read(self._context.store.find_job, text)
-                stored = await self._read(self._context.store.get_job, job_id) if job_id else None
+                ask = self._context.questions.ask
+                job_id = await ask(self._context.store.find_job, text)
+                stored = await ask(self._context.store.get_job, job_id) if job_id else None
             except StoreError as error:
                 reply(Refused("overloaded", f"the store cannot be read: {error}"))
                 return

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import Callable, Sequence
 
 from fallow.model.errors import SettingError
@@ -49,7 +50,8 @@ class HealthServer:
         try:
             self._server = await asyncio.start_server(self._serve, host, port, limit=REQUEST_LIMIT_BYTES)
         except OSError as error:
-            raise SettingError(f"health cannot be served on {address}: {error.strerror or error}") from None
+            words = os.strerror(error.errno) if error.errno else str(error)
+            raise SettingError(f"health cannot be served on {address}: {words}.") from None
 
     async def stop(self) -> None:
         if self._server is not None:

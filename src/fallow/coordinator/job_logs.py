@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 from msgspec.structs import replace
 
@@ -9,6 +11,8 @@ from fallow.coordinator.context import Context
 from fallow.model.ids import JobId
 from fallow.store.protocol import AppendLogs, StoreError
 from fallow.wire.messages import GetLogs, LogLine, LogLines, NodeLog, Refused
+
+log = logging.getLogger(__name__)
 
 KEEP_LINES = 10_000
 BUFFER_LINES = 20_000
@@ -42,6 +46,15 @@ class JobLogs:
             self._context.loop.create_task(self._write(job_id, lines))
 
     async def _write(self, job_id: JobId, lines: list[LogLine]) -> None:
+        try:
+            await self._append(job_id, lines)
+        except StoreError as error:
+            log.info("cannot look up the output of %s, trying again: %s", job_id, error)
+            buffer = self._buffers.get(job_id)
+            if buffer is not None:
+                buffer[:0] = lines[: BUFFER_LINES - len(buffer)]
+
+    async def _append(self, job_id: JobId, lines: list[LogLine]) -> None:
         context = self._context
         if job_id not in self._next_seq:
             stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
@@ -62,9 +75,7 @@ class JobLogs:
         context = self._context
         limit = max(1, min(message.limit, READ_LIMIT))
         try:
-            rows = await context.loop.run_in_executor(
-                context.reader, context.store.read_logs, message.job_id, message.after_seq, limit
-            )
+            rows = await context.questions.ask(context.store.read_logs, message.job_id, message.after_seq, limit)
         except StoreError as error:
             context.connection.send(reply, Refused("overloaded", f"the store cannot be read: {error}"))
             return

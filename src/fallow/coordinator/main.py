@@ -13,15 +13,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fallow.coordinator.health import HealthServer
 from fallow.model.errors import FallowError, PoolRefused
 from fallow.model.ids import JobId, PoolId, new_id
+from fallow.model.job import AccountLimits
 from fallow.store.protocol import Store, StoreError, WrongPool
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
@@ -46,7 +47,7 @@ class CoordinatorOptions:
     """store_url: 'sqlite:///path' or 'postgresql://...'. blobs: 's3://...' or a folder; '': blob_dir. ready: called
     once when clients can be served. identity: a file that remembers which pool this coordinator belongs to. `name` is
     the pool's, `coordinator` this coordinator's among several ('': host and process). health: HOST:PORT to answer
-    /healthz and /readyz on."""
+    /healthz and /readyz on. limits: by account, '*' for those that are not named."""
 
     address: PoolAddress
     store_url: str
@@ -61,6 +62,7 @@ class CoordinatorOptions:
     ready: Callable[[], None] | None = None
     blobs: str = ""
     identity: Path | None = None
+    limits: Mapping[str, AccountLimits] = field(default_factory=dict)
 
 
 def run_coordinator(options: CoordinatorOptions) -> int:
@@ -124,7 +126,9 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.context import Context
     from fallow.coordinator.housekeeping import Housekeeping
     from fallow.coordinator.journal import Journal
+    from fallow.coordinator.load import LoadWatch
     from fallow.coordinator.nodes import NodeRegistry
+    from fallow.coordinator.questions import Questions
     from fallow.coordinator.service import Service
     from fallow.coordinator.session import Session
     from fallow.store.open import open_store
@@ -178,6 +182,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
     journal = Journal(store, loop, lost_ownership)
+    reader = ThreadPoolExecutor(1, "reader")
     context = Context(
         connection=connection,
         store=store,
@@ -187,7 +192,10 @@ async def _serve(options: CoordinatorOptions) -> None:
         blobs=BlobRefs(blobs.remove_after_s),
         owner=owner,
         loop=loop,
-        reader=ThreadPoolExecutor(1, "reader"),
+        reader=reader,
+        questions=Questions(loop, reader),
+        load=LoadWatch(connection),
+        limits=options.limits,
     )
     housekeeping = Housekeeping(store, blobs, context.blobs, lambda: session.leads)
 
@@ -277,8 +285,9 @@ def _not_ready(context: Context) -> list[str]:
     if not context.connection.is_connected:
         reasons.append("not connected to any NATS server")
     if not context.session.valid:
-        reasons.append("its session with the store has lapsed")
-    refusal = context.journal.refusal
+        trouble = context.session.trouble
+        reasons.append("its session with the store has lapsed" + (f": {trouble}" if trouble else ""))
+    refusal = context.refusal()
     if refusal is not None:
         reasons.append(refusal[1])
     if context.draining:

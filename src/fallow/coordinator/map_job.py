@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +25,7 @@ from fallow.store.protocol import (
     ReplaceResults,
     SetJob,
     StoredJob,
+    StoreError,
 )
 from fallow.wire.messages import (
     Appended,
@@ -127,7 +128,7 @@ class MapJob(OwnedJob):
 
     def append(self, message: AppendInputs, reply: str) -> None:
         self.client_seen = self.context.now()
-        refusal = self.context.journal.refusal
+        refusal = self.context.refusal()
         if refusal is not None:
             self._reply(reply, Refused(refusal[0], refusal[1], self.epoch, retry_after_s=0.5))
             return
@@ -242,20 +243,23 @@ class MapJob(OwnedJob):
     ) -> None:
         missing = [entry.start for entry in entries if entry.inline and entry.page.data is None and not entry.fault]
         if missing:
-            read = self.context.loop.run_in_executor(
-                self.context.reader, self.context.store.read_results, self.job_id, missing
-            )
-            read.add_done_callback(lambda future: self._results_read(message, reply, entries, cursor, future))
+            read = self.context.questions.ask(self.context.store.read_results, self.job_id, missing)
+            self.context.loop.create_task(self._read_results(message, reply, entries, cursor, read))
             return
         self._reply_results(message, reply, entries, {}, cursor, exhausted)
 
-    def _results_read(
-        self, message: FetchResults, reply: str, entries: list[Recorded], cursor: int, future: object
+    async def _read_results(
+        self,
+        message: FetchResults,
+        reply: str,
+        entries: list[Recorded],
+        cursor: int,
+        read: Awaitable[dict[int, Blob]],
     ) -> None:
         try:
-            blobs = future.result()  # type: ignore[attr-defined]
-        except Exception as error:
-            log.exception("cannot read results of %s", self.job_id)
+            blobs = await read
+        except StoreError as error:
+            log.warning("cannot read results of %s: %s", self.job_id, error)
             self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", self.epoch, 1.0))
             return
         self._reply_results(message, reply, entries, blobs, cursor, False)

@@ -6,13 +6,15 @@ The planner is kept and told of what changed, so that a plan costs what changed 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fallow.coordinator.capability import Capability
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.kept_planner import KeptPlanner
 from fallow.coordinator.peers import Peers
+from fallow.coordinator.tied_slots import TiedSlots
+from fallow.core.admission import within_limits
 from fallow.core.demand import served_in_turn
 from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, too_large
 from fallow.model.ids import JobId, NodeId
@@ -62,6 +64,7 @@ class Matcher:
         self._kept = KeptPlanner(context.nodes)
         self._compared_at = 0.0
         self._served: dict[JobId, float] = {}
+        self._tied = TiedSlots(context.nodes)
         self._capability = Capability(context, directory)
 
     def kick(self) -> None:
@@ -95,7 +98,9 @@ class Matcher:
         self._ran_at = now
         nodes = self._context.nodes
         jobs = self._wanting(elapsed)
-        result = self._kept.plan([job.demand for job in jobs.values()])
+        demands = self._within_limits([job.demand for job in jobs.values()])
+        result = self._kept.plan(self._tied.demands(demands))
+        self._tied.settle(demands, result, now)
         nodes.shares = result.shares
         for job_id, owned in self._directory.active.items():
             owned.progress.slots = max(1, result.shares.get(job_id, 0))
@@ -129,6 +134,12 @@ class Matcher:
             found[job_id] = _Wanting(demand, dict.fromkeys(report.refused, ""), report.info.counts.running > 0)
         self._served = served
         return found
+
+    def _within_limits(self, demands: list[JobDemand]) -> list[JobDemand]:
+        if not self._context.limits:
+            return demands
+        most = within_limits(demands, self._context.limits)
+        return [replace(d, want=min(d.want, most.get(d.spec.job_id, d.want))) for d in demands]
 
     def _check_misfits(self, jobs: dict[JobId, _Wanting], now: float) -> None:
         """Fail jobs for which the pool has nodes, but for a while now none that could run them."""

@@ -54,6 +54,8 @@ class NodeEntry:
     is_quiet: bool = False
     """It is silent, and gets nothing new until it is heard of, or lost."""
     wasted_s: float = 0.0
+    tied: dict[int, JobId] = field(default_factory=dict)
+    """Slots that run a long task, and whose it is: whoever they are assigned to has them when that ends."""
 
     def judged_spec(self) -> NodeSpec:
         """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
@@ -114,6 +116,8 @@ class NodeRegistry:
         """Nodes whose view is another than the plan's: they came, went, or have other assignments than it gave."""
         self.forgotten: dict[JobId, None] = {}
         """Jobs whose assignments are gone since the last plan."""
+        self.tied: dict[JobId, dict[SlotKey, None]] = {}
+        """Slots that run a long task, by its job."""
         self.shares: Mapping[JobId, int] = {}
         """Slots of each job, by the last plan."""
         self.spec_of: Callable[[JobId], JobSpec | None] = lambda _: None
@@ -130,6 +134,7 @@ class NodeRegistry:
         self.membership += 1
         self.changed.clear()
         self.forgotten.clear()
+        self.tied.clear()
         self.shares = {}
 
     def _is_another(self, node_id: NodeId) -> None:
@@ -152,6 +157,7 @@ class NodeRegistry:
                 fresh.judged_speed = entry.judged_speed
                 fresh.judged_gpu_speed = entry.judged_gpu_speed
                 fresh.wasted_s = entry.wasted_s
+                fresh.tied = entry.tied
                 if entry.session != beat.session:
                     self.on_anew(NodeAnew(beat.node_id, beat.spec.name, beat.session))
                 else:
@@ -189,6 +195,9 @@ class NodeRegistry:
         changed = changed or entry.state is not before or bool(entry.paused) != bool(beat.paused)
         changed = changed or (entry.paused_slots, entry.withheld) != (paused_slots, beat.withheld)
         entry.paused, entry.paused_slots, entry.withheld = beat.paused, paused_slots, beat.withheld
+        slots = range(entry.spec.slots)
+        tied = {slot.slot: slot.tied_to for slot in beat.slots if slot.tied_to is not None and slot.slot in slots}
+        changed = self._tie(entry, tied) or changed
         if changed:
             self._is_another(beat.node_id)
         for slot in beat.slots:
@@ -196,6 +205,21 @@ class NodeRegistry:
             if slot.job_id != wanted and now - entry.sent_at.get(slot.slot, -1e9) > REASSIGN_AFTER_S:
                 self.send_assign((beat.node_id, slot.slot), wanted, now)
         return entry, changed
+
+    def _tie(self, entry: NodeEntry, tied: dict[int, JobId]) -> bool:
+        """Note which of its slots run long tasks now. Returns whether they are others than before."""
+        if entry.tied == tied:
+            return False
+        node_id = entry.spec.node_id
+        for slot, job_id in entry.tied.items():
+            slots = self.tied[job_id]
+            del slots[node_id, slot]
+            if not slots:
+                del self.tied[job_id]
+        for slot, job_id in tied.items():
+            self.tied.setdefault(job_id, {})[node_id, slot] = None
+        entry.tied = tied
+        return True
 
     def bye(self, node_id: NodeId, session: str) -> bool:
         """The agent said that it ends. Returns whether the node was here."""
@@ -205,6 +229,7 @@ class NodeRegistry:
         entry.state = node_transition(entry.state, NodeEvent.BYE, node_id)
         entry.reason = "left"
         entry.assigned.clear()
+        self._tie(entry, {})
         self._is_another(node_id)
         return True
 
@@ -234,6 +259,7 @@ class NodeRegistry:
                 entry.state = node_transition(entry.state, NodeEvent.SILENCE, entry.spec.node_id)
                 entry.reason = f"silent for {limit_s:g} s"
                 entry.assigned.clear()
+                self._tie(entry, {})
                 self._is_another(entry.spec.node_id)
                 lost.append(entry)
         self._gone = len(self.entries) - here + len(lost)
@@ -265,7 +291,11 @@ class NodeRegistry:
         if entry.paused:
             # All of it, and so closed: what its slots have stays until its owner is away again.
             return NodeView(entry.judged_spec(), entry.assigned, is_open)
-        return NodeView(entry.spec_now(), entry.assigned, is_open, entry.paused_slots)
+        if not entry.tied:
+            return NodeView(entry.spec_now(), entry.assigned, is_open, entry.paused_slots)
+        # Slots with a long task are none to plan with. What they are assigned to is for when it ends.
+        free = {slot: job_id for slot, job_id in entry.assigned.items() if slot not in entry.tied}
+        return NodeView(entry.spec_now(), free, is_open, entry.paused_slots | entry.tied.keys())
 
     def views(self) -> Iterator[NodeView]:
         """Of all nodes that are here."""

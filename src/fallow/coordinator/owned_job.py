@@ -25,7 +25,7 @@ from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob, StoreError
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
@@ -413,8 +413,8 @@ class OwnedJob:
     def _grant_read(self, grant: Grant, pages: list[InputPage], future: object) -> None:
         try:
             blobs = future.result()  # type: ignore[attr-defined]
-        except Exception:
-            log.exception("cannot read input pages of %s; the lease will be given again", self.job_id)
+        except StoreError as error:
+            log.warning("cannot read inputs of %s, whose lease will be given again: %s", self.job_id, error)
             return
         filled = [replace(page, page=blobs.get(page.start, page.page)) for page in pages]
         self._send_lease(grant, filled)

@@ -136,7 +136,7 @@ class Peers:
                 owner,
                 name_of(owner),
                 sum(1 for job in peer.jobs.values() if job.info.state in ("open", "running")),
-                owner == self.leader,
+                owner == self.leader and not self._context.session.leads,
                 now - peer.seen,
             )
             for owner, peer in sorted(self._peers.items())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,8 +69,13 @@ class S3Blobs:
         region, virtual = options.pop("region", ""), options.pop("virtual", "").lower() in ("1", "true", "yes")
         if options:
             raise SettingError(f"blobs in {self.where}: {', '.join(options)} is no option. Expected {_FORM}.")
-        if not bucket or (self._endpoint and not re.match(r"https?://[^/]+", self._endpoint)):
+        if not bucket:
             raise SettingError(f"blobs in {self.where or url!r}: expected {_FORM}.")
+        if self._endpoint and not re.match(r"https?://[^/]+", self._endpoint):
+            raise SettingError(
+                f"blobs in {self.where}: the endpoint {self._endpoint!r} does not begin with http:// or https://. "
+                f"Expected {_FORM}."
+            )
         config: dict[str, Any] = {"virtual_hosted_style_request": virtual}
         if self._endpoint:
             config |= {"endpoint": self._endpoint, "region": region or "us-east-1"}
@@ -94,12 +100,14 @@ class S3Blobs:
 
     def prepare(self, pool_id: str) -> None:
         """Put, list, get and delete an object, and see to it that no other pool uses the place."""
-        probe = f"{TRASH}/probe-{pool_id}"
+        # Of its own: coordinators that start together would delete each other's.
+        probe = f"{TRASH}/probe-{secrets.token_hex(8)}"
         with self._worded("write"):
             obstore.put(self._store, probe, b"probe")
         with self._worded("list"):
             next(iter(obstore.list(self._store, prefix=TRASH, chunk_size=1)), None)
-        with self._worded("read"):
+        read = b""
+        with self._worded("read"), contextlib.suppress(FileNotFoundError):
             read = bytes(obstore.get_range(self._store, probe, start=1, length=2))
         with self._worded("delete"):
             obstore.delete(self._store, probe)
@@ -239,13 +247,14 @@ class S3Blobs:
             return SettingError(
                 f"blobs cannot be kept in {self.where}{at}: {_WORDS[code[1]]} (tried to {step} an object)."
             )
+        if code is None and re.search("credential|instance metadata|169.254", words, re.IGNORECASE):
+            # Without a key the library asks the machine's cloud for one; most have none.
+            return SettingError(f"blobs cannot be kept in {self.where}: no key was found. Expected {_FORM}.")
         if code is None and re.search("error sending request|connect|timed? ?out|dns", words, re.IGNORECASE):
             return PoolUnreachable(
                 f"blobs cannot be kept in {self.where}: no S3 service answers{at}. Is it running, and is the endpoint "
                 "right?"
             )
-        if re.search("credential|instance metadata|169.254", words, re.IGNORECASE):
-            return SettingError(f"blobs cannot be kept in {self.where}: no key was found. Expected {_FORM}.")
         reason = code[1] if code is not None else words[:300]
         return SettingError(f"blobs cannot be kept in {self.where}{at}: {reason} (tried to {step} an object).")
 

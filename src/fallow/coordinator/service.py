@@ -84,7 +84,9 @@ class Service:
         self.peers = Peers(context)
         self.matcher = Matcher(context, self.directory, self.peers)
         self.ownership = Ownership(context, self.directory, self.peers, self._on_job)
-        self.submission = Submission(context, self.directory, self.ownership.listen, self.ownership.unlisten)
+        self.submission = Submission(
+            context, self.directory, self.ownership.listen, self.ownership.unlisten, self.peers.jobs
+        )
         context.kick_matcher = self.matcher.kick
         context.nodes.spec_of = self.directory.spec_of
         context.nodes.place_elsewhere = self._place_elsewhere
@@ -105,6 +107,7 @@ class Service:
         if self.context.session.shared:
             await connection.subscribe(subjects.OWNERS, self.peers.receive)
         connection.on_reconnect.append(self._reconnected)
+        await self.context.load.start()
         await self.ownership.take_over()
         await connection.subscribe(subjects.LOGS_ALL, self._on_log, queue=subjects.COORDINATORS)
         await self._turn_door()
@@ -267,7 +270,7 @@ class Service:
         """Only a job that the store does not hold is no job; one of another owner's is the other's to answer for."""
         context = self.context
         try:
-            stored = await context.loop.run_in_executor(context.reader, context.store.get_job, job_id)
+            stored = await context.questions.ask(context.store.get_job, job_id)
         except StoreError as error:
             self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", retry_after_s=0.5))
             return
@@ -348,6 +351,8 @@ class Service:
         if self.context.session.leads:
             self._tick_nodes(now)
         active = list(self.directory.active.items())
+        if active:
+            self.context.load.tick(now)
         slots = sum(owned.progress.slots for _, owned in active if not owned.progress.is_final)
         for job_id, owned in active:
             owned.progress.owner_slots = slots

@@ -49,6 +49,8 @@ class Session:
         self.hears: Callable[[], bool] = lambda: True
         """Whether clients and agents can reach this coordinator. One that nobody reaches lets its session lapse, so
         that others take over what it owns."""
+        self.trouble: StoreError | None = None
+        """Why it cannot be renewed at the moment."""
         self._store = store
         self._loop = loop
         self._lapsed = lapsed
@@ -120,7 +122,11 @@ class Session:
             try:
                 await self._renew()
             except StoreError as error:
-                log.warning("cannot renew this coordinator's session: %s", error)
+                if self.trouble is None:  # said once, not with every try
+                    log.warning("cannot renew this coordinator's session, trying on: %s", error)
+                self.trouble = error
+            else:
+                self.trouble = None
 
     async def _let_go(self) -> None:
         """Fall silent, then say so to the store."""

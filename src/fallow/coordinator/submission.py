@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.map_job import MapJob
 from fallow.coordinator.owned_job import OwnedJob
+from fallow.core.admission import jobs_refusal
 from fallow.core.effects import Effect
 from fallow.model.ids import JobId, is_id
 from fallow.model.job import JobSpec
 from fallow.store.protocol import CreateJob, Op, SetJob, StoredJob, StoreError
-from fallow.wire.messages import Msg, Refused, SubmitJob, Submitted
+from fallow.wire.messages import JobReport, Msg, Refused, SubmitJob, Submitted
 
 ACTIVE_JOBS_LIMIT = 10_000
 
@@ -33,11 +34,13 @@ class Submission:
         directory: Directory,
         subscribe: Callable[[JobId], Awaitable[None]],
         unsubscribe: Callable[[JobId], None],
+        elsewhere: Callable[[], Mapping[JobId, JobReport]],
     ) -> None:
         self._context = context
         self._directory = directory
         self._subscribe = subscribe
         self._unsubscribe = unsubscribe
+        self._elsewhere = elsewhere
         self._unwritten: set[JobId] = set()
         """Jobs that are taken in here and not in the store yet."""
 
@@ -81,18 +84,29 @@ class Submission:
             return Refused("invalid", "timeout and retries cannot be negative, and cpu is at least 1")
         if self._context.draining:
             return Refused("overloaded", "this coordinator is being taken out; ask again", retry_after_s=0.1)
-        refusal = self._context.journal.refusal
+        refusal = self._context.refusal()
         if refusal is not None:
             return Refused(refusal[0], refusal[1], retry_after_s=0.5)
+        if self._context.limits and spec.job_id not in self._directory.active:
+            words = jobs_refusal(self._context.limits, spec.account, self._jobs_of(spec.account))
+            if words:
+                return Refused("limit", words)
         if len(self._directory.active) >= ACTIVE_JOBS_LIMIT:
             return Refused("overloaded", f"the pool already holds {ACTIVE_JOBS_LIMIT} jobs; try again later")
         return None
+
+    def _jobs_of(self, account: str) -> int:
+        """How many jobs the account has at work in the pool: here, and as other coordinators reported them last."""
+        here = self._directory.active.values()
+        own = sum(1 for owned in here if owned.spec.account == account and not owned.progress.is_final)
+        reports = self._elsewhere().values()
+        return own + sum(1 for r in reports if r.spec.account == account and r.info.state in ("open", "running"))
 
     async def _create(self, message: SubmitJob, reply: str) -> None:
         spec = message.spec
         context = self._context
         try:
-            stored, cursor = await context.loop.run_in_executor(context.reader, self._stored, spec.job_id)
+            stored, cursor = await context.questions.ask(self._stored, spec.job_id)
         except StoreError as error:
             self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", retry_after_s=0.5))
             return

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 from msgspec import Struct
 
 from fallow.model.ids import ClientId, Digest, JobId
+
+_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,62}")
+
+
+def is_account(text: str) -> bool:
+    """Whether the text may name an account."""
+    return bool(_ACCOUNT.fullmatch(text))
 
 
 class JobKind(StrEnum):
@@ -95,6 +103,7 @@ class JobSpec(Struct, frozen=True, array_like=True):
     total_hint: int = -1
     """Expected number of tasks where the caller knows it; -1: unknown."""
     account: str = "default"
+    """Whom the job is for, as its client says: what limits of accounts count."""
     trace: str = ""
     """W3C traceparent of the caller."""
     created_unix_s: float = 0.0
@@ -106,6 +115,14 @@ class JobSpec(Struct, frozen=True, array_like=True):
     """Its tasks want to reach public addresses; matters only inside a sandbox."""
     single: bool = False
     """One spawned call: whoever finds the job again gets its value, not a list of one."""
+
+
+class AccountLimits(Struct, frozen=True):
+    """What the jobs of one account may have of a pool at once; 0: no limit."""
+
+    jobs: int = 0
+    """That have not ended."""
+    slots: int = 0
 
 
 class JobCounts(Struct, frozen=True, array_like=True):

@@ -95,3 +95,5 @@ class SlotState(Struct, frozen=True, array_like=True, gc=False):
     """What the slot is assigned to."""
     paused: bool = False
     """The machine's owner lets nothing run on it now."""
+    tied_to: JobId | None = None
+    """The job whose task has run on it for long: whoever the slot is assigned to has it when that ends."""

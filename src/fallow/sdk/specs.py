@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobKind, JobSpec
+from fallow.model.errors import SettingError
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobKind, JobSpec, is_account
 from fallow.model.tiers import Tier
 from fallow.sdk.env import env_spec
 from fallow.sdk.modules import zip_local_modules
@@ -74,7 +76,18 @@ def make_spec(
         single=single,
         least_tier=_least_tier(client, options),
         network=options.network,
+        account=_account(),
     )
+
+
+def _account() -> str:
+    """Whom this script's jobs are for: FALLOW_ACCOUNT. Raises SettingError."""
+    name = os.environ.get("FALLOW_ACCOUNT", "").strip() or "default"
+    if not is_account(name):
+        raise SettingError(
+            f"FALLOW_ACCOUNT={name!r} cannot name an account: use letters, digits, dots, dashes, underscores, @ and +."
+        )
+    return name
 
 
 def _least_tier(client: Client, options: Options) -> int:

@@ -31,6 +31,22 @@ class Moved(Struct, frozen=True):
     """0 where an earlier run had copied them already."""
 
 
+def what_is_needed(url: str) -> tuple[str, tuple[str, ...]]:
+    """(id of the pool, digests of the blobs that its jobs need) of a store. Raises StoreError in words."""
+    database = database_of(url)
+    if not database.exists():
+        raise StoreError(f"there is no store {database.where}.")
+    with in_words(database), contextlib.closing(database.connect()) as session:
+        session.begin_alone()
+        with _transaction(session):
+            if not session.tables():
+                raise StoreError(f"{database.where} is empty: there is nothing to move.")
+            bring_up_to_date(session, database.where, upgrade=False)
+            refuse_live(session, database.where, "moved")
+            notes: dict[str, str] = dict(session.run("notes"))
+            return notes.get("pool_id", ""), tuple(sorted(str(row[0]) for row in session.run("live_digests")))
+
+
 def migrate(source_url: str, target_url: str, report: Report = lambda line: None) -> Moved:
     """Move everything. `report` is told what happens, a line at a time. Raises StoreError in words."""
     source, target = database_of(source_url), database_of(target_url)

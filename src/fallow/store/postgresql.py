@@ -47,6 +47,7 @@ _CONNECT_WORDS = (
     ("certificate|SSL", "the encrypted connection failed", StoreError),
     ("too many (clients|connections)|remaining connection slots", "it has no connection left", StoreUnavailable),
     ("starting up|shutting down|recovery", "it is starting, stopping or recovering", StoreUnavailable),
+    ("invalid (integer|port|value)", "its URL holds a value that is none", StoreError),
     ("refused|No such file", "no server listens there", StoreUnavailable),
     ("resolve|translate host name|Name or service", "the name of its host is not known", StoreUnavailable),
     ("timeout|timed out|unreachable|No route", "its host does not answer", StoreUnavailable),

@@ -218,7 +218,7 @@ class Submitted(Msg, frozen=True):
 
 class Refused(Msg, frozen=True):
     """kind: 'invalid', 'not_found', 'overloaded', 'store_full', 'too_large', 'embedded', 'not_owner', 'ended',
-    'python'. `message` is for people: what was wrong and what to do."""
+    'python', 'limit'. `message` is for people: what was wrong and what to do."""
 
     kind: str
     message: str
@@ -598,6 +598,12 @@ class PoolState(Msg, frozen=True):
     strangers: bool = False
 
 
+class Echo(Msg, frozen=True):
+    """From a coordinator to itself: how late it is heard says how far behind that is."""
+
+    seq: int
+
+
 class Handover(Msg, frozen=True):
     """A live owner has released this job in a commit of its own; `to` is to take it up at once, and adopt these
     leases without waiting for agents to name them."""
@@ -615,7 +621,7 @@ Message = (
     | AppendCalls | SyncCalls | CancelCalls
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
     | LogLines | CallResults | CallsUnknown | OwnerHere
-    | OwnerReport | Place | Verdict | PoolState | Handover
+    | OwnerReport | Place | Verdict | PoolState | Echo | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | SaveCheckpoint | AssignRefused | NodeLog
     | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
 )  # fmt: skip

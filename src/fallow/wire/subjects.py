@@ -18,6 +18,11 @@ OWNERS = "fw.owners"
 LOGS_ALL = "fw.log.*"
 
 
+def echo(name: str) -> str:
+    """From a coordinator to itself."""
+    return f"fw.echo.{name}"
+
+
 def job(job_id: JobId) -> str:
     """To the owner of a job, from its client and from agents."""
     return f"fw.job.{job_id}"
