@@ -15,7 +15,6 @@ import re
 import shutil
 import stat
 import struct
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,9 @@ from msgspec import Struct
 
 import fallow
 from fallow.model.tiers import Tier
+from fallow.sandbox.folders import remove_tree
 from fallow.sandbox.protocol import Limits, Mount
+from fallow.sandbox.system import refuse_homes
 
 if TYPE_CHECKING:
     from fallow.model.node import NodeSpec
@@ -40,7 +41,8 @@ _CODE = "/fallow-code"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _COPY_BYTES = 1 << 20
-
+_ENVIRONMENT = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg")
+"""Of a virtual environment: people keep other things beside them in its folder."""
 
 BUILD_BYTES = 20 * 10**9
 
@@ -163,18 +165,23 @@ class Confined:
 
 
 def interpreter_folders(python: str) -> tuple[str, ...]:
-    """Folders that an interpreter needs and that are not the system's: its environment, and what that is built on."""
-    folders: list[str] = []
+    """What an interpreter needs that is not the system's: the parts of its environment, and what that is built on.
+    Raises SandboxUnavailable where that holds the home of the agent's user."""
+    found: list[str] = []
     path = python
     for _ in range(16):  # each link on the way to the real program
         prefix = os.path.dirname(os.path.dirname(path))
-        is_python = os.path.exists(f"{prefix}/pyvenv.cfg") or glob.glob(f"{glob.escape(prefix)}/lib/python3*/os.py")
-        if is_python and prefix not in folders and not f"{prefix}/".startswith("/usr/") and prefix != "/":
-            folders.append(prefix)
+        if prefix != "/" and not f"{prefix}/".startswith("/usr/"):
+            if os.path.exists(f"{prefix}/pyvenv.cfg"):
+                refuse_homes(prefix)
+                found += [part for name in _ENVIRONMENT if os.path.exists(part := f"{prefix}/{name}")]
+            elif glob.glob(f"{glob.escape(prefix)}/lib/python3*/os.py"):
+                refuse_homes(prefix)
+                found.append(prefix)
         if not os.path.islink(path):
             break
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-    return tuple(folders)
+    return tuple(dict.fromkeys(found))
 
 
 def _link_or_copy(source: str, target: str) -> str:
@@ -250,21 +257,3 @@ def _copy_hashed(source: int, path: str, into: str, digest: str, size: int) -> N
         raise
     finally:
         os.close(target)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder that a sandbox has written, whatever permissions it set. Follows no link."""
-
-    def again(function: object, path: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.chmod(path, 0o700)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.unlink(path)
-
-    if sys.version_info >= (3, 12):
-        shutil.rmtree(folder, onexc=again)
-    else:
-        shutil.rmtree(folder, onerror=again)
