@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fallow.agent.confined import remove_tree
-from fallow.sandbox.folders import DEPTH_LIMIT, usage_bytes
+from fallow.sandbox.folders import DEPTH_LIMIT, remove_tree, usage_bytes
 from fallow.sandbox.protocol import Limits
 
 from .boxes import WITHIN_S, Box
