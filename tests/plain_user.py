@@ -23,10 +23,10 @@ from pathlib import Path
 import pytest
 
 from fallow.sandbox.spawner import reachable
+from tests.pool import REPOSITORY
 
 USER = 1_999_000_000
 """Nobody's."""
-REPOSITORY = Path(__file__).parents[1]
 _CLONE_NEWNS = 0x20000
 _BIND, _REC, _PRIVATE, _DETACH = 0x1000, 0x4000, 0x40000, 2
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.plain_user import REPOSITORY, command, environment, home_of_user
+from tests.plain_user import command, environment, home_of_user
+from tests.pool import REPOSITORY
 
 MODULES = ("conformance", "floods", "hiding", "kernel", "reach")
 

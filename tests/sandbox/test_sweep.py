@@ -14,7 +14,8 @@ import pytest
 from fallow.sandbox.cgroups import find_place
 from fallow.sandbox.sweep import is_orphan, own_folder, owner_prefix, started, sweep
 from fallow.sandbox.tree import descendants
-from tests.plain_user import REPOSITORY, USER, command, environment, home_of_user
+from tests.plain_user import USER, command, environment, home_of_user
+from tests.pool import REPOSITORY
 
 from .boxes import WITHIN_S
 from .conftest import working
