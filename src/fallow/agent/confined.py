@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import struct
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +102,7 @@ class Confined:
     def mounts(self, python: str) -> tuple[Mount, ...]:
         """For workers of this interpreter."""
         package = str(Path(fallow.__file__).resolve().parent)
-        shown = [Mount(prefix) for prefix in interpreter_folders(python)]
+        shown = [Mount(folder) for folder in (*interpreter_folders(python), *user_packages(python))]
         return (
             *shown,
             Mount(package, _CODE),
@@ -182,6 +183,18 @@ def interpreter_folders(python: str) -> tuple[str, ...]:
             break
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     return tuple(dict.fromkeys(found))
+
+
+def user_packages(python: str) -> tuple[str, ...]:
+    """Where the agent's interpreter finds what workers import, if that is no part of it: `pip install --user`."""
+    if python != sys.executable:
+        return ()
+    import cloudpickle
+
+    shown = ("/usr", *interpreter_folders(python))
+    files = (module.__file__ or "" for module in (msgspec, cloudpickle, blake3))
+    folders = dict.fromkeys(os.path.dirname(os.path.dirname(file)) for file in files)
+    return tuple(folder for folder in folders if not any(f"{folder}/".startswith(f"{above}/") for above in shown))
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -152,8 +152,9 @@ def reload(as_json: Json = False, home: Home = None) -> None:
 
 @node_app.command()
 def sandbox(as_json: Json = False, home: Home = None) -> None:
-    """Try what keeps tasks away from what is yours: what works here, what does not, and what would help. The agent tries
-    it where one runs: a service may have more at hand than a terminal.
+    """Try what keeps tasks away from what is yours: what works here, what does not, and what would help.
+
+    The agent tries it where one runs: a service may have more at hand than a terminal.
 
     \b
     Example:
