@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ DEADLINE_S = 90.0
 """How long a test waits for a state that must come. Two loaded cores may be slow; a failure may take its time."""
 
 MARK = "FALLOW_TEST_MARK"
+REPOSITORY = Path(__file__).parents[1]
 
 
 def wait_for(what: str, condition: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
@@ -181,13 +182,21 @@ class Pool:
     # ------------------------------------------------------------ clients
 
     def join(
-        self, name: str, slots: int = 1, home: Path | None = None, *arguments: str, **variables: str
+        self,
+        name: str,
+        slots: int = 1,
+        home: Path | None = None,
+        *arguments: str,
+        before: Sequence[str] = (),
+        **variables: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a `fallow join` of this pool, with a home of its own, further arguments and environment variables."""
+        """Start a `fallow join` of this pool, with a home of its own, further arguments and environment variables.
+        `before`: words of a command that starts it."""
         own = home or self.home.parent / f"{self.home.name}-node-{name}"
         lend_always(own)
         process = subprocess.Popen(
             [
+                *before,
                 sys.executable,
                 "-m",
                 "fallow.cli.main",
@@ -204,6 +213,7 @@ class Pool:
             stdout=open(f"{own}.txt", "wb"),  # noqa: SIM115
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=REPOSITORY if before else None,
         )
         self.joined.append(process)
         return process

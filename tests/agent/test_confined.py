@@ -15,7 +15,9 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("sandboxes need Linux", allow_module_level=True)
 
-from fallow.agent.confined import Confined, Tampered, remove_tree
+from fallow.agent.confined import Confined, Tampered, interpreter_folders, user_packages
+from fallow.model.errors import SandboxUnavailable
+from fallow.sandbox.folders import remove_tree
 
 GOOD = b"what the task computed"
 DIGEST = blake3.blake3(GOOD).hexdigest()
@@ -171,3 +173,37 @@ def test_a_tree_is_removed_whatever_a_task_made_of_it(tmp_path: Path) -> None:
     remove_tree(tree)
     assert not tree.exists()
     assert (tmp_path / "keep" / "file").read_bytes() == SECRET
+
+
+def an_environment(folder: Path) -> str:
+    """Its interpreter."""
+    for name in ("bin", "lib"):
+        (folder / name).mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text("home = /usr/bin")
+    (folder / "notes.txt").write_text("the owner's")
+    (folder / "bin" / "python").symlink_to("/usr/bin/python3")
+    return str(folder / "bin" / "python")
+
+
+def test_of_an_environment_only_its_own_parts_are_shown(tmp_path: Path) -> None:
+    python = an_environment(tmp_path / "project")
+    assert interpreter_folders(python) == tuple(
+        str(tmp_path / "project" / name) for name in ("bin", "lib", "pyvenv.cfg")
+    )
+
+
+def test_a_home_that_is_an_environment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "ada"
+    python = an_environment(home)
+    monkeypatch.setenv("HOME", str(home))
+    with pytest.raises(SandboxUnavailable, match=r"in it lies all of .*ada: strangers' code would see it. .*-m venv"):
+        interpreter_folders(python)
+
+
+def test_packages_of_a_user_are_shown_where_they_are_no_part_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert user_packages(sys.executable) == ()
+    monkeypatch.setattr(blake3, "__file__", str(tmp_path / "site-packages" / "blake3" / "__init__.py"))
+    assert user_packages(sys.executable) == (str(tmp_path / "site-packages"),)
+    assert user_packages("/usr/bin/another") == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +11,18 @@ from pathlib import Path
 import pytest
 
 from fallow.model.lending import SandboxSettings
+from tests.plain_user import USER, command, home_of_user
 from tests.pool import Pool, lend_always, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 CANARY = "canary-5d1f0c"
+nodes: dict[Pool, Path] = {}
+"""The homes of the lent machines."""
+
+
+EVERY = pytest.mark.parametrize("lent", ["bubblewrap", "gvisor", "an ordinary user"], indirect=True)
+"""The others need not be tried under an ordinary user too: `tests/sandbox/test_plain_user.py` tries its sandbox."""
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "podman", "gvisor"])
@@ -23,18 +32,30 @@ def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pytest.skip("sandboxes need Linux")
     from fallow.sandbox.choose import BACKENDS
 
-    probe = BACKENDS[request.param](SandboxSettings()).probe()
+    is_plain = request.param == "an ordinary user"
+    backend = "bubblewrap" if is_plain else request.param
+    probe = BACKENDS[backend](SandboxSettings()).probe()
     if not probe.works:
-        pytest.skip(f"{request.param}: {probe.words} {probe.remedy}")
+        pytest.skip(f"{backend}: {probe.words} {probe.remedy}")
+    if is_plain and os.geteuid() != 0:
+        pytest.skip("these tests run as an ordinary user anyway")
     folder = tmp_path_factory.mktemp("strangers")
-    with running_pool(folder / "home", "--no-agent") as pool:
-        node = folder / "node"
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(running_pool(folder / "home", "--no-agent"))
+        node = (stack.enter_context(home_of_user()) if is_plain else folder) / "node"
         node.mkdir()
         (node / "canary.txt").write_text(CANARY)
         lend_always(node)
         with (node / "agent" / "node.toml").open("a") as settings:
-            settings.write(f'\n[sandbox]\nbackend = "{request.param}"\n')
-        pool.join("lent", 2, node, "--strangers")
+            settings.write(f'\n[sandbox]\nbackend = "{backend}"\n')
+        if is_plain:
+            # (A pool of another account is a stranger's, though it is on this very machine.)
+            for path in (node, *node.rglob("*")):
+                os.chown(path, USER, USER)
+            pool.join("lent", 2, node, before=command(), HOME=str(node.parent), LOGNAME="plain")
+        else:
+            pool.join("lent", 2, node, "--strangers")
+        nodes[pool] = node
         wait_for("the node", lambda: any(found["state"] == "alive" for found in pool.json("nodes")))
         yield pool
 
@@ -170,8 +191,9 @@ def test_what_asks_for_ones_own_machines_does_not_run_on_a_strangers(lent: Pool)
     assert "sandbox='isolated' lets it run there" in done.stderr
 
 
+@EVERY
 def test_a_strangers_code_reaches_nothing_of_the_machine(lent: Pool) -> None:
-    node = lent.home.parent / "node"
+    node = nodes[lent]
     said = run(
         lent,
         """
@@ -337,7 +359,7 @@ HOSTILE = """
 
 
 def test_hostile_workers_are_killed_and_the_node_goes_on(lent: Pool, tmp_path: Path) -> None:
-    node = lent.home.parent / "node"
+    node = nodes[lent]
     floods = ["flood of pool", "flood of request"]
     broken = ["huge frame", "no message", *floods, "empty reports", "another lease", "beyond the lease"]
     killed = ["kill zygote", "stop zygote"]
@@ -352,8 +374,9 @@ def test_hostile_workers_are_killed_and_the_node_goes_on(lent: Pool, tmp_path: P
     assert lent.joined[0].poll() is None
 
 
+@EVERY
 def test_hostile_files_do_not_leave_the_sandbox(lent: Pool) -> None:
-    node = lent.home.parent / "node"
+    node = nodes[lent]
     kinds = ["file symlink", "file fifo", "file hard link", "file other content"]
     said = run(lent, HOSTILE, "", str(node), "stolen file", "stolen state", *kinds)
     assert said[:2] == ["stolen file -> asked", "stolen state -> asked"]
@@ -363,8 +386,9 @@ def test_hostile_files_do_not_leave_the_sandbox(lent: Pool) -> None:
     assert (node / "canary.txt").read_text() == CANARY
 
 
+@EVERY
 def test_the_customer_opens_nothing_that_could_run(lent: Pool, tmp_path: Path) -> None:
-    node = lent.home.parent / "node"
+    node = nodes[lent]
     bomb = tmp_path / "bomb"
     said = run(lent, HOSTILE, str(bomb), str(node), "pickled result", "pickled exception")
     assert said[0].startswith("pickled result -> NotPlainPage")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fallow.sandbox.folders import ENTRY_BYTES, usage_bytes
 from fallow.sandbox.protocol import Limits
 from fallow.sandbox.tree import descendants
-from fallow.sandbox.watch import ENTRY_BYTES, LOG_BYTES, usage_bytes
+from fallow.sandbox.watch import LOG_BYTES
 
 from .boxes import WITHIN_S, Box
 
@@ -121,7 +122,7 @@ def test_descriptors_and_cores_are_bounded(jail: Box) -> None:
     )
     count, core = (int(word) for word in done.out.split())
     assert count <= 4096
-    assert core == 0
+    assert core <= 1, "a core of one byte is none, and is not handed to the machine's collector either"
 
 
 def test_why_it_ended_is_told(bubble: Box) -> None:

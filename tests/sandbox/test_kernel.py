@@ -50,6 +50,11 @@ ATTEMPTS = {
     "terminal input": "__import__('fcntl').ioctl(os.openpty()[1], 0x5412, b'x') == 0",
     "open by handle": "libc.name_to_handle_at(-100, b'/usr', ctypes.create_string_buffer(b'\\x80', 200), "
     "ctypes.create_string_buffer(8), 0) == 0",
+    "close itself to its user": "libc.prctl(4, 0, 0, 0, 0) == 0",
+    "a thread with files of its own": "libc.syscall(CLONE, 0x10000, 0, 0, 0, 0) >= 0 or ctypes.get_errno() != 1",
+    "files of its own": "libc.syscall(436, 3, 3, 2) == 0",
+    "the processor for itself": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)) is None",
+    "a higher priority": "os.nice(-5) is not None",
     "memory of process 1": "open('/proc/1/mem', 'rb').read(0) == b''",
 }
 
@@ -106,6 +111,13 @@ def test_the_filter_refuses_each_call_by_its_number(machine: str) -> None:
     assert run(program, audit, known.clone3) == 0x00050000 | 38
     assert run(program, audit, known.clone, 0x3D0F00) == 0x7FFF0000, "a thread"
     assert run(program, audit, known.clone, 0x10000011) == 0x00050001, "a user namespace"
+    assert run(program, audit, known.clone, 0x3D0B00) == 0x00050001, "a thread with files of its own"
+    assert run(program, audit, known.close_range, 3, 4, 4) == 0x7FFF0000
+    assert run(program, audit, known.close_range, 3, 4, 2) == 0x00050001
+    assert run(program, audit, known.prctl, 4) == 0x00050001
+    assert run(program, audit, known.prctl, 1) == 0x7FFF0000
+    assert run(program, audit, known.inotify[0]) == 0x7FFF0000
+    assert run(filter_program(machine, owners_user=True), audit, known.inotify[0]) == 0x00050000 | 24
     assert run(program, audit, known.socket, 2) == 0x7FFF0000
     assert run(program, audit, known.socket, 16) == 0x00050000 | 97
     assert run(program, audit, known.ioctl, 0, 0x5412) == 0x00050001

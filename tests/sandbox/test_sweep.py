@@ -14,6 +14,8 @@ import pytest
 from fallow.sandbox.cgroups import find_place
 from fallow.sandbox.sweep import is_orphan, own_folder, owner_prefix, started, sweep
 from fallow.sandbox.tree import descendants
+from tests.plain_user import USER, command, environment, home_of_user
+from tests.pool import REPOSITORY
 
 from .boxes import WITHIN_S
 from .conftest import working
@@ -89,6 +91,22 @@ def test_what_a_killed_agent_left_is_removed(tmp_path: Path, name: str) -> None:
     assert set(before) <= set(_left(prefix)), "a killed agent tidies nothing"
     sweep({path.parent for path in before})
     assert _left(prefix) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_what_other_users_dead_agents_left_is_theirs(tmp_path: Path) -> None:
+    """(Which a user may not even look into.)"""
+    with home_of_user() as home:
+        at = home / "fallow-4194304999-77-mounts-a"
+        at.mkdir(mode=0o700)
+        code = f"from pathlib import Path; from fallow.sandbox.sweep import sweep; print(sweep([Path({str(home)!r})]))"
+        done = subprocess.run(
+            command(sys.executable, "-c", code), cwd=REPOSITORY, env=environment(home), capture_output=True, text=True
+        )
+        assert done.stdout.strip() == "[]", done.stderr
+        os.chown(at, USER, USER)
+        assert sweep([home]) == [], "nor does root remove a user's"
+        assert at.exists()
 
 
 @pytest.mark.parametrize("name", ["fallow-1-", "fallow-x-1-", "other-1-1-"])

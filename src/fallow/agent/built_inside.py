@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fallow.agent.confined import Confinement, interpreter_folders, remove_tree
+from fallow.agent.confined import Confinement, interpreter_folders
 from fallow.agent.gate import PORTS, Gate
 from fallow.agent.taken_tree import take_over
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
+from fallow.sandbox.folders import remove_tree
 from fallow.sandbox.protocol import LISTENER_PORT, Mount, Program, Running
 
 FETCHED_SHARE = 2

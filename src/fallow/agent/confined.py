@@ -28,7 +28,9 @@ from msgspec import Struct
 
 import fallow
 from fallow.model.tiers import Tier
+from fallow.sandbox.folders import remove_tree
 from fallow.sandbox.protocol import Limits, Mount
+from fallow.sandbox.system import refuse_homes
 
 if TYPE_CHECKING:
     from fallow.model.node import NodeSpec
@@ -45,7 +47,8 @@ _CODE = "/fallow-code"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _COPY_BYTES = 1 << 20
-
+_ENVIRONMENT = ("bin", "lib", "lib64", "include", "share", "etc", "pyvenv.cfg")
+"""Of a virtual environment: people keep other things beside them in its folder."""
 
 BUILD_BYTES = 20 * 10**9
 
@@ -113,7 +116,7 @@ class Confined:
     def mounts(self, python: str) -> tuple[Mount, ...]:
         """For workers of this interpreter."""
         package = str(Path(fallow.__file__).resolve().parent)
-        shown = [Mount(prefix) for prefix in interpreter_folders(python)]
+        shown = [Mount(folder) for folder in (*interpreter_folders(python), *user_packages(python))]
         return (
             *shown,
             Mount(package, _CODE),
@@ -228,18 +231,35 @@ def _tell_once(why: str) -> None:
 
 
 def interpreter_folders(python: str) -> tuple[str, ...]:
-    """Folders that an interpreter needs and that are not the system's: its environment, and what that is built on."""
-    folders: list[str] = []
+    """What an interpreter needs that is not the system's: the parts of its environment, and what that is built on.
+    Raises SandboxUnavailable where that holds the home of the agent's user."""
+    found: list[str] = []
     path = python
     for _ in range(16):  # each link on the way to the real program
         prefix = os.path.dirname(os.path.dirname(path))
-        is_python = os.path.exists(f"{prefix}/pyvenv.cfg") or glob.glob(f"{glob.escape(prefix)}/lib/python3*/os.py")
-        if is_python and prefix not in folders and not f"{prefix}/".startswith("/usr/") and prefix != "/":
-            folders.append(prefix)
+        if prefix != "/" and not f"{prefix}/".startswith("/usr/"):
+            if os.path.exists(f"{prefix}/pyvenv.cfg"):
+                refuse_homes(prefix)
+                found += [part for name in _ENVIRONMENT if os.path.exists(part := f"{prefix}/{name}")]
+            elif glob.glob(f"{glob.escape(prefix)}/lib/python3*/os.py"):
+                refuse_homes(prefix)
+                found.append(prefix)
         if not os.path.islink(path):
             break
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
-    return tuple(folders)
+    return tuple(dict.fromkeys(found))
+
+
+def user_packages(python: str) -> tuple[str, ...]:
+    """Where the agent's interpreter finds what workers import, if that is no part of it: `pip install --user`."""
+    if python != sys.executable:
+        return ()
+    import cloudpickle
+
+    shown = ("/usr", *interpreter_folders(python))
+    files = (module.__file__ or "" for module in (msgspec, cloudpickle, blake3))
+    folders = dict.fromkeys(os.path.dirname(os.path.dirname(file)) for file in files)
+    return tuple(folder for folder in folders if not any(f"{folder}/".startswith(f"{above}/") for above in shown))
 
 
 def _link_or_copy(source: str, target: str) -> str:
@@ -315,21 +335,3 @@ def _copy_hashed(source: int, path: str, into: str, digest: str, size: int) -> N
         raise
     finally:
         os.close(target)
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder that a sandbox has written, whatever permissions it set. Follows no link."""
-
-    def again(function: object, path: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            if os.path.isdir(path) and not os.path.islink(path):
-                os.chmod(path, 0o700)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.unlink(path)
-
-    if sys.version_info >= (3, 12):
-        shutil.rmtree(folder, onexc=again)
-    else:
-        shutil.rmtree(folder, onerror=again)

@@ -149,19 +149,20 @@ class Zygote:
         self._loop.add_reader(ours.fileno(), self._readable)
 
     async def _start_confined(self, confinement: Confinement, descriptor: int) -> Running:
-        from fallow.agent.confined import PACKAGE, SCRATCH, Confined
+        from fallow.agent.confined import PACKAGE, SCRATCH, Confined, user_packages
 
         if self._process is not None:
             await self._loop.run_in_executor(None, self._process.close)
         if self.confined is not None:
             self._past.append(self.confined)
         self._memory_kills = 0
+        sys_path, last = (PACKAGE, *self._sys_path), user_packages(str(self._python))
 
         def begin() -> tuple[Confined, Running]:
             confined = Confined(self._scratch / "inside", confinement.limits.disk_bytes)
             # 0 for the parent: the agent has no number in there.
             program = Program(
-                argv=zygote_argv(self._python, descriptor, (PACKAGE, *self._sys_path), 0, SCRATCH),
+                argv=zygote_argv(self._python, descriptor, sys_path, 0, SCRATCH, last),
                 environment=confined_environment(self._cpu, SCRATCH),
                 cwd=SCRATCH,
                 descriptors=(descriptor,),

@@ -10,17 +10,21 @@ from fallow.sandbox.protocol import Program
 from fallow.worker.zygote import THREAD_VARIABLES
 
 _CODE = (
-    "import sys; sys.path[:0] = {path!r}; "
+    "import sys; sys.path[:0] = {path!r}; {last}"
     "from fallow.worker.zygote import main; main({descriptor}, {parent}, {scratch!r})"
 )
 _PASSED_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 """All that a sandbox gets of the agent's environment."""
 
 
-def zygote_argv(python: Path, descriptor: int, path: Sequence[str], parent: int, scratch: str) -> tuple[str, ...]:
-    """`path`: folders that come first among those to import from; `parent`: the agent's pid as it is seen there, 0
+def zygote_argv(
+    python: Path, descriptor: int, path: Sequence[str], parent: int, scratch: str, last: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """`path`: folders that come first among those to import from, `last`: that
+    come last; `parent`: the agent's pid as it is seen there, 0
     where it is not; `scratch`: the folder that workers write to."""
-    code = _CODE.format(path=list(path), descriptor=descriptor, parent=parent, scratch=scratch)
+    more = f"sys.path += {list(last)!r}; " if last else ""
+    code = _CODE.format(path=list(path), last=more, descriptor=descriptor, parent=parent, scratch=scratch)
     return (str(python), "-P", "-c", code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -31,6 +32,7 @@ FIRST_PAUSE_S = 1.0
 MAX_PAUSE_S = 15.0
 SAY_AFTER_S = 2.0
 """A question that has not been answered for so long is spoken of: servers without a coordinator keep one waiting."""
+SERVER = "nats-server"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DEDICATED = ["owner.watch=false", "owner.busy_cpu=100 %", "owner.resume_cpu=100 %"]
@@ -63,9 +65,11 @@ def run_join(wanted: JoinOptions) -> int:
 
     file = settings_path(agent_home)
     settings = change_settings(file, DEDICATED) if wanted.dedicated and not wanted.dry_run else load_settings(file)
-    own = is_loopback(address) if wanted.own_pool is None else wanted.own_pool
     quiet = wanted.dry_run and wanted.as_json
     pool = _wait_for_pool(address, quiet)
+    own = is_ours(address) if wanted.own_pool is None else wanted.own_pool
+    if wanted.own_pool is None and not own and is_loopback(address) and not quiet:
+        print("The pool's server is not yours, though it is at this machine: its jobs run in a sandbox.", flush=True)
     if not wanted.dry_run and write_defaults(file):
         print(f"Wrote the settings, with every default: {file}", flush=True)
     from fallow.agent.limits.offer import lent_slots
@@ -117,8 +121,24 @@ def _slots(count: int) -> str:
 
 
 def is_loopback(address: PoolAddress) -> bool:
-    """Whether all of the pool's servers are on this machine: then whoever uses it is at this machine too."""
+    """Whether all of the pool's servers are reached at this machine."""
     return all(server.rpartition(":")[0].strip("[]") in LOOPBACK for server in address.servers)
+
+
+def is_ours(address: PoolAddress) -> bool:
+    """Whether all of the pool's servers are programs of this very user, on this machine: a pool of another account, or
+    one that a tunnel leads to, is a stranger's."""
+    if not is_loopback(address):
+        return False
+    import psutil
+
+    user = psutil.Process().username()
+    ports = set()
+    for process in psutil.process_iter(["name", "username"]):
+        if process.info["username"] == user and (process.info["name"] or "").startswith(SERVER):
+            with contextlib.suppress(psutil.Error):
+                ports |= {found.laddr.port for found in process.net_connections("tcp") if found.status == "LISTEN"}
+    return all(int(server.rpartition(":")[2]) in ports for server in address.servers)
 
 
 def _wait_for_pool(address: PoolAddress, quiet: bool = False) -> PoolInfo:

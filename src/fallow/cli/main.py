@@ -134,7 +134,7 @@ def join(
         typer.Option(
             "--own-pool/--strangers",
             help="Whose jobs come here: your own alone, as plain processes, or anybody's, in a sandbox. Default: "
-            "strangers', unless the pool is on this machine.",
+            "strangers', unless the pool is one that you run on this machine.",
         ),
     ] = None,
     dedicated: Annotated[

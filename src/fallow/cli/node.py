@@ -154,17 +154,23 @@ def reload(as_json: Json = False, home: Home = None) -> None:
 def sandbox(as_json: Json = False, home: Home = None) -> None:
     """Try what keeps tasks away from what is yours: what works here, what does not, and what would help.
 
+    The agent tries it where one runs: a service may have more at hand than a terminal.
+
     \b
     Example:
       fallow node sandbox
     """
     set_home(home)
+    from fallow.agent.control import ProbeSandbox
     from fallow.agent.report import probe_report
     from fallow.agent.settings import load_settings, settings_path
-    from fallow.cli.node_client import agent_home
+    from fallow.cli.node_client import agent_home, ask_agents, running_agents
     from fallow.cli.node_show import print_probes
 
-    body = probe_report(load_settings(settings_path(agent_home())).sandbox)
+    if running_agents():
+        body = ask_agents(ProbeSandbox())[0].body
+    else:
+        body = probe_report(load_settings(settings_path(agent_home())).sandbox)
     if as_json:
         _print_json(body)
     else:

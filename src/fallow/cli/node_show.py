@@ -8,6 +8,7 @@ from typing import Any
 from fallow.cli.show import bytes_words, count_words, duration_words, print_table
 from fallow.core.quantities import size_words
 
+ALMOST_ALL = 0.995
 STATE_WORDS = {
     "working": "working",
     "idle": "ready, with nothing to do",
@@ -100,7 +101,8 @@ def _machine_lines(machine: dict[str, Any]) -> list[str]:
     if machine["gpu_problem"]:
         lines.append(f"  gpu       {machine['gpu_problem']}")
     for device, share in machine["duty"].items():
-        lines.append(f"  held to   {share:.0%} of each second on {device}, by your limits")
+        if share < ALMOST_ALL:
+            lines.append(f"  held to   {share:.0%} of each second on {device}, by your limits")
     return lines
 
 

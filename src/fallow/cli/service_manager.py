@@ -192,7 +192,7 @@ def show_logs(follow: bool, lines: int) -> int:
         words += ["--follow"] if follow else ["--no-pager"]
     if shutil.which(words[0]) is None:
         raise SettingError(f"there is no {words[0]} here to read the service's log with.")
-    return subprocess.run(words, check=False).returncode
+    return subprocess.run(words, check=False, env=_environment()).returncode
 
 
 # ---------------------------------------------------------------- the managers
@@ -215,8 +215,9 @@ def _need_manager() -> None:
     done = _call("systemctl", "--user", "show-environment", check=False)
     if done.returncode != 0:
         raise SettingError(
-            f"systemd does not answer for this user ({done.stderr.strip() or 'no words'}). Log in as the user "
-            "whose machine this is (not through su or sudo) and try again; for a server's own user there is the unit "
+            f"systemd does not answer for this user ({done.stderr.strip() or 'no words'}). Log in as the user whose "
+            "machine this is (not through su or sudo) and try again, or have an administrator say `sudo loginctl "
+            f"enable-linger {getpass.getuser()}` first; for a server's own user there is the unit "
             "deploy/systemd/fallow-join.service."
         )
 
@@ -236,9 +237,20 @@ def _word(*words: str) -> str:
     return _call(*words, check=False).stdout.strip()
 
 
+def _environment() -> dict[str, str]:
+    """Where systemd of this user answers is told by a variable that `su` and `sudo` do not set."""
+    folder = f"/run/user/{os.getuid()}"
+    found = dict(os.environ)
+    if not found.get("XDG_RUNTIME_DIR") and os.access(folder, os.X_OK | os.W_OK):
+        found["XDG_RUNTIME_DIR"] = folder
+    return found
+
+
 def _call(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=CALL_WITHIN_S, check=False)
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=CALL_WITHIN_S, check=False, env=_environment()
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SettingError(f"`{' '.join(words)}` could not be run: {error}.") from None
     if check and done.returncode != 0:

@@ -141,7 +141,9 @@ class _Start:
         plan_file = self._memory_file(packed_launcher(plan))
         seccomp = -1
         if "seccomp" not in self._without:
-            seccomp = self._memory_file(filter_program(shared_memory=memory_bounded))
+            seccomp = self._memory_file(
+                filter_program(shared_memory=memory_bounded, owners_user=not self._identity.changed)
+            )
         arguments = bwrap_arguments(
             program,
             view,

@@ -108,7 +108,12 @@ def launcher_plan(
     """What the launcher is to do. `memory_bounded`: by a control group; address space then need not be."""
     limits: dict[str, int] = {}
     if "rlimits" not in without:
-        limits = {"core": 0, "nofile": OPEN_FILES, "memlock": 8 << 20, "msgqueue": 1 << 19, "sigpending": 4096}
+        # Where the agent is an ordinary user these are also bounds of the owner's own programs, which share them; and
+        # what the owner may (players' and musicians' accounts may take the processor for themselves) work may not.
+        limits = {"nofile": OPEN_FILES, "memlock": 1 << 16, "msgqueue": 1 << 16, "sigpending": 1024}
+        limits |= {"rtprio": 0, "nice": 0}
+        # Of 1, not of 0: the kernel then does not start the machine's collector of crashes either.
+        limits["core"] = 1
         if program.limits.processes:
             limits["nproc"] = program.limits.processes
         if program.limits.disk_bytes:
@@ -135,4 +140,5 @@ def launcher_plan(
         "listener": (program.listener, LISTENER_PORT) if program.listener >= 0 else None,
         "limits": limits,
         "landlock": rules,
+        **({"first_to_end": True} if "rlimits" not in without else {}),
     }

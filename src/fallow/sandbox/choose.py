@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from fallow.model.errors import SandboxUnavailable
 from fallow.model.lending import SandboxSettings
 from fallow.model.tiers import Tier
 from fallow.sandbox.protocol import Probe, Sandbox
+from fallow.sandbox.system import refuse_homes
 
 
 def _plain(settings: SandboxSettings) -> Sandbox:
@@ -64,6 +66,8 @@ def choose(settings: SandboxSettings, own_pool: bool) -> Sandbox:
         from fallow.sandbox.sweep import sweep_machine
 
         sweep_machine()
+        if sys.prefix != sys.base_prefix:
+            refuse_homes(sys.prefix)
     failed: list[Probe] = []
     for name in names:
         sandbox = BACKENDS[name](settings)

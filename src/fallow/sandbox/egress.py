@@ -32,6 +32,8 @@ CLOSE_WITHIN_S = 5.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PACKAGES = {"pasta": "passt", "nft": "nftables", "unshare": "util-linux", "nsenter": "util-linux", "sh": "dash"}
 _TUN = "/dev/net/tun"
+_PROFILE = "/etc/apparmor.d/usr.bin.passt"
+"""Debian 12's, of 2023, forbids pasta to look at the namespaces of others."""
 _HOLD = (
     '"$1" "$2" && { echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; } 2>/dev/null; '
     '"$1" list table inet fallow >/dev/null && echo + && exec cat >/dev/null'
@@ -149,6 +151,12 @@ class Egress:
         remedy = ""
         if "tun" in words:
             remedy = f"Give the agent {_TUN} (`sudo modprobe tun`; in a container, that device)."
+        elif "user namespace" in words and os.path.exists(_PROFILE):
+            remedy = (
+                f"AppArmor's profile of this version of passt keeps it from sandboxes. Install a newer passt, or do "
+                f"without the profile: `sudo ln -s {_PROFILE} /etc/apparmor.d/disable/ && sudo apparmor_parser -R "
+                f"{_PROFILE}`."
+            )
         elif "routable" in words:
             remedy = "This machine has no route to the internet itself."
         raise SandboxUnavailable(f"{what}: {words or 'it said nothing'}.", remedy)

@@ -38,6 +38,8 @@ LIMITS = {
     "memlock": resource.RLIMIT_MEMLOCK,
     "msgqueue": getattr(resource, "RLIMIT_MSGQUEUE", None),
     "sigpending": getattr(resource, "RLIMIT_SIGPENDING", None),
+    "rtprio": getattr(resource, "RLIMIT_RTPRIO", None),
+    "nice": getattr(resource, "RLIMIT_NICE", None),
 }
 
 
@@ -200,6 +202,8 @@ def _become(status: int, plan: dict) -> None:  # type: ignore[type-arg]
     _close_all_but({0, 1, 2, status, *plan["descriptors"]})
     for name, value in plan["limits"].items():
         _limit(LIMITS[name], value)
+    if "first_to_end" in plan:
+        _end_first()
     os.umask(0o022)
     if "cwd" in plan:
         os.chdir(plan["cwd"])
@@ -241,6 +245,15 @@ def _filter(program: bytes) -> None:
     head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, head, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the system call filter was refused")
+
+
+def _end_first() -> None:
+    """Where the machine runs out of memory the kernel ends this and its children before anything of the owner's."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
 
 
 def _close_all_but(kept: set) -> None:  # type: ignore[type-arg]

@@ -4,6 +4,9 @@ Denied is what reaches into other processes or the kernel itself: tracing, mount
 modules, clocks, terminals' input, and every kind of socket but Unix and IP ones. A denied call answers EPERM, so that
 programs that merely try go on. clone3 answers ENOSYS: its flags lie in memory, where no filter can read them, and every
 libc then takes clone, whose flags can be read. Calls of a foreign architecture end the process.
+
+What is open or mapped is measured from outside (`tree`): refused is also what would hide it there, a process that
+closes itself to its own user, and threads with a table of files of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import NamedTuple
 from fallow.model.errors import SandboxUnavailable
 
 # struct seccomp_data: nr, arch, instruction_pointer, args[6]; the low halves come first on both machines below.
-_NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_NR, _ARCH, _ARG0, _ARG1, _ARG2 = 0, 4, 16, 24, 32
 
 _LOAD = 0x20
 _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
@@ -28,6 +31,9 @@ _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _X32_BIT = 0x40000000
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; NEWTIME."""
+_CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
+_CLOSE_RANGE_UNSHARE = 2
+_PR_SET_DUMPABLE = 4
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _PERSONALITIES = (0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, 10)
@@ -70,11 +76,14 @@ class Machine(NamedTuple):
     ioctl: int
     personality: int
     shmget: int
+    prctl: int
+    close_range: int
+    inotify: tuple[int, ...]
 
 
 MACHINES = {
-    "x86_64": Machine(0, 0xC000003E, 56, 435, 41, 53, 16, 135, 29),
-    "aarch64": Machine(1, 0xC00000B7, 220, 435, 198, 199, 29, 92, 194),
+    "x86_64": Machine(0, 0xC000003E, 56, 435, 41, 53, 16, 135, 29, 157, 436, (253, 294)),
+    "aarch64": Machine(1, 0xC00000B7, 220, 435, 198, 199, 29, 92, 194, 167, 436, (26,)),
 }
 
 
@@ -84,10 +93,12 @@ def denied_calls(machine: str) -> dict[str, int]:
     return {name: numbers[column] for name, numbers in _DENIED.items() if numbers[column] >= 0}
 
 
-def filter_program(machine: str = "", *, shared_memory: bool = True) -> bytes:
+def filter_program(machine: str = "", *, shared_memory: bool = True, owners_user: bool = False) -> bytes:
     """The filter for a machine as `platform.machine()` names it; '': this one.
 
     `shared_memory` False also refuses System V segments: where no control group counts them, nothing bounds them.
+    `owners_user`: the program runs as the agent's own user, and what the kernel counts by user it does not take from
+    the owner's programs: watchers of folders, of which a user has some hundred.
     Raises SandboxUnavailable for a machine whose call numbers are not known here.
     """
     machine = machine or platform.machine()
@@ -110,7 +121,17 @@ def filter_program(machine: str = "", *, shared_memory: bool = True) -> bytes:
         program += _answer(number, errno.EPERM)
     if not shared_memory:
         program += _answer(known.shmget, errno.EPERM)
-    program += _when(known.clone, _ARG0, [_step(_JUMP_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM)])
+    for number in known.inotify if owners_user else ():
+        program += _answer(number, errno.EMFILE)
+    apart = [
+        _step(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 2),
+        _step(_JUMP_ANY_BIT, _CLONE_FILES, 1, 0),
+        _refuse(errno.EPERM),
+    ]
+    program += _when(known.clone, _ARG0, [_step(_JUMP_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM), *apart])
+    unshares = [_step(_JUMP_ANY_BIT, _CLOSE_RANGE_UNSHARE, 0, 1), _refuse(errno.EPERM)]
+    program += _when(known.close_range, _ARG2, unshares)
+    program += _when(known.prctl, _ARG0, [_step(_JUMP_EQUAL, _PR_SET_DUMPABLE, 0, 1), _refuse(errno.EPERM)])
     program += _when(
         known.ioctl,
         _ARG1,

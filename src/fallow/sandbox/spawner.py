@@ -38,9 +38,10 @@ def reachable(path: str) -> bool:
                 return False
         except OSError:
             return False
-        if folder in ("/", ""):
+        above = os.path.dirname(folder)
+        if above in (folder, ""):
             return True
-        folder = os.path.dirname(folder)
+        folder = above
 
 
 class Spawner:

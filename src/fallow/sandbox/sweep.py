@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -62,11 +63,21 @@ def sweep(parents: Iterable[Path]) -> list[Path]:
             continue
         for name in names:
             path = parent / name
-            if is_orphan(name) and path.is_dir() and not path.is_symlink():
-                _remove(path)
-                if not path.exists():
+            if is_orphan(name) and _is_own_folder(path):
+                with contextlib.suppress(OSError):
+                    _remove(path)
+                if not os.path.lexists(path):
                     removed.append(path)
     return removed
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Of other users' agents nothing is looked at, and nothing could be removed."""
+    try:
+        about = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
 
 
 @functools.cache

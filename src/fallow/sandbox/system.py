@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from fallow.model.errors import SandboxUnavailable
+
 LAUNCHER_FOLDER = "/run/fallow"
 _LAUNCHER = ("launcher.py", "landlock.py", "carrier.py")
 USER = "worker"
@@ -43,7 +45,21 @@ class SystemView(NamedTuple):
 def python_prefixes() -> tuple[str, ...]:
     """Where the agent's own interpreter lies, if it is not part of the system: environments link to it."""
     prefix = os.path.realpath(sys.base_prefix)
-    return () if _inside(prefix, "/usr") or prefix == "/" else (prefix,)
+    if _inside(prefix, "/usr") or prefix == "/":
+        return ()
+    refuse_homes(prefix)
+    return (prefix,)
+
+
+def refuse_homes(prefix: str) -> None:
+    """Raises SandboxUnavailable where a folder that strangers' code is to see holds this user's home."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    if home != "/" and _inside(home, os.path.realpath(prefix)):
+        raise SandboxUnavailable(
+            f"Python's own folder is {prefix}, and in it lies all of {home}: strangers' code would see it.",
+            "Install Fallow in an environment that has a folder for itself: `python3 -m venv ~/fallow-venv`, then "
+            "`~/fallow-venv/bin/pip install fallow`.",
+        )
 
 
 def interpreter() -> str:

@@ -8,13 +8,21 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from fallow.sandbox.tree import memory_device, private_and_memory_files_bytes, resident_bytes, unlinked_bytes
+from fallow.sandbox.folders import usage_bytes
+from fallow.sandbox.tree import (
+    Hidden,
+    may_hide,
+    memory_device,
+    private_and_memory_files_bytes,
+    resident_bytes,
+    root_of,
+    unlinked_bytes,
+)
 
 LOG_BYTES = 4 << 20
 """Kept of what a program prints; the rest is read and dropped, so that it is not held up."""
-ENTRY_BYTES = 4096
-"""What a file or folder counts at least, so that empty files are bounded too."""
 EVERY_S = 0.25
 GLANCE_S = 0.05
 """How often the file system's free space is looked at, which costs microseconds: where more of it has gone than half of
@@ -22,29 +30,18 @@ what may still be written, folders and open files are measured at once."""
 DEEP_EVERY = 4
 """Open files and memory are looked at every so many rounds."""
 TMP_INODES = 100_000
+SHORT_SHARE = 0.015
+"""Of the machine's memory, where no control group bounds ours."""
 
 
-def usage_bytes(folder: str, limit: int = 0) -> int:
-    """Disk that a folder takes, by blocks, without following links. Stops counting above `limit`; 0: never."""
-    total = 0
-    todo = [folder]
-    while todo:
-        try:
-            entries = os.scandir(todo.pop())
-        except OSError:
-            continue
-        with entries:
-            for entry in entries:
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(entry.path)
-                except OSError:
-                    continue
-                total += max(status.st_blocks * 512, ENTRY_BYTES)
-                if limit and total > limit:
-                    return total
-    return total
+def _memory_is_short() -> bool:
+    """Socket buffers and such are in no process's account."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total, available = (int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return False
+    return available < total * SHORT_SHARE
 
 
 class Watch:
@@ -81,6 +78,7 @@ class Watch:
         """What may be written beyond what the last look found."""
         self._free_then = self._free_bytes()
         """At the last look."""
+        self._free_first = self._free_then
         self._wake, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._run, name="sandbox-watch", daemon=True)
         self._thread.start()
@@ -157,9 +155,16 @@ class Watch:
         return bool(self._disk_bytes) and self._free_then - self._free_bytes() > self._margin // 2
 
     def _look(self, deep: bool) -> None:
+        if not self.why:
+            try:
+                self._measure(deep)
+            except Hidden as hidden:
+                self.why = str(hidden)
         if self.why:
             self._end()
-            return
+
+    def _measure(self, deep: bool) -> None:
+        """Raises Hidden."""
         if self._disk_bytes:
             free = self._free_bytes()
             used = sum(usage_bytes(folder, self._disk_bytes) for folder in self._folders)
@@ -171,17 +176,19 @@ class Watch:
                 self.why = (
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
                 )
+            elif deep and self._free_first - free > used + self._disk_bytes and may_hide(self._init_pid):
+                self.why = "the disk loses more than can be measured, while it holds files that cannot be"
         if deep and self._memory_bytes and not self.why:
             measure = private_and_memory_files_bytes if memory_device() in self._apart else resident_bytes
             held = measure(self._init_pid)
             if held > self._memory_bytes:
                 limit = self._memory_bytes / 1e6
                 self.why = f"it held {held / 1e6:.0f} MB of the {limit:.0f} MB of memory that it may use"
-        if deep and not self.why:
-            for path in self._temporary:
-                with contextlib.suppress(OSError):
-                    status = os.statvfs(f"/proc/{self._init_pid}/root{path}")
-                    if status.f_files - status.f_ffree > TMP_INODES:
-                        self.why = f"it made more than {TMP_INODES} files in {path}"
-        if self.why:
-            self._end()
+            elif _memory_is_short():
+                self.why = "the machine has no memory left, and what this holds of the kernel's cannot be told"
+        root = root_of(self._init_pid) if deep and self._temporary and not self.why else ""
+        for path in self._temporary if root else ():
+            with contextlib.suppress(OSError):
+                status = os.statvfs(f"{root}{path}")
+                if status.f_files - status.f_ffree > TMP_INODES:
+                    self.why = f"it made more than {TMP_INODES} files in {path}"
