@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -304,8 +304,8 @@ class NodeRegistry:
     def alive_specs(self) -> list[NodeSpec]:
         return [entry.judged_spec() for entry in self.entries.values() if entry.state is NodeState.ALIVE]
 
-    def assign(self, moves: Mapping[NodeId, Moves], now: float) -> None:
-        for node_id, moved in moves.items():
+    def assign(self, moves: Sequence[tuple[NodeId, Moves]], now: float) -> None:
+        for node_id, moved in moves:
             entry = self.entries.get(node_id)
             if entry is None:
                 continue

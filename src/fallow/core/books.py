@@ -19,6 +19,8 @@ from fallow.core.classes import (
 from fallow.core.demand import JobDemand, NodeView
 from fallow.model.ids import JobId, NodeId
 
+NO_HEADS: list[tuple[int, PlannedJob]] = []
+
 
 class Books:
     """The planner's memory. Says nothing about who ought to have a slot."""
@@ -87,8 +89,7 @@ class Books:
             self.remove_node(node_id)
         key = class_key(spec, len(view.paused))
         kind = self._classes.get(key) or self._new_class(key, view)
-        self._nodes[node_id] = node = kind.new_node(spec, 0)
-        self._number(node)
+        self._nodes[node_id] = node = self._number(kind.new_node(spec, 0))
         node.is_open = view.open
         if view.paused:
             node.pause(view.paused)
@@ -109,32 +110,27 @@ class Books:
 
     def put_nodes(self, views: Iterable[NodeView]) -> None:
         """`put_node` for many: those that are new, open, and have nothing that must go take a third of the time."""
-        nodes, classes, jobs = self._nodes, self._classes, self._jobs
+        nodes, classes, jobs, by_number = self._nodes, self._classes, self._jobs, self._by_number
         fresh: dict[NodeClass, list[PlannedNode]] = {}
         for view in views:
             spec = view.spec
-            node_id = spec.node_id
-            heads: list[tuple[int, PlannedJob]] | None = None
-            if (
-                view.paused
-                or not view.open
-                or node_id in nodes
-                or (view.assigned and (heads := plain_heads(view, jobs)) is None)
-            ):
-                self._shelve(fresh)
-                fresh = {}
-                self.put_node(view)
-                continue
-            key = class_key(spec)
-            kind = classes.get(key) or self._new_class(key, view)
-            nodes[node_id] = node = kind.new_node(spec, 0)
-            self._number(node)
-            if heads:
-                self._take_up(node, kind, heads)
-            elif kind in fresh:
-                fresh[kind].append(node)
-            else:
-                fresh[kind] = [node]
+            heads = plain_heads(view, jobs) if view.assigned else NO_HEADS
+            if view.open and not view.paused and heads is not None:
+                key = class_key(spec)
+                kind = classes.get(key) or self._new_class(key, view)
+                node = kind.new_node(spec, len(by_number))
+                if nodes.setdefault(spec.node_id, node) is node:
+                    by_number.append(node)
+                    if heads:
+                        self._take_up(node, kind, heads)
+                    elif kind in fresh:
+                        fresh[kind].append(node)
+                    else:
+                        fresh[kind] = [node]
+                    continue
+            self._shelve(fresh)
+            fresh = {}
+            self.put_node(view)
         self._shelve(fresh)
 
     def _shelve(self, fresh: dict[NodeClass, list[PlannedNode]]) -> None:
@@ -229,7 +225,7 @@ class Books:
 
     # ------------------------------------------------------------ books
 
-    def _number(self, node: PlannedNode) -> None:
+    def _number(self, node: PlannedNode) -> PlannedNode:
         """Give the node a number that no other has."""
         if self._unused:
             node.number = self._unused.pop()
@@ -237,6 +233,7 @@ class Books:
         else:
             node.number = len(self._by_number)
             self._by_number.append(node)
+        return node
 
     def _node(self, number: int) -> PlannedNode:
         node = self._by_number[number]

@@ -51,11 +51,12 @@ Moves = tuple[tuple[int, JobId | None], ...]
 class Plan:
     """Every slot's job, for those whose assignment changes."""
 
-    moves: dict[NodeId, Moves] = field(default_factory=dict)
+    moves: list[tuple[NodeId, Moves]] = field(default_factory=list)
+    """Each node once."""
     shares: dict[JobId, int] = field(default_factory=dict)
     """How many groups of slots each job has after the plan, draining nodes not counted."""
 
     @property
     def changes(self) -> dict[SlotKey, JobId | None]:
         """`moves` by slot; made at each call."""
-        return {(node_id, slot): job_id for node_id, moves in self.moves.items() for slot, job_id in moves}
+        return {(node_id, slot): job_id for node_id, moves in self.moves for slot, job_id in moves}

@@ -24,6 +24,15 @@ class IntervalSet:
         for start, stop in intervals:
             self.add(start, stop)
 
+    @classmethod
+    def of(cls, start: int, stop: int) -> IntervalSet:
+        """[start, stop), which is not empty."""
+        made = cls.__new__(cls)
+        made._starts = [start]
+        made._stops = [stop]
+        made._count = stop - start
+        return made
+
     def __len__(self) -> int:
         """How many integers (not intervals) are in the set."""
         return self._count

@@ -109,7 +109,7 @@ class JobProgress(HeldProgress):
     def _new_lease(self, slot: SlotKey, start: int, stop: int, now: float) -> LiveLease:
         self._counter += 1
         token = (self.epoch, self._counter)
-        return LiveLease(token, slot, start, stop, IntervalSet([(start, stop)]), granted_at=now, seen_at=now)
+        return LiveLease(token, slot, start, stop, IntervalSet.of(start, stop), granted_at=now, seen_at=now)
 
     def _take_range(self, pull: WaitingPull, now: float) -> LiveLease | None:
         first = self.todo.first

@@ -65,9 +65,9 @@ class Planner(Books):
                 out.shares[job.job_id] = job.count
         return out
 
-    def _moves(self) -> dict[NodeId, Moves]:
+    def _moves(self) -> list[tuple[NodeId, Moves]]:
         """What changed since this was asked last."""
-        moves: dict[NodeId, Moves] = {}
+        moves: list[tuple[NodeId, Moves]] = []
         known: dict[int, Moves] = {}
         """What nodes that had nothing have now, by the identity of their heads, which many share."""
         touched = self._touched
@@ -89,7 +89,7 @@ class Planner(Books):
                     if job_id != (None if job is None else job.job_id)
                 )
             if moved:
-                moves[node.node_id] = moved
+                moves.append((node.node_id, moved))
         self._touched = []
         return moves
 

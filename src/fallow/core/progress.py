@@ -246,8 +246,9 @@ class Progress:
 
     def _close(self, lease: LiveLease) -> None:
         """The lease is over; what is still pending of it is to do again."""
-        for start, stop in lease.pending.intervals():
-            self._return(lease, start, stop)
+        if lease.pending:
+            for start, stop in lease.pending.intervals():
+                self._return(lease, start, stop)
         self.leases.pop(lease.token, None)
         tokens = self.by_slot.get(lease.slot)
         if tokens and lease.token in tokens:

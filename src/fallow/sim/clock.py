@@ -40,16 +40,13 @@ class Clock:
         self._notes: list[tuple[float, tuple[object, ...]]] = []
 
     def after(self, delay_s: float, what: Callable[..., None], *args: Any) -> None:
-        self._put_at(self.now + delay_s, what, args)
-
-    def put(self, delay_s: float, what: Callable[..., None], args: tuple[Any, ...]) -> None:
-        """`after`, for arguments that are packed already."""
-        self._put_at(self.now + delay_s, what, args)
+        self.put(self.now + delay_s, what, args)
 
     def at(self, when: float, what: Callable[..., None], *args: Any) -> None:
-        self._put_at(when if when > self.now else self.now, what, args)
+        self.put(when if when > self.now else self.now, what, args)
 
-    def _put_at(self, when: float, what: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def put(self, when: float, what: Callable[..., None], args: tuple[Any, ...]) -> None:
+        """`at`, for a time that is not over and arguments that are packed."""
         self._order += 1
         if when < self._edge:
             heapq.heappush(self._heap, (when, self._order, what, args))

@@ -211,9 +211,13 @@ class Owned:
         faults: list[int] = []
         ended = False
         for effect in effects:
+            if type(effect) is Grant:  # these two are most
+                self._grant(effect)
+                continue
+            if type(effect) is Record:
+                results.append((effect.page.start, effect.page.stop))
+                continue
             match effect:
-                case Grant():
-                    self._grant(effect)
                 case AskBack():
                     slot = world.slot_of(effect.slot)
                     world.to_node(
@@ -221,8 +225,6 @@ class Owned:
                     )
                 case Drop():
                     world.revoke(world.node_of(effect.node), self.row, effect.tokens)
-                case Record():
-                    results.append((effect.page.start, effect.page.stop))
                 case RecordFault():
                     faults.append(effect.fault.index)
                 case Ended():

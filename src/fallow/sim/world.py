@@ -104,7 +104,7 @@ class World:
         """To every coordinator that takes itself for the owner. False: it reaches none."""
         reached = False
         for owned in row.owners:
-            reached = self.network.send(node.zone, self.deliver, owned, kind, args) or reached
+            reached = self.network.post(node.zone, self.deliver, (owned, kind, args)) or reached
         return reached
 
     def deliver(self, owned: Owned, kind: str, args: tuple[Any, ...]) -> None:
@@ -126,7 +126,7 @@ class World:
         # A beat need not be repeated: whoever takes the job over is sent one.
 
     def to_node(self, node: Node, what: Callable[..., None], *args: Any) -> bool:
-        return self.network.send(node.zone, what, *args)
+        return self.network.post(node.zone, what, args)
 
     def revoke(self, node: Node, row: JobRow, tokens: Sequence[Token]) -> None:
         """Repeated until it arrives, as the answers to beats are."""
