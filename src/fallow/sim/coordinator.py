@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
-from fallow.core.job import UNNAMED_GRACE_S, JobProgress
+from fallow.core.held_progress import UNNAMED_GRACE_S
+from fallow.core.job import JobProgress
 from fallow.model.ids import Digest, Interval, NodeId
 from fallow.model.job import Blob
 from fallow.model.parts import HeldLease, ResultPage
