@@ -213,11 +213,10 @@ class Report:
             return f"  {what:8}        none"
         refused = sum(1 for noted in chosen if noted.is_refused_for_room)
         late = seconds[min(count - 1, int(count * 0.999))]
-        return (
-            f"  {what:8} {count:8,}  {_share(served, count)} answered within {DEADLINE_S:g} s, "
-            f"{count - served} missed; median {1000 * seconds[count // 2]:.0f} ms, 99.9 % in {late:.1f} s, slowest {seconds[-1]:.1f} s"
-            + (f"; {refused} of them were refused in words while a disk was full" if refused else "")
-        )
+        spread = f"median {1000 * seconds[count // 2]:.0f} ms, 99.9 % in {late:.1f} s, slowest {seconds[-1]:.1f} s"
+        share = f"{_share(served, count)} answered within {DEADLINE_S:g} s, {count - served} missed"
+        words = f"; {refused} of them were refused in words while a disk was full" if refused else ""
+        return f"  {what:8} {count:8,}  {share}; {spread}{words}"
 
     def _table(self) -> list[str]:
         kinds = self.by_kind()
