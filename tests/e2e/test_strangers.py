@@ -47,7 +47,7 @@ def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         (node / "canary.txt").write_text(CANARY)
         lend_always(node)
         with (node / "agent" / "node.toml").open("a") as settings:
-            settings.write(f'\n[sandbox]\nbackend = "{backend}"\n')
+            settings.write(f'\n[sandbox]\nbackend = "{backend}"\ntask_disk = "100 MB"\n')
         if is_plain:
             # (A pool of another account is a stranger's, though it is on this very machine.)
             for path in (node, *node.rglob("*")):
@@ -253,6 +253,45 @@ def test_a_strangers_code_reaches_nothing_of_the_machine(lent: Pool) -> None:
         lent.url.rpartition("@")[2],
     )
     assert said == ["[]"]
+
+
+def test_a_disk_that_is_full_is_the_tasks_own_trouble(lent: Pool) -> None:
+    said = run(
+        lent,
+        """
+        import os
+        import fallow
+
+        app = fallow.App("full")
+
+        @app.function
+        def fill(x):
+            try:
+                for number in range(400):
+                    with open(f"{number}", "wb") as file:
+                        file.write(b"x" * 1_000_000)
+            except OSError as error:
+                return error.strerror, number
+            return "all of it"
+
+        @app.function
+        def honest(x):
+            return x + 1
+
+        if __name__ == "__main__":
+            try:
+                print(fill.remote(1))
+            except Exception as error:
+                print(type(error).__name__, error)
+            print(honest.remote(1))
+        """,
+    )
+    # (Two slots may write 100 MB each. Where nobody bounds the folder, it is watched, and the sandbox ended.)
+    if "No space left" in said[0]:
+        assert 100 < int(said[0].rpartition(" ")[2].strip("')")) <= 200
+    else:
+        assert "of disk that it may use" in said[0]
+    assert said[1] == "2"
 
 
 HOSTILE = """

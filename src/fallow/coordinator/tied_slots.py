@@ -46,7 +46,7 @@ class TiedSlots:
             promised: dict[NodeId, Moves] = {}
             for node_id, slot in self._free_for(by_id[who], whose)[:count]:
                 promised[node_id] = (*promised.get(node_id, ()), (slot, who))
-            nodes.assign(promised, now)
+            nodes.assign(list(promised.items()), now)
         for job_id, count in counts.items():
             plan.shares[job_id] = plan.shares.get(job_id, 0) + count
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fallow.model.errors import SandboxUnavailable
 from fallow.model.tiers import Tier
+from fallow.sandbox.bounded_folder import LEAST_BYTES, BoundedFolder, NoBoundedFolder
 from fallow.sandbox.cgroups import Place
 from fallow.sandbox.egress import egress_layer
 from fallow.sandbox.protocol import Layer, Limits, Mount, Probe, Program, Running
@@ -108,12 +109,7 @@ def probe_layers(sandbox: Starter, place: Place | None, own_kernel: bool = False
         ),
         _layer(answer, "network", "no network, not even the host's loopback", ""),
         _control_groups(bounds, place),
-        Layer(
-            "disk",
-            True,
-            "/tmp and /dev/shm are bounded by size; one file by a limit of the kernel; the folder of results is "
-            "watched, and what exceeds its limit is ended within a fraction of a second",
-        ),
+        _disk(folder.parent),
     )
 
 
@@ -151,6 +147,17 @@ def _run_inside(sandbox: Starter, folder: Path) -> tuple[dict[str, bool], tuple[
 def _layer(answer: dict[str, bool], name: str, words: str, remedy: str) -> Layer:
     works = answer.get(name) is True
     return Layer(name, works, words if works else f"not in force: {words}", "" if works else remedy)
+
+
+def _disk(parent: Path) -> Layer:
+    """Whether the folder of results is bounded or watched: tried."""
+    words = "/tmp and /dev/shm are bounded by size; one file by a limit of the kernel; the folder of results "
+    try:
+        BoundedFolder(parent, LEAST_BYTES).close()
+    except NoBoundedFolder as error:
+        watched = "is watched, and what exceeds its limit is ended within a fraction of a second"
+        return Layer("disk", True, f"{words}{watched} (no file system of its own: {error})")
+    return Layer("disk", True, f"{words}is a file system of its own, which ends where it may")
 
 
 def _control_groups(bounds: tuple[str, ...], place: Place | None) -> Layer:
