@@ -173,6 +173,8 @@ def test_bad_input_is_refused_in_words(large: Large) -> None:
     assert "serve the pool 'large'" in refused(large.coordinator("w4", store=large.postgres.url("other_pool")))
     assert "health cannot be served on" in refused(large.coordinator("w5", "--health", health))
     assert "is not a store that Fallow knows" in refused(large.coordinator("w6", store="mysql://x/y"))
+    elsewhere = large.coordinator("w7", "--blobs", str(large.folder / "elsewhere"))
+    assert "Give it the same --blobs" in refused(elsewhere)
 
 
 def test_a_coordinator_of_another_pool_is_refused(large: Large) -> None:

@@ -47,6 +47,9 @@ class BlobStore(Protocol):
     def prepare(self, pool_id: str) -> None:
         """Check that blobs can be put and got here, for this pool. Raises FallowError in words."""
 
+    def is_at(self, where: str, nonce: str) -> bool:
+        """Whether another coordinator, which says so of its blobs, keeps them in the same place. Before `prepare`."""
+
     def renew(self) -> None:
         """Show that this coordinator is still there. Called now and then."""
 
@@ -122,6 +125,10 @@ class FolderBlobs:
             raise SettingError(
                 f"blobs cannot be kept in {self._path}: {error.strerror or error}. Name a folder that may be written."
             ) from error
+
+    def is_at(self, where: str, nonce: str) -> bool:
+        # By what the other has left there: the folder may be mounted under another name here.
+        return nonce.isalnum() and (self._path / f".fallow-{nonce}").exists()
 
     @property
     def _nonce_file(self) -> Path:

@@ -66,7 +66,7 @@ class JobLogs:
         first = self._next_seq[job_id]
         self._next_seq[job_id] = first + len(lines)
         rows = tuple((first + at, _encoder.encode(replace(line, seq=first + at))) for at, line in enumerate(lines))
-        context.journal.append([AppendLogs(job_id, self._epochs[job_id], rows, KEEP_LINES)])
+        context.journal.append([AppendLogs(job_id, self._epochs[job_id], rows, KEEP_LINES)], may_wait=True)
 
     def read(self, message: GetLogs, reply: str) -> None:
         self._context.loop.create_task(self._read(message, reply))

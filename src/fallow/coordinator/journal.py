@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,6 +23,12 @@ BATCH_OPS = 2000
 BACKLOG_OPS = 50_000
 """Beyond this many waiting operations, new work is refused until the journal has caught up."""
 RETRY_S = 0.5
+GATHER_OPS = 8
+GATHER_S = 0.03
+"""Where commits are dear (an engine that several coordinators share), what nobody waits for is written when there is so
+much of it, or after so long: many coordinators with few changes each would else commit each change by itself."""
+GATHER_FROM_OPS_S = 50.0
+"""Changes a second from which that is worth while."""
 
 Callback = Callable[[], None]
 
@@ -30,11 +37,22 @@ class Journal:
     """The only writer of the store. `on_lost` is called on the loop with jobs that another coordinator owns now."""
 
     def __init__(
-        self, store: Store, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Sequence[JobId]], None]
+        self,
+        store: Store,
+        loop: asyncio.AbstractEventLoop,
+        on_lost: Callable[[Sequence[JobId]], None],
+        *,
+        gathers: bool = False,
     ) -> None:
         self._store = store
         self._loop = loop
         self._on_lost = on_lost
+        self._gathers = gathers
+        self._hurries = False
+        """Somebody waits for something of what waits."""
+        self._recent_ops = 0.0
+        """Changes of about the last second."""
+        self._recent_at = time.monotonic()
         self._waiting: list[tuple[Sequence[Op] | Callable[[], None], Callback | None]] = []
         self._waiting_ops = 0
         self._withdrawals: list[tuple[JobId, Callable[[bool], None]]] = []
@@ -45,17 +63,20 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def append(self, ops: Sequence[Op], then: Callback | None = None) -> None:
-        """Write these, then call `then` on the loop."""
+    def append(self, ops: Sequence[Op], then: Callback | None = None, *, may_wait: bool = False) -> None:
+        """Write these, then call `then` on the loop. `may_wait`: nobody misses it for a moment (GATHER_S)."""
         with self._condition:
             self._waiting.append((ops, then))
             self._waiting_ops += len(ops)
-            self._condition.notify()
+            self._hurries = self._hurries or not may_wait
+            if self._hurries or not self._gathers or self._waiting_ops >= GATHER_OPS or len(self._waiting) == 1:
+                self._condition.notify()
 
     def run(self, action: Callable[[], None], then: Callback | None = None) -> None:
         """Do something with the store after everything that was appended before, then call `then` on the loop."""
         with self._condition:
             self._waiting.append((action, then))
+            self._hurries = True
             self._condition.notify()
 
     def withdraw(self, job_id: JobId, then: Callable[[bool], None]) -> None:
@@ -63,6 +84,7 @@ class Journal:
         loop with whether that was so; otherwise the job is written by now, or will be."""
         with self._condition:
             self._withdrawals.append((job_id, then))
+            self._hurries = True
             self._condition.notify()
 
     @property
@@ -89,6 +111,9 @@ class Journal:
             with self._condition:
                 while not self._waiting and not self._withdrawals and not self._closing:
                     self._condition.wait()
+                if self._gathers:
+                    self._gather()
+                self._hurries = False
                 self._withdraw([])
                 if not self._waiting:
                     if self._closing:
@@ -108,12 +133,25 @@ class Journal:
                     batch.append((what, then))
                     count += len(what)
                 del self._waiting[:taken]
+                # What is left behind did not say for itself whether somebody waits.
+                self._hurries = bool(self._waiting)
             if action is not None:
                 self._act(*action)
             else:
                 self._write(batch)
             with self._condition:
                 self._waiting_ops -= count
+
+    def _gather(self) -> None:
+        """Wait for more of what may wait. Called with the condition's lock."""
+        now = time.monotonic()
+        self._recent_ops *= max(0.0, 1.0 - (now - self._recent_at))
+        self._recent_at = now
+        if self._recent_ops >= GATHER_FROM_OPS_S:
+            self._condition.wait_for(
+                lambda: self._hurries or self._closing or self._waiting_ops >= GATHER_OPS, GATHER_S
+            )
+        self._recent_ops += self._waiting_ops
 
     def _act(self, action: Callable[[], None], then: Callback | None) -> None:
         try:

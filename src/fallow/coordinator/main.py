@@ -151,7 +151,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         raise
     try:
         pool_id = _identify(store, options.identity)
-        await _meet(connection, pool_id)
+        await _meet(connection, pool_id, blobs)
         await loop.run_in_executor(None, blobs.prepare, pool_id)
     except BaseException:
         await connection.close()
@@ -181,7 +181,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     await session.start()
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
-    journal = Journal(store, loop, lost_ownership)
+    journal = Journal(store, loop, lost_ownership, gathers=session.shared)
     reader = ThreadPoolExecutor(1, "reader")
     context = Context(
         connection=connection,
@@ -209,6 +209,7 @@ async def _serve(options: CoordinatorOptions) -> None:
             python=".".join(platform.python_version_tuple()[:2]),
             blob_dir=blobs.folder,
             blob_nonce=blobs.nonce,
+            blobs=blobs.where,
             embedded=options.embedded,
             slots=context.nodes.slot_count() if session.leads else service.peers.pool_slots,
             unix_s=time.time(),
@@ -266,8 +267,8 @@ def _identify(store: Store, remembered: Path | None) -> PoolId:
         raise WrongPool(f"{error} To leave the old pool for good, delete {remembered}.") from error
 
 
-async def _meet(connection: Connection, pool_id: str) -> None:
-    """Whoever serves on these NATS servers must serve this pool. Raises PoolRefused in words."""
+async def _meet(connection: Connection, pool_id: str, blobs: BlobStore) -> None:
+    """Whoever serves on these NATS servers must serve this pool, with the same blobs. Raises PoolRefused in words."""
     try:
         other = await connection.request(subjects.POOL, GetPool(), MEET_S)
     except TimeoutError:
@@ -276,6 +277,12 @@ async def _meet(connection: Connection, pool_id: str) -> None:
         raise PoolRefused(
             f"the NATS servers serve the pool {other.name!r} ({other.pool_id}) already, and the store belongs to the "
             f"pool {pool_id}. Give this coordinator the store of that pool, or NATS servers of its own.",
+            "another_pool",
+        )
+    if isinstance(other, PoolInfo) and other.blobs and not blobs.is_at(other.blobs, other.blob_nonce):
+        raise PoolRefused(
+            f"the other coordinators of this pool keep its blobs in {other.blobs}, and this one is to keep them in "
+            f"{blobs.where}: neither would find the other's. Give it the same --blobs.",
             "another_pool",
         )
 

@@ -370,7 +370,7 @@ class MapJob(OwnedJob):
                 failed=self._taken_failed,
             )
         )
-        self.context.journal.append(ops)
+        self.context.journal.append(ops, may_wait=True)
 
     def forget_pages(self) -> None:
         """The job has ended and its client has everything: only its row stays."""

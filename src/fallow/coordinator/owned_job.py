@@ -325,7 +325,7 @@ class OwnedJob:
         if ended is not None:
             self._release_nodes(ended)
         if ops:
-            self.context.journal.append(ops, partial(self._durable, recorded, ack, ended))
+            self.context.journal.append(ops, partial(self._durable, recorded, ack, ended), may_wait=ended is None)
         else:
             self._durable(recorded, ack, ended)
 

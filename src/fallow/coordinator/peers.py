@@ -26,6 +26,8 @@ from fallow.wire.messages import (
 REPORT_S = 1.0
 S_PER_NODE = 0.00005
 """A report names the nodes that worked: the more they are, the less often it is made."""
+MANY = 100_000
+"""A job that wants so many slots gets what there is, however many more it wants."""
 SILENT_S = 5.0
 """An owner not heard of for so long has no jobs any more as far as plans and listings go."""
 
@@ -35,6 +37,15 @@ class Peer:
     seen: float
     seq: int
     jobs: dict[JobId, JobReport] = field(default_factory=dict)
+
+
+def _wants(peer: Peer) -> dict[JobId, tuple[int, str, tuple[NodeId, ...]]]:
+    """What a plan goes by: the same as before needs no new one."""
+    return {
+        job_id: (min(job.want, MANY), job.info.state, job.refused)
+        for job_id, job in peer.jobs.items()
+        if job.info.state in ("open", "running")
+    }
 
 
 def without_bytes(spec: JobSpec) -> JobSpec:
@@ -81,15 +92,15 @@ class Peers:
                 peer = self._peers.get(message.owner)
                 if peer is not None and message.seq <= peer.seq:
                     return
-                self._peers[message.owner] = Peer(
-                    self._context.now(), message.seq, {job.spec.job_id: job for job in message.jobs}
-                )
+                fresh = Peer(self._context.now(), message.seq, {job.spec.job_id: job for job in message.jobs})
+                self._peers[message.owner] = fresh
                 if message.leaving:
                     del self._peers[message.owner]
                     self.on_lost()
                 self._context.nodes.count_tasks(message.tasks_done)
                 self._context.nodes.count_waste(message.wasted_s)
-                self.on_change()
+                if message.leaving or peer is None or _wants(peer) != _wants(fresh):
+                    self.on_change()
             case PoolState() if message.leader != own:
                 self.pool_slots = message.slots
                 self.pool_strangers = message.strangers

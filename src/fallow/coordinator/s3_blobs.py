@@ -129,6 +129,9 @@ class S3Blobs:
             obstore.put(self._store, POOL_ID, pool_id.encode())
             return bytes(obstore.get(self._store, POOL_ID).bytes()).decode()
 
+    def is_at(self, where: str, nonce: str) -> bool:
+        return where == self.where
+
     def renew(self) -> None:
         """There is nothing of one coordinator in the bucket."""
 

@@ -208,6 +208,7 @@ class PoolInfo(Msg, frozen=True):
     unix_s: float = 0.0
     strangers: bool = False
     """Some of its nodes are lent by strangers: they run nothing without a sandbox."""
+    blobs: str = ""
 
 
 class Submitted(Msg, frozen=True):

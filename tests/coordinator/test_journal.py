@@ -1,0 +1,66 @@
+"""Group commit: what nobody waits for is gathered, and goes with whatever somebody does wait for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fallow.coordinator.journal import GATHER_OPS, Journal
+from fallow.store.open import open_store
+from fallow.store.protocol import CreateJob, Op, PutInputPage, Store
+from tests.store.conformance import give, job_id, spec
+
+
+class Counted:
+    """A real store, and the sizes of the commits that it got."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.sizes: list[int] = []
+
+    def commit(self, ops: Sequence[Op]) -> None:
+        self.sizes.append(len(ops))
+        self.store.commit(ops)
+
+
+async def test_what_may_wait_is_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fallow.coordinator.journal.GATHER_S", 1000.0)
+    loop = asyncio.get_running_loop()
+    store = open_store(f"sqlite:///{tmp_path}/store.sqlite")
+    counted, job = Counted(store), job_id()
+    store.commit([CreateJob(spec(job), "me", 1.0)])
+    journal = Journal(counted, loop, lambda lost: None, gathers=True)  # type: ignore[arg-type]
+    start = 0
+
+    def pages(count: int) -> list[PutInputPage]:
+        nonlocal start
+        start += count
+        return [give(job, at, at + 1) for at in range(start - count, start)]
+
+    async def written(ops: Sequence[Op], may_wait: bool) -> None:
+        done = asyncio.Event()
+        journal.append(ops, done.set, may_wait=may_wait)
+        async with asyncio.timeout(60):
+            await done.wait()
+
+    try:
+        await written(pages(1), may_wait=True)  # few changes: at once
+        monkeypatch.setattr("fallow.coordinator.journal.GATHER_FROM_OPS_S", 0.0)  # these count as many
+        counted.sizes.clear()
+        for _ in range(3):
+            journal.append(pages(1), may_wait=True)
+        await written(pages(1), may_wait=False)
+        assert counted.sizes == [4], "they go with what somebody waits for"
+        for _ in range(GATHER_OPS - 1):
+            journal.append(pages(1), may_wait=True)
+        await written(pages(1), may_wait=True)
+        assert counted.sizes == [4, GATHER_OPS], "or when there are enough"
+        journal.append(pages(1), may_wait=True)
+    finally:
+        journal.close()
+    assert sum(counted.sizes) == 4 + GATHER_OPS + 1, "or at the end"
+    assert len(store.input_pages(job)) == start
+    store.close()
