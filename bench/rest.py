@@ -8,7 +8,8 @@ away after ten seconds instead of 180, and the load of other programs on this ma
 a look rarer or cheaper.
 
 CPU is of one core; wakes are voluntary context switches of all threads; MB is the proportional set size, and RSS counts
-shared pages in full.
+shared pages in full. Below each state of the lent machine stands, from the same minute, a loop that only sleeps as
+often as the agent woke: that much of the agent's share is the machine's own, and no program's.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ DEADLINE_S = 60.0
 SETTLE_S = 15.0
 """Imports, the first measurement of the machine and other things of a start are over by then."""
 SOONER = ("owner.idle=10 s", "owner.settle=1 s", "owner.busy_cpu=100 %", "owner.resume_cpu=100 %")
+_SLEEPER = "import sys, time\nwhile True: time.sleep(float(sys.argv[1]))"
+BASE = "(only sleeping as often)"
 LIMITS = {"cpu_share": 0.005, "memory_mb": 60.0}
 
 
@@ -104,6 +107,23 @@ def _measure(root: psutil.Process, is_pool: bool, seconds: float) -> dict[str, d
     return {role: {name: round(value, 5) for name, value in row.items()} for role, row in found.items()}
 
 
+def _only_sleeping(row: dict[str, float], seconds: float) -> dict[str, float]:
+    """A loop that does nothing but wake as often as an agent that was just measured: what a wake-up costs on this
+    machine at this hour, whoever wakes."""
+    command = [sys.executable, "-I", "-S", "-c", _SLEEPER, str(1.0 / max(0.1, row["wakes_per_s"]))]
+    with subprocess.Popen(command) as sleeper:
+        try:
+            time.sleep(1.0)
+            return _measure(psutil.Process(sleeper.pid), False, seconds)["agent"]
+        finally:
+            sleeper.kill()
+
+
+def _with_base(agent: psutil.Process, seconds: float) -> dict[str, dict[str, float]]:
+    found = _measure(agent, False, seconds)
+    return {**found, BASE: _only_sleeping(found["agent"], seconds)}
+
+
 def _status(home: Path) -> dict[str, Any]:
     asked = subprocess.run(_fallow(home, "node", "status", "--json"), capture_output=True, text=True)
     with contextlib.suppress(ValueError, KeyError, IndexError):
@@ -142,11 +162,11 @@ def _of_lent(folder: Path, seconds: float) -> dict[str, Any]:
         time.sleep(SETTLE_S)
         agent = psutil.Process(join.pid)
         owners = _status(home)
-        found = {"lent, its owner is there": _measure(agent, False, seconds)}
+        found = {"lent, its owner is there": _with_base(agent, seconds)}
         subprocess.run(_fallow(home, "node", "limits", *SOONER), check=True, capture_output=True)
         _until("the owner to be away", lambda: _status(home).get("state") == "idle")
         time.sleep(SETTLE_S)
-        found["lent, it may work"] = _measure(agent, False, seconds)
+        found["lent, it may work"] = _with_base(agent, seconds)
         free = _status(home)
         for status, wanted in ((owners, "paused"), (free, "idle")):
             if status.get("state") != wanted:
@@ -170,12 +190,12 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.only != "up":
             result |= _of_lent(Path(name), chosen.seconds)
     print(f"Other programs use {foreign:.0%} of this machine.")
-    print(f"{'':26}{'process':20}{'CPU of a core':>14}{'wakes/s':>9}{'MB':>7}{'RSS':>7}")
+    print(f"{'':26}{'process':26}{'CPU of a core':>14}{'wakes/s':>9}{'MB':>7}{'RSS':>7}")
     for state, rows in result.items():
         for role, row in rows.items():
             words = role if row["processes"] == 1 else f"{row['processes']:.0f} x {role}"
             cpu, wakes, memory = row["cpu_share"], row["wakes_per_s"], row["memory_mb"]
-            print(f"{state:26}{words:20}{cpu:>14.2%}{wakes:>9.1f}{memory:>7.1f}{row['rss_mb']:>7.1f}")
+            print(f"{state:26}{words:26}{cpu:>14.2%}{wakes:>9.1f}{memory:>7.1f}{row['rss_mb']:>7.1f}")
     if chosen.json:
         chosen.json.write_text(json.dumps({"foreign_cpu_share": foreign, **result}, indent=2))
     agents = [rows["agent"] for state, rows in result.items() if state.startswith("lent")]

@@ -107,3 +107,21 @@ def test_connect_remembers_nothing_that_does_not_answer(tmp_path: Path) -> None:
 
 def test_version(tmp_path: Path) -> None:
     assert fallow(tmp_path, "--version").stdout.startswith("fallow 0.")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a path of POSIX")
+@pytest.mark.parametrize("command", [["up"], ["join", "--from", "ADDRESS"], ["connect", "ADDRESS"]])
+def test_a_home_that_cannot_be_had_is_spoken_of(tmp_path: Path, command: list[str]) -> None:
+    address = tmp_path / "pool-address"
+    address.write_text("secret@127.0.0.1:1")
+    address.chmod(0o644)
+    words = [str(address) if word == "ADDRESS" and command[0] == "join" else word for word in command]
+    words = ["secret@127.0.0.1:1" if word == "ADDRESS" else word for word in words]
+    done = fallow(Path("/dev/null/home"), *words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    if command[0] != "connect":  # which asks the pool first
+        assert "/dev/null/home cannot be used: Not a directory." in done.stderr
+        assert "--home or FALLOW_HOME" in done.stderr
+    if command[0] == "join":
+        assert f"others can read the pool's token in {address}: chmod 600" in done.stderr

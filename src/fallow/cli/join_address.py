@@ -3,6 +3,8 @@ users of a machine can read command lines."""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -27,7 +29,10 @@ def address_from(given: str, file: str) -> str:
     else:
         try:
             with Path(file).expanduser().open() as opened:
+                about = os.fstat(opened.fileno())
                 text = opened.read(LENGTH_LIMIT)
+            if stat.S_ISREG(about.st_mode) and about.st_mode & 0o044 and os.name == "posix":
+                print(f"fallow: others can read the pool's token in {file}: chmod 600 {file}", file=sys.stderr)
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(
                 f"the address cannot be read from {file}: {getattr(error, 'strerror', error)}."

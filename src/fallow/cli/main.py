@@ -421,6 +421,21 @@ def main(arguments: list[str] | None = None) -> None:
         # Whoever read our output has gone (`fallow jobs | head`). Nothing is left to say to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_say(_file_words(error)))
+
+
+def _file_words(error: OSError) -> str:
+    """A folder that may not be written, a disk that is full: nothing that a traceback would help with."""
+    from fallow.wire.address import home_dir
+
+    path, home = os.fsdecode(error.filename), str(home_dir())
+    words = f"{path} cannot be used: {error.strerror or error}."
+    if f"{home}/".startswith(f"{path}/") or f"{path}/".startswith(f"{home}/"):
+        words += " Fallow keeps its things there; name another folder with --home or FALLOW_HOME."
+    return words
 
 
 def _say(words: str) -> int:

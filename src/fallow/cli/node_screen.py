@@ -14,12 +14,19 @@ from textual_plotext import PlotextPlot
 
 from fallow.agent.control import Drain, Pause, Question, Resume, Status
 from fallow.cli.node_client import ask_agents
-from fallow.cli.node_history import CPU, GPU, MEMORY, History
+from fallow.cli.node_history import CPU, GPU, MEMORY, TASKS, History
 from fallow.cli.node_show import status_lines
 from fallow.cli.show import duration_words
 from fallow.model.errors import FallowError
 
 PERCENT = (CPU, MEMORY, GPU)
+PLOT_ROWS = 10
+"""Of the terminal, for a plot in which something can be seen."""
+SPARE_ROWS = 3
+"""Head of the list of jobs, a message, keys."""
+LESS = ("runs", "today", "total", "an hour", "watch", "sandbox", "limits", "settings")
+"""What is told as it stands where there is no room: the list of jobs or `fallow node status` has it."""
+FIRST = (GPU, CPU, TASKS)
 COLOURS = ("cyan", "green", "orange", "red", "magenta", "blue", "white")
 
 
@@ -28,7 +35,7 @@ class NodeScreen(App[None]):
 
     CSS = """
     #state { height: auto; padding: 0 1; }
-    #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; min-height: 10; }
+    #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; min-height: 8; }
     #plots PlotextPlot { height: 1fr; min-height: 8; }
     #jobs { height: auto; max-height: 8; }
     #said { height: 1; padding: 0 1; color: $warning; }
@@ -62,6 +69,9 @@ class NodeScreen(App[None]):
         self.set_interval(self._interval_s, self.look)
         await self._draw()
 
+    async def on_resize(self) -> None:
+        await self._draw()
+
     async def look(self) -> None:
         """Ask and draw. A slow answer is not asked for twice."""
         if not self._asking:
@@ -85,8 +95,14 @@ class NodeScreen(App[None]):
             self._asking = False
 
     async def _draw(self) -> None:
-        lines = status_lines(self._body, time.time(), self._agent, False)
-        self.query_one("#state", Static).update("\n".join(line for line in lines if not line.startswith("  runs ")))
+        lines = [line for line in status_lines(self._body, time.time(), self._agent, False) if _key(line) != "runs"]
+        names = list(self._history.series)
+        taken = SPARE_ROWS + min(7, len(self._body["jobs"]))
+        if self._rows_left(lines, taken) < PLOT_ROWS * -(-len(names) // 2):
+            lines = [line for line in lines if _key(line) not in LESS]
+        rows = max(1, self._rows_left(lines, taken) // PLOT_ROWS)
+        shown = sorted(names, key=lambda name: (name not in FIRST, names.index(name)))[: 2 * rows]
+        self.query_one("#state", Static).update("\n".join(lines))
         jobs = self.query_one("#jobs", DataTable)
         jobs.clear()
         for job in self._body["jobs"]:
@@ -100,10 +116,21 @@ class NodeScreen(App[None]):
             plot = found.first(PlotextPlot) if found else PlotextPlot(id=widget_id)
             if not found:
                 await grid.mount(plot)
+            plot.display = name in shown
             # The last of an odd number has the row for itself.
-            alone = number % 2 == 0 and number == len(self._history.series) - 1
+            alone = len(shown) % 2 == 1 and name == [known for known in names if known in shown][-1]
             plot.styles.column_span = 2 if alone else 1
             _plot(plot, name, list(values), COLOURS[number % len(COLOURS)], self._interval_s)
+
+    def _rows_left(self, lines: list[str], taken: int) -> int:
+        """Long lines take several."""
+        width = max(1, self.size.width - 2)
+        return self.size.height - taken - sum(max(1, -(-len(line) // width)) for line in lines)
+
+
+def _key(line: str) -> str:
+    """Of a line of the status."""
+    return line[2:12].strip() if line.startswith("  ") else ""
 
 
 def _plot(widget: PlotextPlot, name: str, values: list[float], colour: str, interval_s: float) -> None:

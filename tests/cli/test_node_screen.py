@@ -1,0 +1,35 @@
+"""`fallow node top` in terminals of several sizes: why it does not work and what it does are seen in each."""
+
+from __future__ import annotations
+
+import pytest
+from textual_plotext import PlotextPlot
+
+from fallow.agent.control import Status
+from fallow.cli.node_client import ask_agents
+from fallow.cli.node_screen import PLOT_ROWS, NodeScreen
+from tests.pool import Pool, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("size", "plots"), [((80, 24), 2), ((200, 60), 4)])
+async def test_state_and_plots_have_room(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], plots: int
+) -> None:
+    monkeypatch.setenv("FALLOW_HOME", str(pool.home))
+    wait_for("the node", lambda: pool.cli("node", "status").returncode == 0)
+    screen = NodeScreen(3600.0, 1, ask_agents(Status(), 1)[0].body)
+    async with screen.run_test(size=size) as pilot:
+        await screen.look()  # rates need two looks
+        await pilot.pause()
+        shown = [plot for plot in screen.query(PlotextPlot) if plot.display]
+        assert len(shown) == plots
+        assert all(plot.region.height >= PLOT_ROWS for plot in shown)
+        assert all(plot.region.bottom <= size[1] for plot in shown)
+        state = screen.query_one("#state")
+        assert state.region.y == 0
+        assert "state     ready" in str(state.render())
+        jobs = screen.query_one("#jobs")
+        assert jobs.region.height >= 1
+        assert jobs.region.bottom <= size[1] - 1
