@@ -26,7 +26,6 @@ from fallow.wire.messages import (
     CallsUnknown,
     CancelCalls,
     HandIn,
-    HandInAck,
     Held,
     SyncCalls,
 )
@@ -34,9 +33,6 @@ from fallow.wire.messages import (
 INPUT_PAGES_LIMIT = 20_000
 """Pages of calls waiting at once; the client's window is far below."""
 PUSH_BYTES = 1 << 20
-ACK_AFTER_S = 0.02
-"""Nothing waits for the acknowledgement of an answer: those of so long go to an agent in one message."""
-ACKS_LIMIT = 512
 
 
 class CallsJob(OwnedJob):
@@ -45,7 +41,6 @@ class CallsJob(OwnedJob):
     def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
         super().__init__(context, spec, epoch, adopt=False)
         self._by_index: dict[int, InputPage] = {}
-        self._acks: dict[NodeId, list[tuple[Token, int]]] = {}
         self._is_told = False
         """The agent has sent what it hands in to the client itself."""
         self._heard_of = 0
@@ -218,24 +213,10 @@ class CallsJob(OwnedJob):
         entries = [entry for entry in recorded if entry.fault is not None] if self._is_told else recorded
         if entries:
             self._push(entries)
-        super().tell_recorded(recorded, None)
-        if ack is None:
-            return
-        if not self._acks:
-            self.context.loop.call_later(ACK_AFTER_S, self._acknowledge)
-        node_id, token, seq = ack
-        acks = self._acks.setdefault(node_id, [])
-        acks.append((token, seq))
-        if len(acks) >= ACKS_LIMIT:
-            self._acknowledge()
-
-    def _acknowledge(self) -> None:
-        acks, self._acks = self._acks, {}
-        for node_id, pairs in acks.items():
-            self._send_node(node_id, HandInAck(self.job_id, self.epoch, tuple(pairs)))
+        super().tell_recorded(recorded, ack)
 
     def tell_ended(self, ended: Ended) -> None:
-        self._acknowledge()
+        self.acks.flush()
         self._tell_end()
 
     def grant_pages(self, start: int, stop: int) -> list[InputPage]:

@@ -13,6 +13,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
@@ -90,6 +91,7 @@ class OwnedJob:
         """How often nodes beat, by their own word."""
         self.closed = False
         self.states = SavedStates(context.blobs)
+        self.acks = Acknowledgements(context.loop, self.job_id, epoch, self._send_node)
         if spec.function.data is None:
             context.blobs.add(spec.function.digest)
 
@@ -248,6 +250,7 @@ class OwnedJob:
 
     def close(self) -> None:
         """This coordinator has no more to do with the job: nothing of it is told or journalled any more."""
+        self.acks.flush()
         self.closed = True
         self.states.release()
         if self.spec.function.data is None:
@@ -366,8 +369,7 @@ class OwnedJob:
             done = self.context.tasks_done_here
             done[NodeId(entry.node)] = done.get(NodeId(entry.node), 0) + entry.stop - entry.start
         if ack is not None:
-            node_id, token, seq = ack
-            self._send_node(node_id, HandInAck(self.job_id, self.epoch, ((token, seq),)))
+            self.acks.add(*ack)
 
     def tell_ended(self, ended: Ended) -> None:
         """For subclasses."""

@@ -56,13 +56,16 @@ class Block:
         state = iterator.__reduce__()
         return self._start + int(state[2]) - 1 if len(state) > 2 else self._start + len(self._items) - 1
 
-    def look(self) -> None:
-        """Helper thread, now and then: a block that lasts from one look to the next ends with the task in progress."""
+    def look(self) -> bool:
+        """Helper thread, now and then: a block that lasts from one look to the next ends with the task in progress.
+        Says whether there is a block."""
         with self._lock:
-            if self._iterator is None or self._start != self._seen:
+            iterator = self._iterator
+            if iterator is None or self._start != self._seen:
                 self._seen = self._start
-                return
-            self._narrow(self._iterator)
+            else:
+                self._narrow(iterator)
+            return iterator is not None
 
     def _narrow(self, iterator: Iterator[Any]) -> None:
         state = iterator.__reduce__()

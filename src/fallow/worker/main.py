@@ -26,11 +26,13 @@ from fallow.worker.pages import PageWriter
 from fallow.worker.runner import Runner
 
 HELPER_TICK_S = 0.1
+HELPER_REST_S = 0.2
+"""While one longer task after the other runs: each look takes the interpreter from the task."""
 HELPER_IDLE_TICKS = 10
 
 
 class Helper:
-    """A thread that looks every 0.1 s, while the worker works, whether results wait for a long task to end.
+    """A thread that looks every 0.1 or 0.2 s, while the worker works, whether results wait for a long task to end.
     It sleeps for good while there is nothing to do: a worker at rest costs nothing."""
 
     def __init__(self, output: Output, words: memoryview, block: Block) -> None:
@@ -52,6 +54,7 @@ class Helper:
 
     def _loop(self) -> None:
         idle = 0
+        tick_s = HELPER_TICK_S
         while True:
             if idle >= HELPER_IDLE_TICKS and self._output.idle():
                 self._parked = True
@@ -60,16 +63,18 @@ class Helper:
                 self._parked = False
                 self._wake.clear()
                 idle = 0
-            time.sleep(HELPER_TICK_S)
+            time.sleep(tick_s)
             outbox = self.outbox
             if outbox is not None and self._words[NOTICE]:
                 outbox.hand_in_now()
                 state.notice()
+            tick_s = HELPER_TICK_S
             if outbox is None:
                 idle += 1
             else:
                 idle = 0
-                self._block.look()
+                if not self._block.look():
+                    tick_s = HELPER_REST_S
                 outbox.help()
 
 
