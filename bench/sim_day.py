@@ -1,7 +1,7 @@
 """How far the simulator reaches: `python -m bench.sim_day [--only day|large|scaling] [--json]`.
 
-day: a day of 10,000 nodes that come and go (target: under 2 minutes). large: 100,000 nodes for half an hour, to the end
-of every job. scaling: CPU time per event at 1,000, 3,000 and 10,000 nodes, which must not grow with them.
+day: a day of 10,000 nodes that come and go (target: under 2 minutes). large: 100,000 nodes for half an hour, and on to
+the end of every job. scaling: CPU time per event at 1,000, 3,000 and 10,000 nodes, which must not grow with them.
 Each run is a process of its own, so that memory is its own.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 RUNS = {
     "day": [("a day of 10,000 nodes", ["--nodes", "10000", "--hours", "24", "--jobs", "60"])],
-    "large": [("half an hour of 100,000 nodes", ["--nodes", "100000", "--hours", "0.5", "--jobs", "20"])],
+    "large": [("half an hour of 100,000 nodes", ["--nodes", "100000", "--hours", "0.5", "--jobs", "5"])],
     "scaling": [
         (f"{count:,} nodes for two hours", ["--nodes", str(count), "--hours", "2", "--jobs", "10"])
         for count in (1_000, 3_000, 10_000)

@@ -14,6 +14,7 @@ from fallow.sim.__main__ import main
 from fallow.sim.availability import load_availability
 from fallow.sim.options import Options
 from fallow.sim.truth import Broken, JobRow, Truth
+from fallow.sim.world import World
 
 
 def row(total: int = 10) -> JobRow:
@@ -55,6 +56,36 @@ def test_the_auditor_refuses_a_fenced_owner_and_an_early_end() -> None:
     assert truth.fenced == 1
     with pytest.raises(Broken, match="ended with 10 of 10 tasks missing"):
         truth.commit(job, job.epoch, [], [], True, 0.0)
+
+
+def test_a_step_that_leaves_a_task_in_two_places_is_seen_at_once() -> None:
+    world = World(Options(nodes=2, jobs=1, hours=1.0, fault_rate=0.0))
+    [job] = world.rows
+    job.arrived_at = 0.0
+    world.take_over(job)
+    owned = world.owner_of(job)
+    assert owned is not None
+    owned.progress.pull(world.nodes[0].slots[0].key, 1, True, (), 0.0)
+    effects = owned.progress.dispatch(0.0)
+    owned.progress.todo.add(0, 1)
+    with pytest.raises(Broken, match=r"\[0, 1\) was leased, and is not just in that lease"):
+        owned._perform(effects, None)
+
+
+def test_an_owner_hears_of_what_has_begun_when_it_looks() -> None:
+    """No event is drawn for a beat; the last one before a node is cut off is known all the same."""
+    world = World(Options(nodes=1, jobs=1, hours=1.0, fault_rate=0.0, loss=0.0, duplicate=0.0, load=9.0))
+    [job], [node] = world.rows, world.nodes
+    world.clock.after(0.0, world.agents.come, node)
+    world.clock.after(0.0, world._arrive, job)
+    world.clock.run(60.0)
+    owned = world.owner_of(job)
+    assert owned is not None
+    assert next(lease.index for lease in owned.progress.leases.values()) == -1
+    world.faults._cut_zones({node.zone}, 60.0)
+    running = node.slots[0].running
+    assert running is not None
+    assert owned.progress.leases[running.token].index == running.start
 
 
 def test_the_command_prints_a_summary(capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,8 @@ class Books:
                 held = job.held[kind] = {}
             held[number] = held.get(number, 0) | 1 << slot
             job.count += 1
+            if job.gpus:
+                node.take_gpus(job, slot)
         node.heads = tuple(row)
         node.free = free
         node.free_count = count = free.bit_count()
@@ -311,20 +313,25 @@ class Books:
         if held is None:
             held = job.held[kind] = {}
         buckets = kind.buckets
-        count = 0
+        count = begun = taken = 0
+        seen: tuple[object, ...] | None = None
+        seen_starts: Sequence[int] = ()
+        after: tuple[PlannedJob | None, ...] = ()
         for node, starts in groups:
             free = node.free_count
             del buckets[node.gpus_free][free][node]
-            heads = list(node.heads)
-            bits = node.free
-            begun = held.get(node.number, 0)
-            for slot in starts:
-                heads[slot] = job
-                bits &= ~(mask << slot)
-                begun |= 1 << slot
-            held[node.number] = begun
-            node.heads = tuple(heads)
-            node.free = bits
+            if node.heads is not seen or starts != seen_starts:
+                seen, seen_starts = node.heads, starts
+                heads = list(node.heads)
+                begun = taken = 0
+                for slot in starts:
+                    heads[slot] = job
+                    begun |= 1 << slot
+                    taken |= mask << slot
+                after = tuple(heads)
+            held[node.number] = held.get(node.number, 0) | begun
+            node.heads = after
+            node.free &= ~taken
             number = len(starts)
             count += number
             if gpus:

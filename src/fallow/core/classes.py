@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -229,14 +229,15 @@ class NodeClass:
         return best
 
 
-def slots_of(mask: int) -> list[int]:
+@lru_cache(maxsize=4096)
+def slots_of(mask: int) -> tuple[int, ...]:
     """The bits that are set, from the lowest."""
     found = []
     while mask:
         low = mask & -mask
         found.append(low.bit_length() - 1)
         mask ^= low
-    return found
+    return tuple(found)
 
 
 @cache
@@ -287,15 +288,21 @@ def plain_heads(view: NodeView, jobs: dict[JobId, PlannedJob]) -> list[tuple[int
     """`heads_of` where all can stay as it is and there is nothing to look into; None: see there."""
     found: list[tuple[int, PlannedJob]] = []
     end = 0
-    slots = view.spec.slots
+    spec = view.spec
+    slots = spec.slots
     assigned = view.assigned
+    has_gpus = False
     for slot in sorted(assigned) if len(assigned) > 1 else assigned:
         job_id = assigned[slot]
         if job_id is None:
             continue
         job = jobs.get(job_id)
-        if job is None or not job.is_plain or job.gpus or slot < end:
+        if job is None or not job.is_plain or slot < end:
             return None
+        if job.gpus:
+            if has_gpus or not room(spec.devices, job.gpu, spec.shares_gpus):
+                return None
+            has_gpus = True
         end = slot + job.cpu
         if end > slots:
             return None

@@ -29,7 +29,8 @@ LATER_BEAT_S = UNNAMED_GRACE_S + 1.0
 BUFFER_LIMIT = 100_000
 """Messages that wait for a coordinator that is stopped."""
 CHECK_EVERY = 256
-"""Changes of a job between two checks of its whole state, at least; and four times as many as it has leases."""
+"""Changes of a job between two checks of its whole state, at least; and four times as many as it has leases. Each step
+looks at what it moved."""
 PAGE = Blob(Digest("00"), 1, b"x")
 
 
@@ -212,6 +213,7 @@ class Owned:
         ended = False
         for effect in effects:
             if type(effect) is Grant:  # these two are most
+                self._check_granted(effect)
                 self._grant(effect)
                 continue
             if type(effect) is Record:
@@ -232,6 +234,9 @@ class Owned:
                 case Wake():
                     self._wake(effect.at)
         if results or faults or ended:
+            for start, stop in results:
+                if not self.progress.done.covers(start, stop) or self.progress.todo.intersects(start, stop):
+                    raise Broken(f"[{start}, {stop}) was handed in, and is not just done: {self.progress.story()}")
             now = world.clock.now
             if self.coordinator.serves_until(world.faults.strikes_at) > now + COMMIT_S:
                 self._commit(results, faults, ended, item)  # nothing can come between
@@ -239,6 +244,12 @@ class Owned:
                 world.clock.after(COMMIT_S, self._commit, results, faults, ended, item)
         elif item is not None:
             self._acknowledge(item)
+
+    def _check_granted(self, grant: Grant) -> None:
+        progress, start, stop = self.progress, grant.start, grant.stop
+        lease = progress.leases.get(grant.token)
+        if lease is None or progress.todo.intersects(start, stop) or progress.done.intersects(start, stop):
+            raise Broken(f"[{start}, {stop}) was leased, and is not just in that lease: {progress.story()}")
 
     def _grant(self, grant: Grant) -> None:
         world = self._world

@@ -60,21 +60,23 @@ class Leader:
         self.planner = Planner()
         self._wanted.clear()
         self._update_demands()
-        for node in self._world.nodes:
-            if node.is_known:
-                self.node_known(node)
+        self.planner.put_nodes([self._view(node) for node in self._world.nodes if node.is_known])
         self._plan(epoch)
 
     # ------------------------------------------------------------ nodes
 
     def node_known(self, node: Node) -> None:
+        self.planner.put_node(self._view(node))
+        self.kick()
+
+    def _view(self, node: Node) -> NodeView:
+        """What the node reports that its slots have; so much is wanted of it now."""
         assigned: dict[int, JobId | None] = {}
         for number, slot in enumerate(node.slots):
             self._wanted[slot.key] = slot.job
             if slot.job is not None:
                 assigned[number] = slot.job.job_id
-        self.planner.put_node(NodeView(node.spec, assigned))
-        self.kick()
+        return NodeView(node.spec, assigned)
 
     def node_gone(self, node: Node) -> None:
         self.planner.remove_node(node.node_id)
