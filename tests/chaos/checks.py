@@ -9,6 +9,7 @@ from typing import Any
 
 from fallow.coordinator.blob_store import open_blob_store
 from fallow.store.open import open_store
+from fallow.store.protocol import Store
 from tests.chaos.parts import Large
 from tests.chaos.report import Noted, Report
 
@@ -43,16 +44,20 @@ def check(large: Large, report: Report) -> None:
         for noted in report.noted
         if noted.wrong and _counts(noted.what) and not _is_refused_for_room(noted, report)
     ]
-    detached = {noted.job for noted in report.noted if noted.job}
+    detached = sorted({noted.job for noted in report.noted if noted.job})
     _until_empty(report, "jobs that have not ended", lambda: _active(large))
-    for table in JOB_TABLES:
-        _until_empty(
-            report, f"{table} of attached jobs that have ended", lambda table=table: _rows(large, table, detached)
-        )  # type: ignore[misc]
+    store = open_store(_url(large))
+    store.open()
+    try:
+        for table in JOB_TABLES:
+            what = f"{table} of attached jobs that have ended"
+            _until_empty(report, what, lambda table=table: _rows(large, table, store))  # type: ignore[misc]
+    finally:
+        store.close()
     for table in ("input_pages", "result_pages"):
         if twice := _query(large, _TWICE.format(table=table)):
             report.wrong.append(f"{len(twice)} {table} overlap others of their job: {twice[:5]}")
-    if missing := _query(large, _MISSING, sorted(detached)):
+    if missing := _query(large, _MISSING, detached):
         report.wrong.append(f"results of jobs that succeeded are not all there, or twice: {missing[:5]}")
     for name, before in report.memory_before.items():
         grown = report.memory_after.get(name, 0) - before
@@ -63,8 +68,7 @@ def check(large: Large, report: Report) -> None:
 def check_blobs(large: Large, report: Report) -> None:
     """Once nothing of the pool runs but its store: every blob that a job names is there, and a collection finds every
     other one."""
-    assert large.postgres is not None
-    store = open_store(large.postgres.url())
+    store = open_store(_url(large))
     store.open()
     try:
         named, there = store.live_digests(), large.blob_names()
@@ -120,11 +124,17 @@ def _active(large: Large) -> list[str]:
 def _query(large: Large, text: str, *values: Any) -> list[tuple[Any, ...]]:
     import psycopg
 
-    assert large.postgres is not None
-    with psycopg.connect(large.postgres.url(), connect_timeout=10, options="-c statement_timeout=20s") as connection:
+    with psycopg.connect(_url(large), connect_timeout=10, options="-c statement_timeout=20s") as connection:
         return connection.execute(text.encode(), values or None).fetchall()
 
 
-def _rows(large: Large, table: str, detached: set[str]) -> list[str]:
+def _rows(large: Large, table: str, store: Store) -> list[str]:
+    """Of jobs that nobody will ask for any more."""
     found = _query(large, _OF_ENDED.format(table=table))
-    return [f"{job} ({count})" for job, count in found if job not in detached]
+    stored = {job: store.get_job(job) for job, _ in found}
+    return [f"{job} ({count})" for job, count in found if (known := stored[job]) and not known.spec.detached]
+
+
+def _url(large: Large) -> str:
+    assert large.postgres is not None
+    return large.postgres.url()

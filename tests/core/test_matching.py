@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fallow.core.demand import served_in_turn
+from fallow.core.demand import MAP_WAITS_S, served_in_turn
 from fallow.core.matching import JobDemand, NodeView, plan, too_large
 from fallow.model.ids import ClientId, Digest, JobId, NodeId
 from fallow.model.job import Blob, EnvSpec, GpuSpec, JobKind, JobSpec, Resources
@@ -54,14 +54,19 @@ def test_more_jobs_than_slots_take_turns() -> None:
     assert plan([job("a", served=5.0), job("b", served=1.0, order=1)], [view]).changes == {("n", 0): "b"}
 
 
-def test_a_call_that_waits_comes_before_new_jobs_and_its_job_takes_turns_like_others() -> None:
+def test_a_call_that_waits_comes_before_new_jobs_and_so_does_what_has_waited_for_long() -> None:
     view = NodeView(node("n", 1), {0: JobId("a")})
-    for kind, waits, winner in (
-        (JobKind.CALLS, True, "c"), (JobKind.CALLS, False, "b"), (JobKind.MAP, True, "b"),
-    ):  # fmt: skip
-        jobs = [job("a", served=5.0), job("b", order=1), job("c", served=served_in_turn(kind, waits, 9.0), order=2)]
-        assert plan(jobs, [view]).changes == {("n", 0): winner}
-    assert served_in_turn(JobKind.CALLS, True, 1.0) < served_in_turn(JobKind.CALLS, True, 2.0)
+
+    def winner(kind: JobKind, waits_s: float) -> JobId | None:
+        turn = served_in_turn(kind, waits_s, 9.0)
+        jobs = [job("a", served=5.0), job("b", order=1), job("c", served=turn, order=2)]
+        return plan(jobs, [view]).changes["n", 0]  # type: ignore[index]
+
+    assert winner(JobKind.CALLS, 0.0) == "c"
+    assert winner(JobKind.CALLS, -1.0) == "b", "it does not wait"
+    assert winner(JobKind.MAP, MAP_WAITS_S / 2) == "b"
+    assert winner(JobKind.MAP, MAP_WAITS_S) == "c"
+    assert served_in_turn(JobKind.CALLS, 0.0, 1.0) < served_in_turn(JobKind.MAP, MAP_WAITS_S, 2.0), "these take turns"
 
 
 def test_a_draining_node_gets_nothing_new() -> None:

@@ -11,7 +11,14 @@ import pytest
 
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
-from fallow.wire.connection import PINGS_UNANSWERED, Connection, connect
+from fallow.wire.connection import (
+    PING_CLUSTER_S,
+    PING_EVERY_S,
+    PING_OFTEN_S,
+    PINGS_UNANSWERED,
+    Connection,
+    connect,
+)
 from fallow.wire.direct_client import WRITE_NOW_EVERY_S, DirectClient
 from fallow.wire.messages import Done, GetPool, LogLine, NodeLog
 from tests.coordinator.conftest import connection as connection
@@ -257,6 +264,18 @@ async def test_a_server_that_is_stopped_is_left_for_another_and_not_tried_first(
         for each in connections:
             await each.close()
         other.stop()
+
+
+async def test_where_there_is_another_server_those_who_are_waited_for_ask_more_often(nats: NatsProcess) -> None:
+    several = PoolAddress((*nats.address.servers, *nats.address.servers), "s3cret")
+    for address, every_s, expected_s in (
+        (nats.address, PING_OFTEN_S, PING_OFTEN_S),
+        (several, PING_OFTEN_S, PING_CLUSTER_S),
+        (several, PING_EVERY_S, PING_EVERY_S),
+    ):
+        connection = await connect(address, "test", ping_every_s=every_s)
+        assert connection.ping_every_s == connection._client.options["ping_interval"] == expected_s
+        await connection.close()
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ async def _serve(options: CoordinatorOptions) -> None:
                 continue
             service.tick()
             health.ticked()
-            if loop.time() - asked_at >= PING_OFTEN_S:
+            if loop.time() - asked_at >= 0.9 * connection.ping_every_s:  # a turn may be early by a little
                 asked_at = loop.time()
                 connection.keep_alive()
     finally:

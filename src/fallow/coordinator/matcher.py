@@ -65,6 +65,8 @@ class Matcher:
         self._compared_at = 0.0
         self._served: dict[JobId, float] = {}
         self._tied = TiedSlots(context.nodes)
+        self._waiting: dict[JobId, float] = {}
+        """Jobs of which something is to run and nothing runs: since when."""
         self._capability = Capability(context, directory)
 
     def kick(self) -> None:
@@ -117,11 +119,20 @@ class Matcher:
         holding = self._context.nodes.shares
         found: dict[JobId, _Wanting] = {}
         served: dict[JobId, float] = {}
+        waiting: dict[JobId, float] = {}
+        now = self._ran_at
+
+        def waited_s(job_id: JobId, waits: bool) -> float:
+            if not waits:
+                return -1.0
+            since = waiting[job_id] = self._waiting.get(job_id, now)
+            return now - since
+
         own = {job_id: job for job_id, job in self._directory.active.items() if not job.progress.is_final}
         for job_id, owned in own.items():
             served[job_id] = owned.served = owned.served * keep + len(owned.progress.by_slot) * elapsed
             want = min(owned.progress.demand, DEMAND_LIMIT)
-            turn = served_in_turn(owned.spec.kind, owned.progress.waits, owned.served)
+            turn = served_in_turn(owned.spec.kind, waited_s(job_id, owned.progress.waits), owned.served)
             demand = JobDemand(owned.spec, want, turn, len(found), frozenset(owned.refused))
             found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.by_slot))
         for job_id, report in self._peers.jobs().items():
@@ -129,10 +140,10 @@ class Matcher:
                 continue
             before = self._served.get(job_id, report.served)
             served[job_id] = before * keep + min(holding.get(job_id, 0), report.want) * elapsed
-            turn = served_in_turn(report.spec.kind, report.waits, served[job_id])
+            turn = served_in_turn(report.spec.kind, waited_s(job_id, report.waits), served[job_id])
             demand = JobDemand(report.spec, min(report.want, DEMAND_LIMIT), turn, len(found), frozenset(report.refused))
             found[job_id] = _Wanting(demand, dict.fromkeys(report.refused, ""), report.info.counts.running > 0)
-        self._served = served
+        self._served, self._waiting = served, waiting
         return found
 
     def _within_limits(self, demands: list[JobDemand]) -> list[JobDemand]:

@@ -21,14 +21,16 @@ class JobDemand:
     refused: frozenset[NodeId] = frozenset()
 
 
-CALLS_FIRST = 1e9
+MAP_WAITS_S = 3.0
+_FIRST = 1e9
 
 
-def served_in_turn(kind: JobKind, waits: bool, served: float) -> float:
-    """`served` of a job, as jobs take their turns by it where slots are few. `waits`: something of it is to run, and
-    nothing runs. Somebody waits for a single call, and it is short: a job of calls that waits comes before all others,
-    also before new ones, of which the next may be there when its turn comes."""
-    return served - CALLS_FIRST if waits and kind is JobKind.CALLS else served
+def served_in_turn(kind: JobKind, waits_s: float, served: float) -> float:
+    """`served` of a job, as jobs take their turns by it where slots are few. `waits_s`: for how long something of it
+    has been to run while nothing ran; negative: that is not so. Somebody waits for a single call, and it is short: a
+    job of calls that waits comes at once before those that do not, and before new jobs, of which the next may be there
+    when its turn comes. Any other job does so after MAP_WAITS_S, or calls would keep it waiting for ever."""
+    return served - _FIRST if waits_s >= (0.0 if kind is JobKind.CALLS else MAP_WAITS_S) else served
 
 
 @dataclass(slots=True)

@@ -41,6 +41,8 @@ PENDING_BYTES_LIMIT = 256 * 1024 * 1024
 PING_EVERY_S = 1.0
 PING_OFTEN_S = 0.5
 """The same for those whom others wait for: coordinators, customers, and agents at work."""
+PING_CLUSTER_S = 0.25
+"""The same where there are other servers to go to: coordinators and customers."""
 PINGS_UNANSWERED = 2
 """A server that answers nothing for so long is stopped or cut off, though its connection stands: another is taken."""
 
@@ -54,8 +56,10 @@ Handler = Callable[[Any, str], None]
 class Connection:
     """A connected client. `on_reconnect` runs on the loop after every reconnection."""
 
-    def __init__(self, client: DirectClient) -> None:
+    def __init__(self, client: DirectClient, ping_every_s: float = PING_EVERY_S) -> None:
         self._client = client
+        self.ping_every_s = ping_every_s
+        """How often the server is to be asked whether it is there."""
         self._since = time.monotonic()
         self.on_reconnect: list[Callable[[], None]] = []
         self.on_disconnect: list[Callable[[], None]] = []
@@ -133,8 +137,7 @@ class Connection:
             await self._client.flush(timeout=max(1, round(timeout_s)))
 
     def pace(self) -> None:
-        """From now on `keep_alive` is called every PING_EVERY_S or so, or every PING_OFTEN_S: no timer of the
-        connection's own is needed."""
+        """From now on `keep_alive` is called every `ping_every_s` or so: no timer of the connection's own is needed."""
         self._client.pace()
 
     def keep_alive(self) -> None:
@@ -164,6 +167,8 @@ async def connect(
         for callback in holder[0].on_disconnect if holder else ():
             callback()
 
+    if len(address.servers) > 1 and ping_every_s <= PING_OFTEN_S:
+        ping_every_s = min(ping_every_s, PING_CLUSTER_S)
     last: list[BaseException] = []
 
     async def failed(error: Exception) -> None:
@@ -209,6 +214,6 @@ async def connect(
             f"no pool answers at {address.public} ({cause or type(cause).__name__}). "
             "Is `fallow up` running there, and is the port open?"
         ) from None
-    connection = Connection(client)
+    connection = Connection(client, ping_every_s)
     holder.append(connection)
     return connection
