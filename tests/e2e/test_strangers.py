@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fallow.model.lending import SandboxSettings
 from tests.pool import Pool, lend_always, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
@@ -21,11 +20,9 @@ def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A pool whose one node is a stranger's."""
     if sys.platform != "linux":
         pytest.skip("sandboxes need Linux")
-    from fallow.sandbox.choose import BACKENDS
+    from tests.sandbox.conftest import working
 
-    probe = BACKENDS[request.param](SandboxSettings()).probe()
-    if not probe.works:
-        pytest.skip(f"{request.param}: {probe.words} {probe.remedy}")
+    working(request.param)
     folder = tmp_path_factory.mktemp("strangers")
     with running_pool(folder / "home", "--no-agent") as pool:
         node = folder / "node"
