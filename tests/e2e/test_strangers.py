@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fallow.model.lending import SandboxSettings
 from tests.plain_user import USER, command, home_of_user
 from tests.pool import Pool, lend_always, running_pool, wait_for
 
@@ -30,13 +29,11 @@ def lent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A pool whose one node is a stranger's."""
     if sys.platform != "linux":
         pytest.skip("sandboxes need Linux")
-    from fallow.sandbox.choose import BACKENDS
+    from tests.sandbox.conftest import working
 
     is_plain = request.param == "an ordinary user"
     backend = "bubblewrap" if is_plain else request.param
-    probe = BACKENDS[backend](SandboxSettings()).probe()
-    if not probe.works:
-        pytest.skip(f"{backend}: {probe.words} {probe.remedy}")
+    working(backend)
     if is_plain and os.geteuid() != 0:
         pytest.skip("these tests run as an ordinary user anyway")
     folder = tmp_path_factory.mktemp("strangers")

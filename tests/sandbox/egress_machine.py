@@ -128,7 +128,6 @@ def listen(prefix: list[str], came: list[str]) -> subprocess.Popen[str]:
 def main() -> None:
     from fallow.model.lending import SandboxSettings
     from fallow.sandbox.bubblewrap import BubblewrapSandbox
-    from fallow.sandbox.gvisor import GvisorSandbox
     from fallow.sandbox.podman import PodmanSandbox
     from fallow.sandbox.protocol import Sandbox
 
@@ -154,7 +153,6 @@ def main() -> None:
         sandboxes: dict[str, Callable[[], Sandbox]] = {
             "bubblewrap": lambda: BubblewrapSandbox(without),
             "podman": lambda: PodmanSandbox(SandboxSettings(backend="podman"), without),
-            "gvisor": lambda: GvisorSandbox(without=without),
         }
         box = Box(sandboxes[name](), folder)
         done = box.run(INSIDE, network=True)

@@ -35,7 +35,7 @@ def _on_a_machine(folder: Path, name: str, *left_out: str) -> dict:  # type: ign
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-EVERY = pytest.mark.parametrize("name", ["bubblewrap", "podman", "gvisor"])
+EVERY = pytest.mark.parametrize("name", ["bubblewrap", "podman"])
 
 
 @EVERY

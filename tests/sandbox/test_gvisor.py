@@ -90,9 +90,10 @@ def test_what_gvisor_itself_needs_comes_on_top_of_limits_and_no_limit_stays_none
     assert more.cpu_share == 0.5
 
 
-def test_devices_are_refused_in_words() -> None:
-    with pytest.raises(SandboxUnavailable, match="gVisor gives no devices") as caught:
-        GvisorSandbox().start(_program(devices=("/dev/nvidia0",)))
+@pytest.mark.parametrize("fields", [{"network": True}, {"devices": ("/dev/nvidia0",)}])
+def test_network_and_devices_are_refused_in_words(fields: dict[str, object]) -> None:
+    with pytest.raises(SandboxUnavailable, match="gVisor gives no") as caught:
+        GvisorSandbox().start(_program(**fields))
     assert "bubblewrap" in caught.value.remedy
 
 

@@ -9,6 +9,7 @@ from collections import deque
 
 from fallow.cli.client import PoolClient, ask_pool
 from fallow.cli.show import as_plain, bytes_words, count_words, counted, duration_words, print_json, print_table
+from fallow.core.terminal import harmless
 from fallow.model.errors import JobCancelled, JobError
 from fallow.model.job import JobInfo, JobKind
 from fallow.model.node import NodeInfo
@@ -65,8 +66,8 @@ def show_job(text: str, as_json: bool) -> None:
         return
     counts = job.counts
     lasted = duration_words((job.ended_unix_s or time.time()) - job.created_unix_s)
-    print(f"{job.job_id}  {job.name}")
-    print(f"  state     {job.state}" + (f": {job.reason}" if job.reason else ""))
+    print(f"{job.job_id}  {harmless(job.name)}")
+    print(f"  state     {job.state}" + (f": {harmless(job.reason)}" if job.reason else ""))
     print(f"  tasks     {tasks_words(job)} done, {counts.failed} failed, {counts.running} running")
     print(
         f"  again     {counts.retried} run again, {counted(counts.worker_deaths, 'worker')} died, "
@@ -76,7 +77,7 @@ def show_job(text: str, as_json: bool) -> None:
     print(f"  time      {lasted}" + (f", on {counted(job.slots, 'slot')} now" if is_active(job) else ""))
     print(f"  results   {'kept until deleted (detached)' if job.detached else 'for the script that submitted it'}")
     for name, done in sorted(job.nodes.items(), key=lambda item: -item[1]):
-        print(f"  node      {name}: {counted(done, 'task')}")
+        print(f"  node      {harmless(name)}: {counted(done, 'task')}")
 
 
 def cancel_jobs(texts: list[str], reason: str, as_json: bool) -> int:
@@ -153,7 +154,7 @@ def _print_line(line: LogLine, as_json: bool) -> None:
         return
     label = f"[{line.node} {line.index}]" if line.index >= 0 else f"[{line.node}]"
     mark = "!" if line.stream == "stderr" else ""
-    print(f"{label}{mark} {line.text}", flush=True)
+    print(f"{label}{mark} {harmless(line.text)}", flush=True)
 
 
 # ---------------------------------------------------------------- nodes and the pool

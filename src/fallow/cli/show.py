@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fallow.core.terminal import harmless
+
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -23,6 +25,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
     if not rows:
         print(empty)
         return
+    # Names and reasons are others' words.
+    rows = [[harmless(cell) for cell in row] for row in rows]
     right = [all(_is_number(row[index]) for row in rows) for index in range(len(columns))]
     widths = [max(len(columns[i]), *(len(row[i]) for row in rows)) for i in range(len(columns))]
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")

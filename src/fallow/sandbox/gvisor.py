@@ -31,7 +31,6 @@ from fallow.model.tiers import Tier
 from fallow.sandbox.bwrap_arguments import HOSTNAME, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import ContainerRoot, container_root
-from fallow.sandbox.egress import Egress, egress_layer
 from fallow.sandbox.gvisor_bundle import container, known_options, known_platforms, runsc_options
 from fallow.sandbox.gvisor_jail import GvisorJail, end_tree, sentry
 from fallow.sandbox.gvisor_way import WayOut
@@ -127,7 +126,7 @@ class GvisorSandbox:
         return _failed(self.name, first or SandboxUnavailable("runsc names no platform that is known here.", _INSTALL))
 
     def _judge(self, layers: tuple[Layer, ...]) -> Probe:
-        egress = egress_layer()
+        egress = Layer("egress", False, "gVisor gives no network here", "For jobs that need it choose bubblewrap.")
         missing = [layer.name for layer in layers if not layer.works and layer.name != "limits"]
         if missing:
             self._platform = ""
@@ -141,7 +140,6 @@ class GvisorSandbox:
             (*layers, egress),
             f"gVisor keeps programs apart, with a kernel of their own ({self._platform})",
             devices=False,
-            network=egress.works,
         )
 
     def _look(self) -> tuple[str, ...]:
@@ -163,6 +161,9 @@ class GvisorSandbox:
         return known_platforms(words)
 
     def start(self, program: Program, within_s: float = START_WITHIN_S) -> GvisorJail:
+        if program.network:
+            # Its kernel would have to run outside its own walls for that: as root, in the machine's user namespace.
+            raise SandboxUnavailable("gVisor gives no network here.", "For jobs that need it choose bubblewrap.")
         if program.devices:
             raise SandboxUnavailable("gVisor gives no devices here.", "For jobs that need a GPU choose bubblewrap.")
         if not self._platform and not (probe := self.probe()).works:
@@ -174,11 +175,10 @@ class GvisorSandbox:
             raise SandboxUnavailable(f"No root for a container can be made: {error}.") from None
         return _Start(self, program, identity, root, within_s).run()
 
-    def command(self, folder: str, name: str, network: bool = False) -> list[str]:
-        """What runs the container that is described in the folder. `network`: that of the namespace that is named
-        there."""
-        stack = "host" if network or "network" in self.without else "none"
-        options = runsc_options(self._known, self._platform, f"{folder}/state", stack)
+    def command(self, folder: str, name: str) -> list[str]:
+        """What runs the container that is described in the folder."""
+        network = "host" if "network" in self.without else "none"
+        options = runsc_options(self._known, self._platform, f"{folder}/state", network)
         return [self._runsc, *options, "run", "--bundle", folder, name]
 
 
@@ -220,7 +220,6 @@ class _Start:
         self._open: set[int] = set()
         self._control: socket.socket | None = None
         self._way: WayOut | None = None
-        self._egress: Egress | None = None
 
     def run(self) -> GvisorJail:
         try:
@@ -248,13 +247,10 @@ class _Start:
             except OSError as error:
                 raise SandboxUnavailable(f"No control group can be made: {error}.") from None
         memory_bounded = self._group is not None and "memory" in self._group.bounds
-        if program.network:
-            self._egress = Egress(choose_identity(), "egress" not in sandbox.without)
         hand_over(program, self._identity)
         self._folder = own_folder("gvisor-")
         (Path(self._folder) / "state").mkdir()
-        folder, namespace = sandbox.rootfs or self._root.folder, self._egress.namespace if self._egress else ""
-        described = container(self._root, folder, self._identity, namespace, sandbox.without)
+        described = container(self._root, sandbox.rootfs or self._root.folder, self._identity, sandbox.without)
         (Path(self._folder) / "config.json").write_text(json.dumps(described))
         log, log_write = os.pipe()
         self._open |= {log, log_write}
@@ -305,7 +301,7 @@ class _Start:
         return plan
 
     def _spawn(self, control: int, log: int) -> subprocess.Popen[bytes]:
-        command = self._sandbox.command(self._folder, self._name, self._egress is not None)
+        command = self._sandbox.command(self._folder, self._name)
         try:
             return spawner().popen(
                 [interpreter(), "-I", "-S", "-c", _GATE, str(os.getpid()), *command],
@@ -369,8 +365,6 @@ class _Start:
     def _undo(self) -> None:
         if self._way is not None:
             self._way.close()
-        if self._egress is not None:
-            self._egress.close()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._root.remove()

@@ -45,10 +45,9 @@ def runsc_options(known: frozenset[str], platform: str, state: str, network: str
 
 
 def container(
-    root: ContainerRoot, folder: str, identity: Identity, namespace: str = "", without: frozenset[str] = frozenset()
+    root: ContainerRoot, folder: str, identity: Identity, without: frozenset[str] = frozenset()
 ) -> dict[str, object]:
-    """The description in OCI's terms. `folder`: the root. `namespace`: of its network; '': none. `without`: as of the
-    sandbox."""
+    """The description in OCI's terms. `folder`: the root. `without`: as of the sandbox."""
     none: list[str] = []
     mounts: list[dict[str, object]] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
     for target, size in (("/tmp", root.tmp_bytes), ("/dev/shm", root.shm_bytes)):
@@ -59,11 +58,7 @@ def container(
         mounts.append(
             {"destination": bind.target, "type": "bind", "source": os.path.realpath(bind.source), "options": options}
         )
-    spaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
-    if namespace:
-        spaces.append({"type": "network", "path": namespace})
-    elif "network" not in without:
-        spaces.append({"type": "network"})
+    spaces = ["pid", "ipc", "uts", "mount", *(["network"] if "network" not in without else [])]
     return {
         "ociVersion": "1.0.2",
         "hostname": HOSTNAME,
@@ -78,5 +73,5 @@ def container(
             "noNewPrivileges": True,
         },
         "mounts": mounts,
-        "linux": {"namespaces": spaces},
+        "linux": {"namespaces": [{"type": kind} for kind in spaces]},
     }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fallow.core.terminal import harmless
 from fallow.wire import subjects
 from fallow.wire.messages import LogLine, NodeLog
 
@@ -54,7 +55,7 @@ class OutputPrinter:
 
     def _show(self, line: LogLine) -> None:
         stream = sys.stderr if line.stream == "stderr" else sys.stdout
-        text = f"{label(self._name, line.index, single=self._single)} {line.text.rstrip()}\n"
+        text = f"{label(self._name, line.index, single=self._single)} {harmless(line.text.rstrip())}\n"
         with contextlib.suppress(Exception):
             stream.write(text)
             stream.flush()
