@@ -412,11 +412,19 @@ def _after_fork() -> None:
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ctrl-C ends a script with a line instead of a traceback through our insides."""
-    global _interrupted
-    client = _client
-    _interrupted = issubclass(kind, KeyboardInterrupt)
-    if _interrupted and client is not None:
-        names = sorted({job.describe() for job in client.attached.values()})
-        say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
+    if issubclass(kind, KeyboardInterrupt) and interrupted():
         return
     sys.__excepthook__(kind, error, trace)
+
+
+def interrupted() -> bool:
+    """This process ends because of Ctrl-C: what is attached is cancelled, nothing is waited for. Says so; False where
+    there is no pool to say it of."""
+    global _interrupted
+    _interrupted = True
+    client = _client
+    if client is None:
+        return False
+    names = sorted({job.describe() for job in client.attached.values()})
+    say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
+    return True
