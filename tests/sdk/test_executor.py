@@ -138,11 +138,11 @@ def test_shutdown_cancels_what_is_not_sent(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
-    futures = []
-    with pytest.raises(KeyboardInterrupt), fallow.Executor(max_workers=1) as executor:
-        futures = [executor.submit(wait_file, str(tmp_path / "never")) for _ in range(3)]
-        results = executor.map(wait_file, [str(tmp_path / "never")] * 3)
-        wait_for("the first call to be sent", futures[0].running)
+    executor = fallow.Executor(max_workers=1)
+    futures = [executor.submit(wait_file, str(tmp_path / "never")) for _ in range(3)]
+    results = executor.map(wait_file, [str(tmp_path / "never")] * 3)
+    wait_for("the first call to be sent", futures[0].running)
+    with pytest.raises(KeyboardInterrupt), executor:
         raise KeyboardInterrupt
     assert all(isinstance(future.exception(60), errors.JobCancelled) for future in futures)
     assert list(results) == []
