@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fallow.model.errors import FallowError, PoolUnreachable
@@ -335,8 +336,8 @@ def get_client() -> Client:
         return client
     with _lock:
         if _client is None or _client.closed:
-            _client = Client(current_bridge())
             _hook_exit()
+            _client = Client(current_bridge())
         return _client
 
 
@@ -414,7 +415,28 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> 
     """Ctrl-C ends a script with a line instead of a traceback through our insides."""
     if issubclass(kind, KeyboardInterrupt) and interrupted():
         return
+    from fallow.sdk.failures import RemoteTraceback
+
+    if issubclass(kind, FallowError) or isinstance(error.__cause__, RemoteTraceback):
+        # Raised on purpose: where in our code says nothing to whoever reads it.
+        trace = _users_part(trace)
+        error = error.with_traceback(trace)
     sys.__excepthook__(kind, error, trace)
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this package; as it is where there are no others."""
+    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    kept: list[TracebackType] = []
+    part = trace
+    while part is not None:
+        if not part.tb_frame.f_code.co_filename.startswith(ours):
+            kept.append(part)
+        part = part.tb_next
+    found: TracebackType | None = None
+    for part in reversed(kept):
+        found = TracebackType(found, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return found or trace
 
 
 def interrupted() -> bool:
