@@ -420,7 +420,8 @@ def test_connect_and_disconnect(pool: Pool, tmp_path: Path) -> None:
     shutil.rmtree(home)
 
 
-def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [[], ["-m", "fallow.cli.main", "run"]], ids=["python", "fallow run"])
+def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path, how: list[str]) -> None:
     path = tmp_path / "naps.py"
     path.write_text(
         textwrap.dedent(
@@ -440,7 +441,7 @@ def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path) -> No
         )
     )
     process = subprocess.Popen(
-        [sys.executable, str(path)],
+        [sys.executable, *how, str(path)],
         env=pool.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -455,5 +456,5 @@ def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path) -> No
         process.kill()
         process.wait()
     assert "interrupted; cancelled interrupted_nap" in said
-    (job,) = [job for job in json.loads(pool.cli("jobs", "--json").stdout) if job["name"] == "interrupted_nap"]
-    assert job["state"] == "cancelled"
+    jobs = [job for job in json.loads(pool.cli("jobs", "--json").stdout) if job["name"] == "interrupted_nap"]
+    assert {job["state"] for job in jobs} == {"cancelled"}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import fallow
 from tests.pool import MARK, wait_for_none
 from tests.sdk.conftest import Script
 
@@ -31,6 +32,27 @@ def test_the_first_script(script: Script) -> None:
     assert done.stdout == f"{sum(x * x for x in range(100_000))}\n"
     assert done.stderr.count("\n") == 1
     assert "started one of its own" in done.stderr
+
+
+def test_what_is_raised_on_purpose_shows_the_users_lines_alone(script: Script) -> None:
+    source = """
+        import fallow
+
+        app = fallow.App("first")
+
+        @app.function()
+        def square(x):
+            return x * x
+
+        print(square.remote(3))
+        """
+    done = script(source, FALLOW_URL="nonsense")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert "script.py" in lines[1]
+    assert "FALLOW_URL: 'nonsense' has no token" in lines[-1]
+    assert str(Path(fallow.__file__).parent) not in done.stderr
 
 
 def test_detached_jobs_are_refused_in_words(script: Script) -> None:

@@ -137,6 +137,17 @@ def test_shutdown_cancels_what_is_not_sent(tmp_path: Path) -> None:
     assert all(future.done() for future in futures)
 
 
+def test_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
+    executor = fallow.Executor(max_workers=1)
+    futures = [executor.submit(wait_file, str(tmp_path / "never")) for _ in range(3)]
+    results = executor.map(wait_file, [str(tmp_path / "never")] * 3)
+    wait_for("the first call to be sent", futures[0].running)
+    with pytest.raises(KeyboardInterrupt), executor:
+        raise KeyboardInterrupt
+    assert all(isinstance(future.exception(60), errors.JobCancelled) for future in futures)
+    assert list(results) == []
+
+
 def test_arguments_of_the_executor() -> None:
     for bad in (0, -1):
         with pytest.raises(ValueError, match="max_workers"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
@@ -99,6 +100,12 @@ def test_a_task_that_raises_stopiteration_does_not_end_the_loop() -> None:
         with pytest.raises(RuntimeError, match="raised StopIteration"):
             next(buffered)
         assert list(buffered) == [3]
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_stopiteration_that_is_awaited() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(first_of.remote.aio([]), 60)
 
 
 @pytest.mark.usefixtures("connected")

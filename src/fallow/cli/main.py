@@ -386,7 +386,14 @@ def run(
         as_json=as_json,
         given=given_flags(context),
     )
-    raise typer.Exit(run_target(target, list(context.args), tail, options))
+    try:
+        code = run_target(target, list(context.args), tail, options)
+    except KeyboardInterrupt:
+        from fallow.sdk.client import interrupted
+
+        interrupted()
+        code = 130
+    raise typer.Exit(code)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fallow.model.errors import FallowError, PoolUnreachable
@@ -342,8 +343,8 @@ def get_client() -> Client:
         return client
     with _lock:
         if _client is None or _client.closed:
-            _client = Client(current_bridge())
             _hook_exit()
+            _client = Client(current_bridge())
         return _client
 
 
@@ -419,11 +420,40 @@ def _after_fork() -> None:
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Ctrl-C ends a script with a line instead of a traceback through our insides."""
-    global _interrupted
-    client = _client
-    _interrupted = issubclass(kind, KeyboardInterrupt)
-    if _interrupted and client is not None:
-        names = sorted({job.describe() for job in client.attached.values()})
-        say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
+    if issubclass(kind, KeyboardInterrupt) and interrupted():
         return
+    from fallow.sdk.failures import RemoteTraceback
+
+    if issubclass(kind, FallowError) or isinstance(error.__cause__, RemoteTraceback):
+        # Raised on purpose: where in our code says nothing to whoever reads it.
+        trace = _users_part(trace)
+        error = error.with_traceback(trace)
     sys.__excepthook__(kind, error, trace)
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this package; as it is where there are no others."""
+    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    kept: list[TracebackType] = []
+    part = trace
+    while part is not None:
+        if not part.tb_frame.f_code.co_filename.startswith(ours):
+            kept.append(part)
+        part = part.tb_next
+    found: TracebackType | None = None
+    for part in reversed(kept):
+        found = TracebackType(found, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return found or trace
+
+
+def interrupted() -> bool:
+    """This process ends because of Ctrl-C: what is attached is cancelled, nothing is waited for. Says so; False where
+    there is no pool to say it of."""
+    global _interrupted
+    _interrupted = True
+    client = _client
+    if client is None:
+        return False
+    names = sorted({job.describe() for job in client.attached.values()})
+    say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
+    return True

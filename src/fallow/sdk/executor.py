@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor as StandardExecutor
 from concurrent.futures import Future, wait
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fallow.model.errors import SettingError
@@ -210,6 +211,13 @@ class Executor(StandardExecutor):
             calls.wait_idle()
         with contextlib.suppress(Exception):
             get_client().executors.discard(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.abort()  # whoever presses Ctrl-C does not want to wait for hours of work
+        return super().__exit__(kind, error, trace)
 
     def abort(self) -> None:
         """End everything now, what runs included: its futures fail with JobCancelled."""

@@ -103,16 +103,16 @@ class Function(Generic[P, R]):
 
     async def _remote_aio(self, *args: Any, **kwargs: Any) -> Any:
         import asyncio
-        from concurrent.futures import Future
 
         from fallow.sdk.client import current_bridge
+        from fallow.sdk.reply import Awaited
 
         if current_bridge() is not None:
             return await asyncio.to_thread(self._remote, *args, **kwargs)
         calls = self._calls
         if calls is None or calls.ended is not None or calls.client.closed:
             calls = await asyncio.to_thread(self._open_calls)
-        future: Future[Any] = Future()
+        future = Awaited()
         calls.submit(future, (args, kwargs))
         return await asyncio.wrap_future(future)
 

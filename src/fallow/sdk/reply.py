@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from fallow.sdk.failures import item_exception
@@ -17,6 +18,16 @@ class Sink(Protocol):
     def set_result(self, result: Any) -> None: ...
 
     def set_exception(self, exception: BaseException | None) -> None: ...
+
+
+class Awaited(Future[Any]):
+    """For asyncio: whose futures (before Python 3.12) cannot hold a StopIteration, and leave whoever awaits waiting."""
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        if isinstance(exception, StopIteration):
+            error = RuntimeError("the task raised StopIteration")
+            error.__cause__, exception = exception, error
+        super().set_exception(exception)
 
 
 class Reply:
