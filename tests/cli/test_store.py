@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fallow.cli.main import main
-from fallow.cli.store import own_blobs, own_store
+from fallow.cli.store import own_blobs, own_store, without_key
 from fallow.model.ids import JobId, PoolId
 from fallow.model.job import Blob
 from fallow.store.open import open_store
@@ -136,3 +136,28 @@ def test_upgrade(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "not a store that Fallow knows" in said
     assert "secret" not in said
+
+
+def test_a_move_takes_the_blobs_along(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bodies = fill(home)
+    new_store, new_blobs = f"sqlite:///{tmp_path}/new.sqlite", tmp_path / "new-blobs"
+    live = sorted(open_store(own_store()).live_digests())[0]
+    kept = Path(own_blobs()) / live[:2] / live
+    kept.rename(tmp_path / "lost")
+    assert fallow("store", "migrate", "--to", new_store, "--blobs-to", str(new_blobs)) == 1
+    assert "lacks 1 of the blobs" in capsys.readouterr().err
+    open_store(own_store()).close()  # nothing has moved
+    (tmp_path / "lost").rename(kept)
+    assert fallow("store", "migrate", "--to", new_store, "--blobs-to", own_blobs()) == 1
+    assert "to the same place" in capsys.readouterr().err
+    assert fallow("store", "migrate", "--to", new_store, "--blobs-to", str(new_blobs)) == 0
+    assert f"Its blobs are in {new_blobs}" in capsys.readouterr().out
+    for digest, body in bodies.items():
+        assert (new_blobs / digest[:2] / digest).read_bytes() == body
+    with pytest.raises(StoreMoved):
+        open_store(own_store())
+
+
+def test_a_key_is_not_shown() -> None:
+    assert without_key("s3://key:secret@bucket/prefix?endpoint=http://x") == "s3://bucket/prefix?endpoint=http://x"
+    assert without_key("/srv/a@b") == "/srv/a@b"

@@ -59,9 +59,12 @@ async def ask(connection: Connection, subject: str, message: Any) -> Any:
     """Requests may be lost and are asked again, as every client does."""
     for _ in range(10):
         try:
-            return await connection.request(subject, message, 30.0 if isinstance(message, FetchResults) else 3.0)
+            answer = await connection.request(subject, message, 30.0 if isinstance(message, FetchResults) else 3.0)
         except TimeoutError:
             continue
+        if not isinstance(answer, Refused) or answer.kind != "overloaded":
+            return answer
+        await asyncio.sleep(answer.retry_after_s)  # a starved coordinator takes no new work until it has caught up
     raise AssertionError(f"no answer to {message}")
 
 

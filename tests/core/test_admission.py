@@ -23,7 +23,7 @@ def test_new_work_is_shed_until_it_has_caught_up() -> None:
     load.note(between)
     assert load.refusal() == ""
     load.note(SHED_AFTER_S + 0.5)
-    assert "1.5 s behind" in load.refusal()
+    assert "2.5 s behind" in load.refusal()
     load.note(between)
     assert load.sheds, "it has not caught up"
     load.note(RESUME_BELOW_S / 2)

@@ -19,7 +19,7 @@ from fallow.wire.connection import (
     Connection,
     connect,
 )
-from fallow.wire.direct_client import WRITE_NOW_EVERY_S, DirectClient
+from fallow.wire.direct_client import TRY_FIRST_S, WRITE_NOW_EVERY_S, DirectClient
 from fallow.wire.messages import Done, GetPool, LogLine, NodeLog
 from tests.coordinator.conftest import connection as connection
 from tests.coordinator.conftest import nats as nats
@@ -309,6 +309,36 @@ async def test_goes_on_after_the_server_was_killed(nats: NatsProcess, connection
         while not inbox.messages:
             connection.send("here", Done(1))
             await asyncio.sleep(0.05)
+
+
+async def test_clients_that_lost_the_same_server_do_not_come_back_in_step(
+    nats: NatsProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: dict[DirectClient, list[float]] = {}
+    connect_to = DirectClient._connect_to_server
+
+    async def noted(self: DirectClient, server: object) -> None:
+        tries.setdefault(self, []).append(time.monotonic())
+        await connect_to(self, server)  # type: ignore[arg-type]
+
+    made = [await connect(nats.address, f"client {number}") for number in range(20)]
+    try:
+        monkeypatch.setattr(DirectClient, "_connect_to_server", noted)
+        nats.stop()
+        async with asyncio.timeout(60):
+            while len(tries) < 20 or min(map(len, tries.values())) < 4:
+                await asyncio.sleep(0.01)
+        firsts = [times[0] for times in tries.values()]
+        assert max(firsts) - min(firsts) > TRY_FIRST_S / 4
+        # Drawn from ever longer times: with twenty of them, some wait for longer than the first ever does.
+        assert max(times[3] - times[2] for times in tries.values()) > TRY_FIRST_S
+        nats.start()
+        async with asyncio.timeout(60):
+            while not all(connection.is_connected for connection in made):
+                await asyncio.sleep(0.01)
+    finally:
+        for connection in made:
+            await connection.close()
 
 
 async def test_wrong_token_and_nobody_there_in_words(nats: NatsProcess, tmp_path: Path) -> None:

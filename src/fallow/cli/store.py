@@ -59,6 +59,12 @@ def _copy_over(store_url: str, source: str, target: str, say: Say) -> None:
     old, new = _blob_store(source), _blob_store(target)
     if old.where == new.where:
         raise SettingError(f"blobs in {old.where} cannot be moved to the same place: leave --blobs-to out.")
+    missing = [digest for digest in needed if old.size_of(digest) is None]
+    if missing:
+        raise SettingError(
+            f"{old.where} lacks {len(missing)} of the blobs that the pool's jobs need (the first: {missing[0][:16]}). "
+            "Is it where the pool keeps them? Name that place with --blobs-from."
+        )
     _prepare(new, pool_id)
     if old.folder:
         copied = copy_in(Path(old.folder), new, needed, say)
@@ -108,7 +114,7 @@ def run_backup(url: str, blobs: str, file: Path, with_blobs: bool, say: Say = pr
                 break
         else:
             raise SettingError(
-                f"{len(missing)} blobs that jobs need are not in the blob store (the first: {missing[0][:16]}). Is "
+                f"{len(missing)} blobs that jobs need are not in the blob store (the first: {missing[0][:16]}). "
                 "--blobs the one that the pool uses? Without them: --no-blobs."
             )
     rows = sum(table.rows for table in manifest.tables)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fallow.core.demand import JobDemand
 from fallow.model.job import AccountLimits
 
-SHED_AFTER_S = 1.0
+SHED_AFTER_S = 2.0
 """A coordinator that hears what is said to it this much later takes no new work..."""
-RESUME_BELOW_S = 0.3
+RESUME_BELOW_S = 0.5
 """...until it has caught up so far."""
 SERVED_STEP_S = 10.0
 """Slot seconds of late by which jobs of an account count as served alike: slots do not change hands for less."""

@@ -185,7 +185,6 @@ async def connect(
             name=name,
             allow_reconnect=True,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.2,  # type: ignore[arg-type]
             connect_timeout=max(1, int(min(timeout_s, ATTEMPT_S))),
             ping_interval=ping_every_s,  # type: ignore[arg-type]
             max_outstanding_pings=PINGS_UNANSWERED,

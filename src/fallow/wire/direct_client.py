@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import secrets
 import threading
 import time
@@ -32,6 +33,11 @@ WRITE_NOW_BYTES = 64 * 1024
 WRITE_NOW_EVERY_S = 0.0001
 """What follows sooner waits for the flusher, which writes many messages by one system call."""
 
+
+TRY_FIRST_S = 0.1
+TRY_MOST_S = 1.0
+"""A client whose server has gone waits before each try, for a time drawn from below these: the first, and twice as much
+each time. Thousands that lost the same server come to the others one after another."""
 
 AGAIN_BYTES = 64 * 1024
 """Larger requests are not repeated while they may still be answered."""
@@ -101,6 +107,32 @@ class DirectClient(Client):
         self._was_heard = False
         """Something has come since the last `keep_alive`."""
         self._asking: asyncio.Task[None] | None = None
+        self._tries = 0
+        """To connect, since there was a connection."""
+
+    # ------------------------------------------------------------ connecting
+
+    async def _select_next_server(self) -> None:
+        """As the library does it (the next one of the pool, until one takes a connection), but not in step with all
+        others, and ever more seldom."""
+        while self._server_pool:
+            if self._tries or self._status == Client.RECONNECTING:
+                await asyncio.sleep(random.uniform(0.0, min(TRY_MOST_S, TRY_FIRST_S * 2**self._tries)))
+            self._tries = min(self._tries + 1, 16)
+            server = self._server_pool.pop(0)
+            self._server_pool.append(server)
+            try:
+                await self._connect_to_server(server)
+            except Exception as error:
+                server.last_attempt = time.monotonic()
+                server.reconnects += 1
+                self._err = error
+                await self._error_cb(error)
+                continue
+            self._current_server = server
+            return
+        self._current_server = None
+        raise nats.errors.NoServersError
 
     # ------------------------------------------------------------ receiving
 
@@ -119,6 +151,7 @@ class DirectClient(Client):
 
     async def _read_loop(self) -> None:
         """Begins with every connection."""
+        self._tries = 0
         if self._parsing is not None:
             self._parsing.cancel()
         reader = getattr(self._transport, "_io_reader", None)
