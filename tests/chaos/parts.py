@@ -201,7 +201,7 @@ class Large:
         lend_always(home)
         return self._part(
             name, "works for the pool", home,
-            "join", self.address(name), "--name", name, "--slots", str(slots),
+            "join", self.address(name), "--own-pool", "--name", name, "--slots", str(slots),
         )  # fmt: skip
 
     def _part(self, name: str, says: str, home: Path, *words: str) -> Part:

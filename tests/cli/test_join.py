@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from fallow.cli.join import is_ours
+from fallow.wire.address import parse_address
 from tests.pool import Pool, client_env, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="agents need POSIX")]
@@ -50,6 +53,14 @@ def test_strangers_are_refused_without_a_sandbox(pool: Pool, tmp_path: Path, san
     assert "Traceback" not in done.stderr + done.stdout
     assert "works for the pool" not in done.stdout
     assert pool.json("nodes") == []
+
+
+def test_whose_pool_it_is_is_seen_by_its_server_and_not_by_its_address(pool: Pool) -> None:
+    """A tunnel to somebody else's pool ends at this machine too."""
+    assert is_ours(parse_address(pool.url))
+    with socket.create_server(("127.0.0.1", 0)) as tunnel:
+        assert not is_ours(parse_address(f"secret@127.0.0.1:{tunnel.getsockname()[1]}"))
+    assert not is_ours(parse_address("secret@192.0.2.1:7461"))
 
 
 def test_a_pool_that_is_away_is_spoken_of_and_found_when_it_comes(tmp_path: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 from textual_plotext import PlotextPlot
 
@@ -11,6 +16,26 @@ from fallow.cli.node_screen import PLOT_ROWS, NodeScreen
 from tests.pool import Pool, wait_for
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
+def test_it_ends_with_its_terminal(pool: Pool) -> None:
+    """As below `su`, where no signal tells of that."""
+    wait_for("the node", lambda: pool.cli("node", "status").returncode == 0)
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "fallow.cli.main", "node", "top"]
+    with subprocess.Popen(
+        words, env=pool.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as top:
+        os.close(theirs)
+        try:
+            seen = b""
+            while b"state" not in seen:
+                seen += os.read(ours, 65536)
+            os.close(ours)
+            assert top.wait(60) != 0
+        finally:
+            top.kill()
 
 
 @pytest.mark.parametrize(("size", "plots"), [((80, 24), 2), ((200, 60), 4)])

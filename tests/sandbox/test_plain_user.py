@@ -13,6 +13,8 @@ from tests.plain_user import command, environment, home_of_user
 from tests.pool import REPOSITORY
 
 MODULES = ("conformance", "floods", "hiding", "kernel", "reach")
+CHOSEN = "(bubblewrap or bubble) and not results_is_bounded and not file_systems and not between_two_looks"
+"""Bounds that the kernel holds by size, or the watch by names that it can see, are the same for all users."""
 
 
 @pytest.mark.slow
@@ -21,7 +23,7 @@ def test_every_attack_fails_as_an_ordinary_user_too() -> None:
         pytest.skip("these tests run as an ordinary user anyway")
     with home_of_user() as home:
         modules = [f"tests/sandbox/test_{name}.py" for name in MODULES]
-        options = ["-q", "-p", "no:cacheprovider", "-n", "0", "-k", "bubblewrap or bubble"]
+        options = ["-q", "-p", "no:cacheprovider", "-n", "0", "-k", CHOSEN]
         done = subprocess.run(
             command(sys.executable, "-m", "pytest", *options, "--basetemp", str(home / "tests"), *modules),
             cwd=REPOSITORY,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import sys
+import threading
 import time
 from typing import Any
 
@@ -28,7 +31,22 @@ def run_node_top(interval_s: float, once: bool, agent: int, as_json: bool) -> No
         return
     from fallow.cli.node_screen import NodeScreen
 
+    threading.Thread(target=_end_with_terminal, daemon=True).start()
     NodeScreen(interval_s, agent, body).run()
+
+
+def _end_with_terminal() -> None:
+    """A terminal that is closed sends a signal to its own session alone: below `su` nobody would hear of it, and the
+    screen would be drawn for ever."""
+    if not hasattr(select, "poll"):
+        return
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    while found := poll.poll():
+        if found[0][1] & select.POLLHUP:
+            os._exit(129)
+        if found[0][1] & select.POLLNVAL:  # a system that cannot tell
+            return
 
 
 def _follow(interval_s: float, agent: int, as_json: bool) -> None:

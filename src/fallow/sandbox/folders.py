@@ -18,7 +18,8 @@ from fallow.sandbox.tree import Hidden
 
 ENTRY_BYTES = 4096
 """What a file or folder counts at least, so that empty files are bounded too."""
-DEPTH_LIMIT = 200
+DEPTH_LIMIT = 64
+"""Of folders in folders, each of which is held open while what is below is counted."""
 _MEASURED, _CHANGED = 0o500, 0o700
 """Permissions that are needed of a folder."""
 
@@ -49,6 +50,8 @@ class _Walk:
                 if self._limit and self._total > self._limit:
                     break
                 self.below(found, folder, depth + 1)
+        except FileNotFoundError:  # removed meanwhile
+            pass
         finally:
             os.close(folder)
         return self._total

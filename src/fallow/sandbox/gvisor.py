@@ -61,8 +61,8 @@ _GATE = (
     "os.getppid()==int(sys.argv[1]) and os.read(0,1) and os.execv(sys.argv[2],sys.argv[2:])"
 )
 """Ends with the agent, and becomes runsc when the agent has put it into its control group."""
-_UNKNOWN_LIMITS = ("msgqueue", "sigpending")
-"""gVisor's kernel has no such limits: it has no such queues, or bounds them itself."""
+_UNKNOWN_LIMITS = ("msgqueue", "sigpending", "rtprio", "nice")
+"""gVisor's kernel has no such limits: it has no such queues and priorities, or bounds them itself."""
 
 
 class GvisorSandbox:

@@ -160,6 +160,8 @@ class Watch:
                 self._measure(deep)
             except Hidden as hidden:
                 self.why = str(hidden)
+            except OSError as error:
+                self.why = f"what it holds cannot be measured: {error}"
         if self.why:
             self._end()
 
