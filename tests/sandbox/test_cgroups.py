@@ -59,7 +59,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     found = [place for place in _places() if place.version == request.param]
     if not found:
         pytest.skip(f"no group of version {request.param} can be made here")
-    yield found[0]
+    return found[0]
 
 
 def test_all_in_a_group_end_with_it_while_they_fork(place: Place) -> None:

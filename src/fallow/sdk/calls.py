@@ -22,7 +22,7 @@ from fallow.sdk.call_encoding import encode_call, encode_items
 from fallow.sdk.failures import ending, fault_exception, item_exception
 from fallow.sdk.paging import RateWindow
 from fallow.sdk.quiet import Quiet
-from fallow.sdk.reply import Reply, Sink
+from fallow.sdk.reply import Replies, Reply, SentPage, Sink
 from fallow.wire import subjects
 from fallow.wire.blobs import hash_segments
 from fallow.wire.messages import (
@@ -52,16 +52,6 @@ DIRECT_BYTES = 32 * 1024
 RECEIVED_INTERVALS_LIMIT = 1000
 
 
-class _Sent:
-    """A page that is out, and how many of its calls are not answered."""
-
-    __slots__ = ("left", "page")
-
-    def __init__(self, page: InputPage) -> None:
-        self.page = page
-        self.left = page.stop - page.start
-
-
 class Calls:
     """The standing job of one function. Made by `open_calls`."""
 
@@ -80,13 +70,14 @@ class Calls:
         # Changed under the lock, since callers' threads send too:
         self._state = "new"
         self._next = 0
-        self._waiting: dict[int, tuple[Sink, _Sent]] = {}
-        self._sent: dict[int, _Sent] = {}
+        self._waiting: dict[int, tuple[Sink, SentPage]] = {}
+        self._sent: dict[int, SentPage] = {}
         self._told: tuple[tuple[int, int], ...] = ()
         """What of `_received` the next message tells."""
         # Below: on the loop only.
         self._received = IntervalSet()
         self._taken = 0
+        self._replies = Replies()
         self._window = RateWindow(2)
         self._item_bytes = 256
         self._heard = 0.0
@@ -258,7 +249,7 @@ class Calls:
 
     def _sent_page(self, start: int, sinks: Sequence[Sink], blob: Blob) -> InputPage:
         page = InputPage(start, start + len(sinks), blob)
-        sent = _Sent(page)
+        sent = SentPage(page)
         self._sent[start] = sent
         for index, sink in enumerate(sinks, start):
             self._waiting[index] = (sink, sent)
@@ -299,7 +290,10 @@ class Calls:
         self.epoch = message.epoch
         self._heard = self.client.thread.loop.time()
         if isinstance(message, CallResults):
-            self._on_results(message)
+            try:
+                self._on_results(message)
+            finally:
+                self._replies.wake()
         elif isinstance(message, CallsUnknown):
             self._send_again(message.unknown)
         elif isinstance(message, OwnerHere):
@@ -335,6 +329,7 @@ class Calls:
                     sink.set_exception(error)
             return
         self._answer(page, buffer)
+        self._replies.wake()
         self._received_more()
         if self._queue and self._state == "open":
             self._send_queued()
@@ -347,8 +342,8 @@ class Calls:
             if sink is None:
                 return
             if type(sink) is Reply:
-                sink.set_page(buffer, start - shift)
                 self._received.add(start, stop)
+                self._replies.add(sink, buffer, start - shift)
                 return
             sinks: list[Sink | None] = [sink]
         else:

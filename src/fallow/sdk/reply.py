@@ -1,4 +1,4 @@
-"""Where the answer to a single call goes."""
+"""Single calls that are out, and where the answer to each goes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from fallow.sdk.failures import item_exception
+from fallow.wire.messages import InputPage
 from fallow.wire.page import PageError, decode_items
 
 
@@ -73,3 +74,31 @@ class Reply:
         if error is not None:
             raise error
         return item
+
+
+class Replies:
+    """Replies that have come, while their callers are not woken yet. A thread that is woken while the waking one still
+    has the interpreter has to be woken twice: so that comes last of all."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Reply, Any, int]] = []
+
+    def add(self, reply: Reply, buffer: Any, offset: int) -> None:
+        self._waiting.append((reply, buffer, offset))
+
+    def wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for reply, buffer, offset in waiting:
+            reply.set_page(buffer, offset)
+
+
+class SentPage:
+    """A page that is out, and how many of its calls are not answered."""
+
+    __slots__ = ("left", "page")
+
+    def __init__(self, page: InputPage) -> None:
+        self.page = page
+        self.left = page.stop - page.start
