@@ -44,7 +44,7 @@ def test_hierarchies_and_own_groups_are_read() -> None:
 
 
 def _places() -> list[Place]:
-    """Where groups are made here, and the root of version 2 where that is mounted without any controller to hand out."""
+    """Where groups are made here; and the root of version 2, where that is mounted without a controller to hand out."""
     if sys.platform != "linux":
         return []
     found = [place] if (place := find_place()) is not None else []
@@ -55,7 +55,7 @@ def _places() -> list[Place]:
 
 
 @pytest.fixture(params=[1, 2])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Place:
     found = [place for place in _places() if place.version == request.param]
     if not found:
         pytest.skip(f"no group of version {request.param} can be made here")
