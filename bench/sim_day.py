@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -22,10 +23,17 @@ RUNS = {
     ],
 }
 
+HUGE_PAGES = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""As in scripts/sim."""
+
 
 def run(arguments: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "fallow.sim", "--json", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "fallow.sim", "--json", *arguments],
+        env={**os.environ, **HUGE_PAGES},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.stderr)

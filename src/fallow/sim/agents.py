@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fallow.core.effects import Grant
 from fallow.model.ids import Token
 from fallow.model.parts import Death
+from fallow.sim.network import REPEAT_LATENCIES
 from fallow.sim.node import HandIn, Lease, Node, Slot
 from fallow.sim.truth import JobRow
 from fallow.wire.messages import BEAT_INTERVAL_S
@@ -32,6 +33,7 @@ class Agents:
         self._world = world
         self._clock = world.clock
         self._chance = world.chance.random
+        self._repeats_s = REPEAT_LATENCIES * world.options.latency_s
         self.useful_s = 0.0
         """Run time of leases that were handed in."""
         self.wasted_s = 0.0
@@ -129,7 +131,7 @@ class Agents:
             return
         if slot.pull_open and grant.pull_seq >= slot.pull_seq and slot.job is row:
             slot.pull_open = False
-        lease = Lease(row, grant.token, grant.start, grant.stop, grant.alone)
+        lease = Lease(row, grant.token, grant.start, grant.stop, grant.alone, self._clock.now + self._repeats_s)
         if slot.job is not row or slot.queued is not None:
             self._give_back_whole(slot, lease)
         else:
@@ -185,7 +187,7 @@ class Agents:
     def _end(self, slot: Slot, item: HandIn) -> None:
         row = item.lease.row
         slot.running = None
-        slot.remember(item.lease)
+        slot.remember(item.lease, self._clock.now)
         self._begin_next(slot)
         pull = self._next_pull(slot)
         if pull is not None and slot.job is row:
@@ -197,7 +199,7 @@ class Agents:
         self.hand_in(item)
 
     def _give_back_whole(self, slot: Slot, lease: Lease) -> None:
-        slot.remember(lease)
+        slot.remember(lease, self._clock.now)
         self.hand_in(HandIn(slot, lease, (), give_back=((lease.start, lease.stop),)))
 
     def take_back(self, slot: Slot, row: JobRow, token: Token, share: float, session: int) -> None:
@@ -227,12 +229,12 @@ class Agents:
             return
         for slot in node.slots:
             if slot.queued is not None and slot.queued.row is row and (not tokens or slot.queued.token in tokens):
-                slot.remember(slot.queued)
+                slot.remember(slot.queued, self._clock.now)
                 slot.queued = None
             running = slot.running
             if running is not None and running.row is row and (not tokens or running.token in tokens):
                 self.wasted_s += self._clock.now - running.began_at
-                slot.remember(running)
+                slot.remember(running, self._clock.now)
                 slot.running = None
             if not tokens and slot.job is row:
                 slot.job = None

@@ -8,6 +8,9 @@ from typing import Any
 
 from fallow.sim.clock import Clock
 
+REPEAT_LATENCIES = 51
+"""A message that is repeated comes again within so many latencies."""
+
 
 class Network:
     """Whoever sends learns from `send` whether the message is lost: a real sender would learn it by its timer, and the
@@ -47,5 +50,5 @@ class Network:
             return False
         clock.put(clock.now + self.latency_s * (0.5 + chance()), what, args)
         if self.duplicate and chance() < self.duplicate:
-            clock.put(clock.now + self.latency_s * (1 + 50 * chance()), what, args)
+            clock.put(clock.now + self.latency_s * (1 + (REPEAT_LATENCIES - 1) * chance()), what, args)
         return True

@@ -9,19 +9,18 @@ from fallow.model.node import NodeSpec
 from fallow.model.parts import Death, HeldLease
 from fallow.sim.truth import JobRow
 
-RECENT_LIMIT = 16
-"""Ended leases that a slot remembers, so that a repeated grant begins nothing."""
-
 
 class Lease:
-    __slots__ = ("alone", "began_at", "row", "start", "stop", "task_s", "token", "version")
+    __slots__ = ("alone", "began_at", "repeats_until", "row", "start", "stop", "task_s", "token", "version")
 
-    def __init__(self, row: JobRow, token: Token, start: int, stop: int, alone: bool) -> None:
+    def __init__(self, row: JobRow, token: Token, start: int, stop: int, alone: bool, repeats_until: float) -> None:
         self.row = row
         self.token = token
         self.start = start
         self.stop = stop
         self.alone = alone
+        self.repeats_until = repeats_until
+        """The network may repeat its grant until then."""
         self.began_at = -1.0
         self.task_s = 0.0
         self.version = 0
@@ -84,7 +83,8 @@ class Slot:
         self.is_prepared = False
         self.running: Lease | None = None
         self.queued: Lease | None = None
-        self.recent: dict[tuple[JobRow, Token], None] = {}
+        self.recent: list[tuple[float, JobRow, Token]] = []
+        """Ended leases whose grants may yet come again, and until when: they begin nothing."""
         self.pull_seq = 0
         self.pull_open = False
         self.pull_idle = False
@@ -96,13 +96,15 @@ class Slot:
         for lease in (self.running, self.queued):
             if lease is not None and lease.row is row and lease.token == token:
                 return True
-        return (row, token) in self.recent
+        return any(other is row and known == token for _, other, known in self.recent)
 
-    def remember(self, lease: Lease) -> None:
+    def remember(self, lease: Lease, now: float) -> None:
+        """The lease has ended."""
         recent = self.recent
-        recent[lease.row, lease.token] = None
-        if len(recent) > RECENT_LIMIT:
-            del recent[next(iter(recent))]
+        if recent and recent[0][0] < now:
+            self.recent = recent = [entry for entry in recent if entry[0] >= now]
+        if now < lease.repeats_until:
+            recent.append((lease.repeats_until, lease.row, lease.token))
 
 
 class Node:

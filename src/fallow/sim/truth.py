@@ -30,7 +30,6 @@ class JobRow:
     poison: int
     epoch: int = 0
     owner: int = -1
-    done: IntervalSet = field(default_factory=IntervalSet)
     failed: IntervalSet = field(default_factory=IntervalSet)
     arrived_at: float = -1.0
     ended_at: float = -1.0
@@ -43,6 +42,19 @@ class JobRow:
 
     def __post_init__(self) -> None:
         self.marks = bytearray(self.total)
+
+    @property
+    def done(self) -> IntervalSet:
+        """What is recorded: looked for anew each time."""
+        found = IntervalSet()
+        start = self.marks.find(1)
+        while start >= 0:
+            stop = self.marks.find(0, start)
+            if stop < 0:
+                stop = self.total
+            found.add(start, stop)
+            start = self.marks.find(1, stop)
+        return found
 
     @property
     def missing(self) -> int:
@@ -92,7 +104,6 @@ class Truth:
             if again >= 0:
                 raise Broken(f"{row.job_id}: task {again} was recorded a second time, with [{start}, {stop})")
             row.marks[start:stop] = b"\1" * (stop - start)
-            row.done.add(start, stop)
             self.recorded += stop - start
         for index in faults:
             row.failed.add(index, index + 1)
