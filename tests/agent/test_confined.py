@@ -15,7 +15,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("sandboxes need Linux", allow_module_level=True)
 
-from fallow.agent.confined import Confined, Tampered, remove_tree
+from fallow.agent.confined import Confined, Tampered, open_folder_of, remove_tree
 
 GOOD = b"what the task computed"
 DIGEST = blake3.blake3(GOOD).hexdigest()
@@ -171,3 +171,31 @@ def test_a_tree_is_removed_whatever_a_task_made_of_it(tmp_path: Path) -> None:
     remove_tree(tree)
     assert not tree.exists()
     assert (tmp_path / "keep" / "file").read_bytes() == SECRET
+
+
+def test_a_scratch_folder_of_its_own_is_taken_from_and_goes(tmp_path: Path) -> None:
+    made = Confined(tmp_path / "box", 16 << 20)
+    try:
+        if all(not mount.bounded for mount in made.mounts(sys.executable)):
+            pytest.skip("no file system of its own can be had here: see tests/sandbox/test_bounded_folder.py")
+        named = made.result_path("/scratch/result")
+        assert named is not None
+        folder = open_folder_of(named)
+        inside = Path(f"/proc/self/fd/{folder}")
+        (inside / "result").write_bytes(GOOD)
+        (tmp_path / "secret").write_bytes(SECRET)
+        (inside / "link").symlink_to(tmp_path / "secret")
+        (inside / "worker-1").mkdir()
+        (inside / "worker-1" / "file").write_bytes(GOOD)
+        assert os.listdir(made.scratch) == [], "the machine does not see it"
+        assert take(made, "/scratch/result") == GOOD
+        with pytest.raises(Tampered):
+            take(made, "/scratch/link", blake3.blake3(SECRET).hexdigest())
+        made.remove("worker-1")
+        assert not (inside / "worker-1").exists()
+        os.close(folder)
+    finally:
+        made.close()
+    with pytest.raises(FileNotFoundError):
+        open_folder_of(named)
+    assert not made.folder.exists()

@@ -91,7 +91,9 @@ def test_full_is_full_and_the_program_goes_on(jail: Box, folder: BoundedFolder, 
     attack = "".join(f"    {line}\n" for line in FLOODS[kind].splitlines())
     # The watch would end it a hundred times over: it does not look here.
     limits = Limits(memory_bytes=192 << 20, processes=32, disk_bytes=SIZE)
-    done = jail.run(_FLOOD.format(attack=attack, scratch=str(jail.folder / "scratch")), limits, mounts=shown(jail, folder))
+    done = jail.run(
+        _FLOOD.format(attack=attack, scratch=str(jail.folder / "scratch")), limits, mounts=shown(jail, folder)
+    )
     assert done.status == 0, done.log
     free_bytes, free_files = (int(word) for word in done.out.split())
     assert min(free_bytes >> 20, free_files) <= 1

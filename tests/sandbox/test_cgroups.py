@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_hierarchies_and_own_groups_are_read() -> None:
 
 
 def _places() -> list[Place]:
-    """Where groups are made here, and the root of version 2 where that is mounted without any controller to hand out."""
+    """Where groups are made here, and the root of version 2 where that has no controller to hand out."""
     if sys.platform != "linux":
         return []
     found = [place] if (place := find_place()) is not None else []
@@ -55,11 +54,11 @@ def _places() -> list[Place]:
 
 
 @pytest.fixture(params=[1, 2])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Place:
     found = [place for place in _places() if place.version == request.param]
     if not found:
         pytest.skip(f"no group of version {request.param} can be made here")
-    yield found[0]
+    return found[0]
 
 
 def test_all_in_a_group_end_with_it_while_they_fork(place: Place) -> None:

@@ -335,7 +335,8 @@ def podman_arguments(
     namespace: str = "",
     without: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """What follows `podman`. `namespace`: the network's; '': none. Descriptors from 3 on: status, plan, life, and the program's."""
+    """What follows `podman`. `namespace`: the network's; '': none. Descriptors from 3 on: status, plan, life, and the
+    program's."""
     arguments = ["--cgroup-manager=cgroupfs", "--runtime=runc", "run", "--rm", "--name", name, "--pidfile", pid_file]
     arguments += ["--preserve-fds", str(descriptors), "--cgroups=no-conmon", "--cgroupns", "private"]
     if namespace:
