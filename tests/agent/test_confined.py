@@ -15,7 +15,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("sandboxes need Linux", allow_module_level=True)
 
-from fallow.agent.confined import Confined, Tampered, interpreter_folders, user_packages
+from fallow.agent.confined import Confined, Tampered, interpreter_folders, open_folder_of, user_packages
 from fallow.model.errors import SandboxUnavailable
 from fallow.sandbox.folders import remove_tree
 
@@ -207,3 +207,31 @@ def test_packages_of_a_user_are_shown_where_they_are_no_part_of_python(
     monkeypatch.setattr(blake3, "__file__", str(tmp_path / "site-packages" / "blake3" / "__init__.py"))
     assert user_packages(sys.executable) == (str(tmp_path / "site-packages"),)
     assert user_packages("/usr/bin/another") == ()
+
+
+def test_a_scratch_folder_of_its_own_is_taken_from_and_goes(tmp_path: Path) -> None:
+    made = Confined(tmp_path / "box", 16 << 20)
+    try:
+        if all(not mount.bounded for mount in made.mounts(sys.executable)):
+            pytest.skip("no file system of its own can be had here: see tests/sandbox/test_bounded_folder.py")
+        named = made.result_path("/scratch/result")
+        assert named is not None
+        folder = open_folder_of(named)
+        inside = Path(f"/proc/self/fd/{folder}")
+        (inside / "result").write_bytes(GOOD)
+        (tmp_path / "secret").write_bytes(SECRET)
+        (inside / "link").symlink_to(tmp_path / "secret")
+        (inside / "worker-1").mkdir()
+        (inside / "worker-1" / "file").write_bytes(GOOD)
+        assert os.listdir(made.scratch) == [], "the machine does not see it"
+        assert take(made, "/scratch/result") == GOOD
+        with pytest.raises(Tampered):
+            take(made, "/scratch/link", blake3.blake3(SECRET).hexdigest())
+        made.remove("worker-1")
+        assert not (inside / "worker-1").exists()
+        os.close(folder)
+    finally:
+        made.close()
+    with pytest.raises(FileNotFoundError):
+        open_folder_of(named)
+    assert not made.folder.exists()

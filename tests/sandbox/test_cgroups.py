@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_hierarchies_and_own_groups_are_read() -> None:
 
 
 def _places() -> list[Place]:
-    """Where groups are made here; and the root of version 2, where that is mounted without a controller to hand out."""
+    """Where groups are made here, and the root of version 2 where that has no controller to hand out."""
     if sys.platform != "linux":
         return []
     found = [place] if (place := find_place()) is not None else []
