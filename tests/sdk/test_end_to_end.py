@@ -259,6 +259,9 @@ def test_an_iterator_that_raises_midway() -> None:
     with pytest.raises(ConnectionError, match="the sensor is gone"):
         seen.extend(tasks.square.map(breaks()))
     assert seen == [x * x for x in range(500)]
+    (newest,) = fallow.jobs(1)
+    assert newest.total == 500
+    assert newest.reason == "its inputs ended with ConnectionError: the sensor is gone"
 
 
 def test_wrong_arguments_are_said_at_once() -> None:

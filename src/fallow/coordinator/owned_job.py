@@ -18,7 +18,7 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
-from fallow.coordinator.stored_info import stored_reason
+from fallow.coordinator.stored_info import shown_reason, stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
@@ -471,7 +471,7 @@ class OwnedJob:
             name=self.spec.name,
             kind=self.spec.kind,
             state=str(self.known_state if progress.is_final else progress.state),
-            reason=progress.reason,
+            reason=shown_reason(progress.reason, self.input_error),
             counts=progress.counts(),
             total=progress.total if progress.total >= 0 else self.spec.total_hint,
             detached=self.spec.detached,

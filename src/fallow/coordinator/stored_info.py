@@ -15,6 +15,11 @@ def stored_reason(kind: str, reason: str) -> str:
     return f"[{kind}] {reason}" if kind else reason
 
 
+def shown_reason(reason: str, input_error: str) -> str:
+    """Why a job ended; of one that ended well, why it has fewer tasks than it should have had."""
+    return reason or (f"its inputs ended with {input_error}" if input_error else "")
+
+
 def split_reason(stored: str) -> tuple[str, str]:
     """(kind, reason) of what stored_reason made."""
     match = REASON_KIND.match(stored)
@@ -32,7 +37,7 @@ def info_of_stored(stored: StoredJob) -> JobInfo:
         name=stored.spec.name,
         kind=stored.spec.kind,
         state=str(stored.state),
-        reason=reason,
+        reason=shown_reason(reason, stored.input_error),
         counts=JobCounts(
             inputs=max(0, stored.total),
             done=done,
