@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -137,6 +138,13 @@ def test_two_pools_on_one_database(make_pool: Callable[..., Pool], postgres: Pos
     said = refused(Pool(other, *shared))
     assert "belongs to the pool" in said
     assert "To leave the old pool for good, delete" in said
+    fresh = Pool(tmp_path / "fresh", *shared)
+    said = refused(fresh)
+    assert "a pool with another secret, none of whose coordinators runs" in said
+    found = re.search(r"write its id into (\S+): (pool-\w+)", said)
+    assert found is not None, said
+    Path(found[1]).write_text(found[2])
+    make_pool(name="fresh", arguments=shared)
 
 
 @pytest.mark.parametrize(

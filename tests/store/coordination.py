@@ -31,6 +31,13 @@ class CoordinationConformance:
     def open_at(self, folder: Path) -> Store:
         raise NotImplementedError
 
+    def test_a_pool_with_another_secret_is_told_apart(self, store: Store) -> None:
+        assert store.knows_secret("a", is_own=False), "none was known"
+        assert store.knows_secret("a", is_own=False)
+        assert not store.knows_secret("b", is_own=False)
+        assert store.knows_secret("b", is_own=True), "its own pool has a new one"
+        assert not store.knows_secret("a", is_own=False)
+
     def test_a_job_is_acquired_without_force_only_where_nobody_lives(self, store: Store, job: JobId) -> None:
         assert store.renew_session("me", LONG_S) == 1
         assert store.acquire_job(job, "you", force=False) is None

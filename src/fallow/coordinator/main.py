@@ -176,9 +176,15 @@ async def _serve(options: CoordinatorOptions) -> None:
         session_lapsed,
         shared=not options.store_url.startswith("sqlite"),
         pool_mark=pool_mark(options.address.secret),
+        is_own=options.identity is None or options.identity.exists(),
     )
     session.hears = lambda: connection.is_connected
-    await session.start()
+    try:
+        await session.start()
+    except WrongPool as error:
+        raise WrongPool(
+            f"{error} To take that pool over for good with this secret, write its id into {options.identity}: {pool_id}"
+        ) from error
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
     journal = Journal(store, loop, lost_ownership, gathers=session.shared)

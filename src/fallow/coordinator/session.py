@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from fallow.store.protocol import Store, StoreError
+from fallow.store.protocol import Store, StoreError, WrongPool
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,13 @@ class Session:
         *,
         shared: bool,
         pool_mark: str = "",
+        is_own: bool = True,
     ) -> None:
         self.owner = owner
         self.shared = shared
         self._pool_mark = pool_mark
+        self._is_own = is_own
+        """This coordinator has worked on the store before: its secret may be a new one."""
         self.leader_term = 0 if shared else 1
         """Term of this coordinator's leadership; 0: another leads (or nobody)."""
         self.on_leader: Callable[[], None] = lambda: None
@@ -94,6 +97,12 @@ class Session:
                     "pool, start this coordinator with its address; for a pool of its own, give it an empty database "
                     "or a schema: ?schema=NAME."
                 )
+        if self._pool_mark and not self._store.knows_secret(self._pool_mark, self._is_own):
+            raise WrongPool(
+                "this store belongs to a pool with another secret, none of whose coordinators runs at this moment. To "
+                "go on with that pool, give this coordinator its secret; for a pool of its own, an empty database or "
+                "a schema: ?schema=NAME."
+            )
 
     async def _renew(self) -> None:
         assert self._pool is not None

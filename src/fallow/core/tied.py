@@ -45,14 +45,14 @@ def claims(
     def has(job_id: JobId) -> int:
         return planned.get(job_id, 0) + tied.get(job_id, 0)
 
-    rich = {job_id: has(job_id) - share - given.get(job_id, 0) for job_id, share in shares.items() if job_id in tied}
+    spare = {job_id: has(job_id) - share - given.get(job_id, 0) for job_id, share in shares.items() if job_id in tied}
     found: list[tuple[JobId, JobId, int]] = []
     for job_id, share in shares.items():
         lacks = share - has(job_id) - claimed.get(job_id, 0)
-        for whose, surplus in rich.items():
-            count = min(lacks, surplus)
-            if count > 0 and whose != job_id:
-                found.append((whose, job_id, count))
-                rich[whose] = surplus - count
-                lacks -= count
+        for rich, count in spare.items():
+            moved = min(lacks, count)
+            if moved > 0 and rich != job_id:
+                found.append((rich, job_id, moved))
+                spare[rich] = count - moved
+                lacks -= moved
     return found

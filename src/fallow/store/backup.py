@@ -20,7 +20,7 @@ from fallow.store.database import Row
 from fallow.store.migrate import Report, in_words
 from fallow.store.open import database_of
 from fallow.store.protocol import SchemaTooNew, StoreError
-from fallow.store.schema import HEAD_REVISION, bring_up_to_date, refuse_moved
+from fallow.store.schema import HEAD_REVISION, SECRET_MARK, bring_up_to_date, refuse_moved
 from fallow.store.upgrade import is_known
 
 MANIFEST = "manifest.json"
@@ -152,6 +152,7 @@ def restore(file: Path, url: str, report: Report = lambda line: None) -> Manifes
                     session.upgrade()
                 for statement in ("raise_epochs", "raise_terms"):
                     session.run(statement, {"by": EPOCHS_AHEAD})
+                session.run("drop_meta", {"note": SECRET_MARK})  # it may have been lost with everything else
             except BaseException:
                 session.rollback()
                 raise

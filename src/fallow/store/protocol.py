@@ -235,6 +235,10 @@ class Store(Protocol):
         """The pool that this store belongs to; `fresh` is recorded where it has none yet. Raises WrongPool where it
         is not the `expected` one."""
 
+    def knows_secret(self, mark: str, is_own: bool) -> bool:
+        """Whether this mark stands for the secret of the store's pool, or the store knows none. It is remembered where
+        `is_own`, or none was."""
+
     def commit(self, ops: Sequence[Op]) -> None:
         """Apply all or nothing, in order, in one durable transaction."""
 

@@ -15,6 +15,8 @@ HEAD_REVISION = "0005"
 MOVING_TO = "moving_to"
 MOVED_TO = "moved_to"
 """Names in the table meta, with where the store's content goes or went."""
+SECRET_MARK = "secret_mark"
+"""The same, with what stands for the secret of the store's pool."""
 
 
 def bring_up_to_date(session: Session, where: str, upgrade: bool) -> None:

@@ -27,7 +27,7 @@ from fallow.store.protocol import (
     StoreUnavailable,
     WrongPool,
 )
-from fallow.store.schema import bring_up_to_date, refuse_live, refuse_moved, revision_of
+from fallow.store.schema import SECRET_MARK, bring_up_to_date, refuse_live, refuse_moved, revision_of
 from fallow.store.writes import apply
 
 ID_PREFIX_MIN = 6
@@ -137,6 +137,22 @@ class SqlStore:
                 "room for several pools, each with its own ?schema=NAME)."
             )
         return PoolId(known[0][0])
+
+    def knows_secret(self, mark: str, is_own: bool) -> bool:
+        known: dict[str, str] = dict(self._read("notes"))
+        before = known.get(SECRET_MARK)
+        if before == mark:
+            return True
+        if before is not None and not is_own:
+            return False
+
+        def put(session: Session) -> None:
+            if before is not None:
+                session.run("drop_meta", {"note": SECRET_MARK})
+            session.run("put_meta", {"name": SECRET_MARK, "value": mark})
+
+        self._write(put)
+        return True
 
     # ------------------------------------------------------------ writing
 
