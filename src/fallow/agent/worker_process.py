@@ -184,7 +184,7 @@ class Process:
                 spec.least_tier >= Tier.ISOLATED,
             )
         )
-        self._zygote.watch(spec.timeout_s)
+        self._zygote.watch(spec.timeout_s, bool(spec.resources.memory_bytes))
 
     def _account(self, job_id: JobId, function: bytes | None) -> bytes | None:
         """Keep the worker's account of loaded functions; returns the payload if it must be sent."""

@@ -431,14 +431,16 @@ class Zygote:
 
     # ------------------------------------------------ the watch
 
-    def watch(self, timeout_s: float = 0.0) -> None:
+    def watch(self, timeout_s: float = 0.0, limited: bool = False) -> None:
         """Look at the shared maps from now on, until no worker runs an order. `timeout_s`: of the tasks of the order
-        that begins now; 0: none."""
+        that begins now; 0: none. `limited`: they have a memory limit."""
         if not self.is_alive:
             return
         if self._poll_handle is None:
             self._poll_handle = self._loop.call_later(POLL_S, self._poll)
-        elif 0 < timeout_s < POLL_MOST_S / TIMEOUT_PRECISION and self._poll_handle.when() > self._loop.time() + POLL_S:
+        elif (
+            limited or 0 < timeout_s < POLL_MOST_S / TIMEOUT_PRECISION
+        ) and self._poll_handle.when() > self._loop.time() + POLL_S:
             self._poll_handle.cancel()
             self._poll_handle = self._loop.call_later(POLL_S, self._poll)
 

@@ -209,6 +209,8 @@ class Service:
             self._on_ended_job(job_id, message, reply)
             return
         match message:
+            case AppendCalls() if isinstance(owned, CallsJob):
+                owned.append(message)
             case HandIn() | Pull() | Held() | SaveCheckpoint() | Place():
                 owned.on_agent(message, reply)
             case Verdict():
@@ -227,8 +229,6 @@ class Service:
             case CancelJob() if isinstance(owned, CallsJob):
                 owned.end(message.reason or "cancelled", message.settled)
                 self._reply(reply, Done(owned.epoch))
-            case AppendCalls() if isinstance(owned, CallsJob):
-                owned.append(message)
             case SyncCalls() if isinstance(owned, CallsJob):
                 owned.sync(message)
             case CancelCalls() if isinstance(owned, CallsJob):
