@@ -343,8 +343,9 @@ def get_client() -> Client:
         return client
     with _lock:
         if _client is None or _client.closed:
-            _hook_exit()
+            _hook_errors()
             _client = Client(current_bridge())
+            _hook_exit()  # after what opening it has registered: what comes last is called first
         return _client
 
 
@@ -404,6 +405,9 @@ def _hook_exit() -> None:
         threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
+
+
+def _hook_errors() -> None:
     if sys.excepthook is sys.__excepthook__ and not hasattr(sys, "ps1"):
         sys.excepthook = _excepthook
 
