@@ -146,7 +146,7 @@ class Books:
 
     def _take_up(self, node: PlannedNode, kind: NodeClass, heads: list[tuple[int, PlannedJob]]) -> None:
         """A node that is in no bucket yet comes with these groups."""
-        row = list(kind.nothing)
+        row: list[PlannedJob | None] = list(kind.nothing)
         free, number = node.free, node.number
         for slot, job in heads:
             row[slot] = job

@@ -68,8 +68,8 @@ class Planner(Books):
     def _moves(self) -> list[tuple[NodeId, Moves]]:
         """What changed since this was asked last."""
         moves: list[tuple[NodeId, Moves]] = []
-        known: dict[int, Moves] = {}
-        """What nodes that had nothing have now, by the identity of their heads, which many share."""
+        known: dict[tuple[PlannedJob | None, ...], Moves] = {}
+        """What nodes that had nothing have now, by their heads, which many share."""
         touched = self._touched
         # Where most of a large pool changed, in the order in which the nodes lie in memory.
         nodes = touched if 2 * len(touched) < len(self._nodes) else self._by_number
@@ -79,9 +79,9 @@ class Planner(Books):
             before, heads = node.before, node.heads
             node.before = None
             if before is NOTHING:
-                moved = known.get(id(heads))
+                moved = known.get(heads)
                 if moved is None:
-                    moved = known[id(heads)] = tuple((i, job.job_id) for i, job in enumerate(heads) if job is not None)
+                    moved = known[heads] = tuple((i, job.job_id) for i, job in enumerate(heads) if job is not None)
             else:
                 moved = tuple(
                     (slot, None if job is None else job.job_id)
