@@ -203,11 +203,11 @@ def test_many_nodes_at_once_are_as_many_one_by_one(seed: int) -> None:
     for view in views:
         one_by_one.put_node(view)
     at_once.put_nodes(views)
-    for view in pool.nodes:
-        assert at_once.assigned(view) == one_by_one.assigned(view)
+    for node_id in pool.nodes:
+        assert at_once.assigned(node_id) == one_by_one.assigned(node_id)
     assert at_once.plan() == one_by_one.plan()
-    for view in pool.nodes:
-        assert at_once.assigned(view) == one_by_one.assigned(view)
+    for node_id in pool.nodes:
+        assert at_once.assigned(node_id) == one_by_one.assigned(node_id)
 
 
 def test_what_the_nodes_say_wins_over_what_was_planned() -> None:
