@@ -9,6 +9,7 @@ import textwrap
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
@@ -53,6 +54,14 @@ def blobs(seaweed: Seaweed, tmp_path: Path, clock: Clock) -> S3Blobs:
     made = S3Blobs(seaweed.url(tmp_path.name), clock)
     made.prepare("pool-a")
     return made
+
+
+def test_coordinators_that_start_together_are_not_in_each_others_way(seaweed: Seaweed, tmp_path: Path) -> None:
+    def prepare(_: int) -> None:
+        S3Blobs(seaweed.url(tmp_path.name)).prepare("pool-a")
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(prepare, range(24)))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,7 +95,8 @@ class S3Blobs:
 
     def prepare(self, pool_id: str) -> None:
         """Put, list, get and delete an object, and see to it that no other pool uses the place."""
-        probe = f"{TRASH}/probe-{pool_id}"
+        # Coordinators of a pool start at the same time: none is to delete another one's.
+        probe = f"{TRASH}/probe-{pool_id}-{secrets.token_hex(4)}"
         with self._worded("write"):
             obstore.put(self._store, probe, b"probe")
         with self._worded("list"):
