@@ -56,6 +56,14 @@ def blobs(seaweed: Seaweed, tmp_path: Path, clock: Clock) -> S3Blobs:
     return made
 
 
+def test_coordinators_that_start_together_are_not_in_each_others_way(seaweed: Seaweed, tmp_path: Path) -> None:
+    def prepare(_: int) -> None:
+        S3Blobs(seaweed.url(tmp_path.name)).prepare("pool-a")
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(prepare, range(24)))
+
+
 @pytest.fixture
 async def client(blobs: S3Blobs) -> AsyncIterator[BlobClient]:
     async def sign(method: str, digest: str, size: int) -> str:
