@@ -26,6 +26,9 @@ class DemoPool:
         self.address = ""
 
     def __enter__(self) -> DemoPool:
+        # A demo that is ended by others, or by the closing of its window, ends what it started too.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
         try:
             self._start("pool", self.folder / "home", "up", "--no-agent", "--name", "demo")
             self.address = self._wait_for_address()

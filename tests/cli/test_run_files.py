@@ -20,6 +20,8 @@ TWO = "@app.function(timeout=3)\ndef two(x): return x\n"
         ("def helper(): pass\nprint(helper())", ""),
         (APP + ONE, "one"),
         (APP + ONE + TWO + "def main(): pass", "main"),
+        (APP + ONE + "for y in one.map([1]): print(y)", ""),
+        (APP + ONE + TWO + "print(two.remote(1))", ""),
         (APP + ONE + "if __name__ == '__main__':\n    print(one.remote(1))", ""),
     ],
 )

@@ -236,7 +236,7 @@ def test_inputs_that_cannot_be_sent() -> None:
         with pytest.raises(errors.UnserialisableInput, match=r"input 2 .*deep") as caught:
             next(results)
         assert caught.value.index == 2
-        with pytest.raises(errors.UnserialisableInput, match="argument 1"):
+        with pytest.raises(errors.UnserialisableInput, match="argument 1 is an open file"):
             tasks.echo.remote(file)
 
 

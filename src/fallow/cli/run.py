@@ -51,6 +51,8 @@ class FileShape(Struct, frozen=True):
     """All module-level functions."""
     has_guard: bool
     """`if __name__ == "__main__":`"""
+    uses: bool = False
+    """It calls its own functions as soon as it is loaded: a script without a guard."""
 
 
 def given_flags(context: Any) -> frozenset[str]:
@@ -102,6 +104,7 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
 def file_shape(source: str) -> FileShape:
     """Look at a file without running it."""
     decorated, functions, has_guard = [], [], False
+    rest: list[ast.stmt] = []
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             functions.append(node.name)
@@ -109,7 +112,10 @@ def file_shape(source: str) -> FileShape:
                 decorated.append(node.name)
         elif _is_guard(node):
             has_guard = True
-    return FileShape(tuple(decorated), tuple(functions), has_guard)
+        else:
+            rest.append(node)
+    named = {part.id for node in rest for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return FileShape(tuple(decorated), tuple(functions), has_guard, bool(named & set(decorated)))
 
 
 def _is_guard(node: ast.stmt) -> bool:
@@ -124,7 +130,7 @@ def _decorator_name(decorator: ast.expr) -> str:
 def choose_function(shape: FileShape) -> str:
     """Which function runs when none was named: `main` (unless the file runs it by itself), the only decorated one,
     or '' for the file as a script. Raises SettingError where there are several."""
-    if shape.has_guard or not shape.decorated:
+    if shape.has_guard or shape.uses or not shape.decorated:
         return ""
     if "main" in shape.functions:
         return "main"
