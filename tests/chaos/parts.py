@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from fallow.wire.blob_files import is_digest
 from tests.chaos.proxy import Links
 from tests.engines.postgres import Postgres, free_port, programs
 from tests.engines.seaweed import Seaweed
@@ -177,7 +178,8 @@ class Large:
     def blob_names(self) -> set[str]:
         """Digests of all blobs that are there."""
         if self.seaweed is not None:
-            return {name.rpartition("/")[2] for name in self.seaweed.objects() if "/.trash/" not in f"/{name}"}
+            names = (name for name in self.seaweed.objects() if "/.trash/" not in f"/{name}")
+            return {digest for name in names if is_digest(digest := name.rpartition("/")[2])}
         return {path.name for path in self.blobs.glob("??/*")}
 
     def nats(self, index: int) -> Part:
