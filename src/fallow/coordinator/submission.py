@@ -121,7 +121,7 @@ class Submission:
             known = self._directory.active[spec.job_id]
             if known.spec.client_id != spec.client_id:
                 self._reply(reply, _of_another(spec.job_id))
-            else:
+            elif spec.job_id not in self._unwritten:  # else it is asked again, and is then in the store or refused
                 self._reply(reply, Submitted(spec.job_id, known.epoch, known.progress.cursor))
             return
         owned = self._directory.make(spec, epoch=1)
