@@ -128,9 +128,11 @@ class Owned:
         again = []
         for node, held in beats:
             before = len(progress.leases)
-            self._perform(progress.beat(node.node_id, held, now), None)
-            if len(progress.leases) > before:
-                # What it adopted may have been handed in since the beat was sent; a later one shows it.
+            effects = progress.beat(node.node_id, held, now)
+            self._perform(effects, None)
+            if len(progress.leases) > before or any(type(effect) is Grant for effect in effects):
+                # What it adopted may have been handed in since the beat was sent, and what is sent to it again it may
+                # have had: a later one shows it.
                 again.append((node, node.session))
         if again:
             self._world.clock.after(LATER_BEAT_S, self._world.agents.beats, self.row, again)
