@@ -56,10 +56,15 @@ class HeldProgress(Progress):
             if now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
                 self._close(lost)
                 self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
-            elif lost.pull_seq >= 0 and now - lost.sent_at > SENT_AGAIN_AFTER_S:
+            elif lost.pull_seq >= 0 and lost.is_whole and now - lost.sent_at > SENT_AGAIN_AFTER_S:
                 lost.sent_at = now
                 effects.append(granted(lost, frozenset(), again=True))
         return effects
+
+    def has_unnamed(self, node: NodeId, held: Sequence[HeldLease]) -> bool:
+        """Whether the node is thought to hold leases that this heartbeat of it did not name."""
+        leases = self._leases_of(node)
+        return len(leases) > len(held) or bool({lease.token for lease in leases}.difference(h.token for h in held))
 
     def node_quiet(self, node: NodeId) -> None:
         """It may be gone: until it is heard of, its slots get nothing."""

@@ -43,6 +43,11 @@ class LiveLease:
     def node(self) -> NodeId:
         return self.slot[0]
 
+    @property
+    def is_whole(self) -> bool:
+        """Nothing has come of it: it may never have arrived."""
+        return len(self.pending) == self.stop - self.start
+
 
 @dataclass(slots=True)
 class WaitingPull:

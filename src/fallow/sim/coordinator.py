@@ -130,9 +130,9 @@ class Owned:
             before = len(progress.leases)
             effects = progress.beat(node.node_id, held, now)
             self._perform(effects, None)
-            if len(progress.leases) > before or any(type(effect) is Grant for effect in effects):
-                # What it adopted may have been handed in since the beat was sent, and what is sent to it again it may
-                # have had: a later one shows it.
+            if len(progress.leases) > before or progress.has_unnamed(node.node_id, held):
+                # What it adopted may have been handed in since the beat was sent, and what it does not name may be on
+                # its way, or lost: a later one shows it.
                 again.append((node, node.session))
         if again:
             self._world.clock.after(LATER_BEAT_S, self._world.agents.beats, self.row, again)
