@@ -223,9 +223,9 @@ class Agents:
             self._schedule_end(slot, running)
             self.hand_in(HandIn(slot, running, (), give_back=(back,), ended=False))
 
-    def revoke(self, node: Node, row: JobRow, tokens: Sequence[Token], session: int) -> None:
+    def revoke(self, node: Node, row: JobRow, epoch: int, tokens: Sequence[Token], session: int) -> None:
         """Forget these leases; no tokens: all of the job, and the job."""
-        if node.session != session:
+        if node.session != session or epoch < node.epochs.get(row, 0):
             return
         for slot in node.slots:
             if slot.queued is not None and slot.queued.row is row and (not tokens or slot.queued.token in tokens):

@@ -228,7 +228,7 @@ class Owned:
                         slot.node, world.agents.take_back, slot, self.row, effect.token, effect.share, slot.node.session
                     )
                 case Drop():
-                    world.revoke(world.node_of(effect.node), self.row, effect.tokens)
+                    world.revoke(world.node_of(effect.node), self.row, self.epoch, effect.tokens)
                 case RecordFault():
                     faults.append(effect.fault.index)
                 case Ended():
@@ -311,6 +311,8 @@ class Owned:
         if (network.cut and item.node.zone in network.cut) or self._world.chance.random() < network.loss:
             network.lost += 1
             self._world.agents.lost_hand_in(item)
+        elif self.epoch < item.node.epochs.get(self.row, 0):
+            self._world.agents.lost_hand_in(item)  # agents take no word of a former owner's
         else:
             self._world.agents.acknowledged(item)
 

@@ -128,10 +128,10 @@ class World:
     def to_node(self, node: Node, what: Callable[..., None], *args: Any) -> bool:
         return self.network.post(node.zone, what, args)
 
-    def revoke(self, node: Node, row: JobRow, tokens: Sequence[Token]) -> None:
+    def revoke(self, node: Node, row: JobRow, epoch: int, tokens: Sequence[Token]) -> None:
         """Repeated until it arrives, as the answers to beats are."""
-        if not self.to_node(node, self.agents.revoke, node, row, tokens, node.session):
-            self.clock.after(1.0, self.revoke, node, row, tokens)
+        if not self.to_node(node, self.agents.revoke, node, row, epoch, tokens, node.session):
+            self.clock.after(1.0, self.revoke, node, row, epoch, tokens)
 
     def unsubscribe(self, owned: Owned) -> None:
         owners = owned.row.owners
@@ -254,7 +254,7 @@ class World:
                 self.retried += owned.progress.retried
             owned.die()
         for node in {slot.node: None for slot in row.slots}:
-            self.revoke(node, row, ())
+            self.revoke(node, row, row.epoch, ())
         self.leader.kick()
         self._stop_if_done()
 
