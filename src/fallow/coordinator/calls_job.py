@@ -216,7 +216,6 @@ class CallsJob(OwnedJob):
         super().tell_recorded(recorded, ack)
 
     def tell_ended(self, ended: Ended) -> None:
-        self.acks.flush()
         self._tell_end()
 
     def grant_pages(self, start: int, stop: int) -> list[InputPage]:

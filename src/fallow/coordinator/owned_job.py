@@ -249,8 +249,8 @@ class OwnedJob:
             self.perform(self.progress.beat(node_id, held, self.context.now()))
 
     def close(self) -> None:
-        """This coordinator has no more to do with the job: nothing of it is told or journalled any more."""
-        self.acks.flush()
+        """This coordinator has no more to do with the job: nothing of it is told or journalled any more. What is not
+        acknowledged by now is handed in again, to the job's next owner."""
         self.closed = True
         self.states.release()
         if self.spec.function.data is None:
@@ -360,6 +360,7 @@ class OwnedJob:
             self.known_state = ended.state
         self.tell_recorded(recorded, ack)
         if ended is not None:
+            self.acks.flush()
             self.tell_ended(ended)
 
     def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
