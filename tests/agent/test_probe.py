@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,16 @@ def test_other_pythons_are_found_by_running_them() -> None:
     for version, path in asyncio.run(probe.find_pythons()).items():
         assert version != probe.own_python()
         assert os.access(path, os.X_OK)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_other_interpreters_are_looked_for_behind_all_other_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may be a script of a version manager's that takes seconds of CPU time, just when the first job comes."""
+    slow = tmp_path / "uv"
+    # It looks at its own priority until it is the last, as long as a test may take.
+    slow.write_text(f'#!/bin/sh\nuntil [ "$(nice)" = 19 ]; do sleep 0.01; done\necho {sys.executable}\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(probe, "uv_program", lambda: str(slow))
+    assert asyncio.run(probe.find_pythons(["3.0"])) == {"3.0": sys.executable}

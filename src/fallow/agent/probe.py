@@ -147,7 +147,8 @@ async def find_pythons(
     candidates: Iterable[str] = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14"),
 ) -> dict[str, str]:
     """Interpreters of other minor versions on this machine, by version ('3.12' -> path). Takes a while, since they are
-    run; may be cancelled at any time, so that an agent's end need not wait for it."""
+    run (seconds of CPU time where each is a script of a version manager's), behind all other work; may be cancelled at
+    any time, so that an agent's end need not wait for it."""
     found: dict[str, str] = {}
     program = uv_program()
     for version in candidates:
@@ -171,6 +172,8 @@ async def _uv_find(program: str, version: str) -> str | None:
         )
     except OSError:
         return None
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
     try:
         out, _ = await asyncio.wait_for(process.communicate(), FIND_TIMEOUT_S)
     except TimeoutError:

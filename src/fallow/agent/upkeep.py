@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fallow.agent.node import Node
 
 HOUSEKEEPING_AFTER_S = 3.0
+BUSY_WAIT_S = 60.0
+"""Other Pythons are looked for once nothing runs, but no later than that: jobs may wait for one."""
+BUSY_LOOK_S = 2.0
 MEASURE_EVERY_S = 3600.0
 MEASURE_WAIT_S = 10.0
 
@@ -31,6 +34,10 @@ async def keep_house(node: Node, home: Path) -> None:
     await asyncio.to_thread(prune_modules, home / "modules")
     if node.embedded:
         return
+    for _ in range(int(BUSY_WAIT_S / BUSY_LOOK_S)):
+        if not any(slot.is_busy for slot in node.slots):
+            break
+        await asyncio.sleep(BUSY_LOOK_S)
     found = await find_pythons()
     if found:
         node.pythons.update(found)
