@@ -142,6 +142,11 @@ class Node:
     # ------------------------------------------------------------ sending
 
     @property
+    def is_busy(self) -> bool:
+        """Something runs on one of its slots."""
+        return any(slot.is_busy for slot in self.slots)
+
+    @property
     def connection(self) -> Connection | None:
         return self.link.connection if self.link is not None else None
 
@@ -454,7 +459,7 @@ class Node:
         for slot in self.slots:
             slot.drain(True)
             slot.hand_in_all()
-        await _until(lambda: not any(slot.is_busy for slot in self.slots), REPORT_WAIT_S, hurry)
+        await _until(lambda: not self.is_busy, REPORT_WAIT_S, hurry)
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
             await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)

@@ -65,7 +65,7 @@ def status_report(lender: Lender) -> dict[str, Any]:
 
 def state_now(lender: Lender) -> tuple[str, str]:
     """One of the states above, and its reason in words ('' where there is nothing to explain)."""
-    works = any(slot.is_busy for slot in lender.node.slots)
+    works = lender.node.is_busy
     if lender.paused_until_s is not None:
         return PAUSED, "you paused it with `fallow node pause`"
     if lender.is_drained:

@@ -35,7 +35,7 @@ async def keep_house(node: Node, home: Path) -> None:
     if node.embedded:
         return
     for _ in range(int(BUSY_WAIT_S / BUSY_LOOK_S)):
-        if not any(slot.is_busy for slot in node.slots):
+        if not node.is_busy:
             break
         await asyncio.sleep(BUSY_LOOK_S)
     found = await find_pythons()
@@ -55,7 +55,7 @@ async def _measure(node: Node, home: Path) -> None:
     """Measure this machine once nothing runs on it; what was measured of late counts."""
     from fallow.agent.devices.benchmark import kept_scores, measured
 
-    while kept_scores(home, node.spec, time.time()) is None and any(slot.is_busy for slot in node.slots):
+    while kept_scores(home, node.spec, time.time()) is None and node.is_busy:
         await asyncio.sleep(MEASURE_WAIT_S)
     scores = await measured(home, node.spec)
     if scores is not None and scores.speed != node.spec.speed:

@@ -39,11 +39,7 @@ def what_is_needed(url: str) -> tuple[str, tuple[str, ...]]:
     with in_words(database), contextlib.closing(database.connect()) as session:
         session.begin_alone()
         with _transaction(session):
-            if not session.tables():
-                raise StoreError(f"{database.where} is empty: there is nothing to move.")
-            bring_up_to_date(session, database.where, upgrade=False)
-            refuse_live(session, database.where, "moved")
-            notes: dict[str, str] = dict(session.run("notes"))
+            notes = _notes_at_rest(session, database)
             return notes.get("pool_id", ""), tuple(sorted(str(row[0]) for row in session.run("live_digests")))
 
 
@@ -67,15 +63,21 @@ def migrate(source_url: str, target_url: str, report: Report = lambda line: None
     return Moved(source.where, target.where, rows)
 
 
+def _notes_at_rest(session: Session, database: Database) -> dict[str, str]:
+    """The notes of a store that may be moved: it has its tables as this code knows them, and nobody uses it. Raises
+    StoreError."""
+    if not session.tables():
+        raise StoreError(f"{database.where} is empty: there is nothing to move.")
+    bring_up_to_date(session, database.where, upgrade=False)
+    refuse_live(session, database.where, "moved")
+    return dict(session.run("notes"))
+
+
 def _mark_moving(old: Session, source: Database, target: Database) -> bool:
     """Returns True where all is done already."""
     old.begin_alone()
     with _transaction(old):
-        if not old.tables():
-            raise StoreError(f"{source.where} is empty: there is nothing to move.")
-        bring_up_to_date(old, source.where, upgrade=False)
-        refuse_live(old, source.where, "moved")
-        notes: dict[str, str] = dict(old.run("notes"))
+        notes = _notes_at_rest(old, source)
         for name in (MOVED_TO, MOVING_TO):
             if notes.get(name, target.where) != target.where:
                 raise StoreMoved(f"{source.where} {_was[name]} {notes[name]}: name that store with --to.")
