@@ -81,15 +81,21 @@ async def test_threads_write_whole_messages_beside_the_loop(connection: Connecti
     assert seen["job-9"] == sent
 
 
-async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_does_not_answer(
-    nats: NatsProcess, connection: Connection
-) -> None:
+async def paced(connection: Connection) -> tuple[asyncio.Event, Inbox]:
+    """(set once it is lost, what comes on 'here')."""
     lost = asyncio.Event()
     connection.on_disconnect.append(lost.set)
     inbox = Inbox()
     await connection.subscribe("here", inbox)
     await connection.flush()
     connection.pace()
+    return lost, inbox
+
+
+async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_does_not_answer(
+    nats: NatsProcess, connection: Connection
+) -> None:
+    lost, inbox = await paced(connection)
     asked: list[bool] = []
     ask = connection._client._send_ping
 
@@ -120,12 +126,7 @@ async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_
 async def test_a_server_that_reads_nothing_for_a_while_stops_nobody_and_loses_nothing(
     nats: NatsProcess, connection: Connection
 ) -> None:
-    lost = asyncio.Event()
-    connection.on_disconnect.append(lost.set)
-    inbox = Inbox()
-    await connection.subscribe("here", inbox)
-    await connection.flush()
-    connection.pace()
+    lost, inbox = await paced(connection)
     line = LogLine(0, "n", 0, "stdout", "x" * 60_000)
     sent = tries = 0
     nats.process.send_signal(signal.SIGSTOP)
