@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fallow.model.ids import ClientId, Digest, new_id
+from fallow.model.ids import ClientId, Digest, call_token, new_id
 from fallow.model.job import Blob, JobKind, RetryPolicy
 from fallow.model.parts import Death, HeldLease, ResultPage, RetryLater
 from fallow.wire import subjects
@@ -25,6 +25,7 @@ from fallow.wire.messages import (
     Assign,
     AssignRefused,
     CallResults,
+    CallSlot,
     CallsUnknown,
     CancelJob,
     Done,
@@ -43,6 +44,7 @@ from fallow.wire.messages import (
     SubmitJob,
     Submitted,
     SyncCalls,
+    Unpull,
 )
 
 from .parts import CoordinatorProcess, HandAgent, Inbox, page, spec
@@ -277,6 +279,39 @@ async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client
     connection.send(subject, SyncCalls(job.job_id, CLIENT, ((0, 1),)))
     answer = await inbox.take(CallResults)
     assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)]
+
+
+async def test_a_client_is_told_of_idle_slots_and_sends_them_its_calls_itself(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand")
+    await agent.start()
+    inbox = Inbox()
+    await connection.subscribe(subjects.client(CLIENT), inbox)
+    job = spec(CLIENT, JobKind.CALLS)
+    await submit(connection, job)
+    subject = subjects.job(job.job_id)
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
+    hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
+    agent.ask(job.job_id)
+    opened = await inbox.take(CallSlot, again=lambda: agent.ask(job.job_id))
+    slot = (agent.node_id, 0)
+    assert ((opened.node_id, opened.slot), opened.is_open) == (slot, True)
+    # The call reaches the slot, whose answer counts; then one that is lost on the way to the slot.
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 2),), (), slot))
+    lease = Lease(job.job_id, opened.epoch, call_token(opened.epoch, 1), 0, 1 << 60, 1, 2, 1.0, (page(1, 2),))
+    hand_in(agent, lease, results(1, 2), told=True)
+    await agent.acknowledged(lease)
+    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(2, 3),), (), slot))
+    again = await agent.inbox.take(Lease, again=agent.beat)
+    assert (again.token, again.start, again.stop) == (call_token(opened.epoch, 2), 2, 3)
+    assert [p.page.data for p in again.pages] == [b"page"]
+    hand_in(agent, again, results(2, 3), told=True)
+    agent.send(Unpull(job.job_id, agent.node_id, 0, agent.seq + 1))
+    shut = await inbox.take(CallSlot)
+    assert ((shut.node_id, shut.slot), shut.is_open) == (slot, False)
+    status = await ask(connection, subject, GetJob(job.job_id))
+    assert status.info.counts.done == 3
 
 
 async def test_calls_whose_client_has_every_answer_end_well(

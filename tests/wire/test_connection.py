@@ -63,7 +63,7 @@ async def test_threads_write_whole_messages_beside_the_loop(connection: Connecti
         return NodeLog(f"job-{thread}", str(number), (line,))  # type: ignore[arg-type]
 
     def write(thread: int) -> int:
-        return sum(connection.send_now("here", message(thread, number)) for number in range(3000))
+        return sum(connection.send_now(("here", message(thread, number))) for number in range(3000))
 
     threads = [asyncio.create_task(asyncio.to_thread(write, thread)) for thread in range(3)]
     sent = 0
@@ -133,7 +133,7 @@ async def test_a_server_that_reads_nothing_for_a_while_stops_nobody_and_loses_no
     try:
         while not connection._client._rest and tries < 2_000:
             tries += 1
-            sent += connection.send_now("here", NodeLog("job", str(sent), (line,)))  # type: ignore[arg-type]
+            sent += connection.send_now(("here", NodeLog("job", str(sent), (line,))))  # type: ignore[arg-type]
             time.sleep(WRITE_NOW_EVERY_S)
         for _ in range(3):
             connection.send("here", NodeLog("job", str(sent), (line,)))  # type: ignore[arg-type]

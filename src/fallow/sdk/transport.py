@@ -87,8 +87,8 @@ class Transport(Protocol):
     def send(self, subject: str, message: Msg) -> None:
         """Publish; may be lost."""
 
-    def send_now(self, subject: str, message: Msg) -> bool:
-        """The same from any thread, where it can be done at once; else False."""
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
+        """The same for each (subject, message), from any thread, where it can be done at once; else False."""
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         """Subscribe; returns what ends it."""
@@ -111,8 +111,8 @@ class NatsTransport:
     def send(self, subject: str, message: Msg) -> None:
         self.connection.send(subject, message)
 
-    def send_now(self, subject: str, message: Msg) -> bool:
-        return bool(self.connection.send_now(subject, message))
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
+        return bool(self.connection.send_now(*publications))
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         subscription = await self.connection.subscribe(subject, handler)
@@ -167,7 +167,7 @@ class BridgeTransport:
         body = msgspec.msgpack.encode([subject, encode(message)])
         asyncio.get_running_loop().run_in_executor(self._threads, self._bridge.ask, "publish", body)
 
-    def send_now(self, subject: str, message: Msg) -> bool:
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
         return False
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:

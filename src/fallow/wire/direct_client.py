@@ -17,7 +17,7 @@ import threading
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -299,7 +299,7 @@ class DirectClient(Client):
 
     def send(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Publish now, in order. May raise what `publish` raises."""
-        if not reply and self._write_now(subject, payload):
+        if not reply and self._write_now(((subject, payload),)):
             return
         publication = self.publish(subject, payload, reply)
         if self._resuming is not None:
@@ -313,11 +313,12 @@ class DirectClient(Client):
         self._waiting.append(_go_on(publication, waits_for))
         self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
-    def send_now(self, subject: str, payload: bytes) -> bool:
-        """As `send`, from any thread, where nothing waits to be written before it. False: nothing was written."""
-        return self._write_now(subject, payload)
+    def send_now(self, *publications: tuple[str, bytes]) -> bool:
+        """As `send`, for each (subject, payload), from any thread, where nothing waits to be written before them.
+        False: nothing was written."""
+        return self._write_now(publications)
 
-    def _write_now(self, subject: str, payload: bytes) -> bool:
+    def _write_now(self, publications: Sequence[tuple[str, bytes]]) -> bool:
         """Write to the socket itself, if nothing waits before it and it is alone: one of many had better wait for
         the others. False: nothing was written."""
         if (
@@ -325,7 +326,7 @@ class DirectClient(Client):
             or self._pending_data_size
             or self._status != Client.CONNECTED
             or self._resuming is not None
-            or len(payload) > WRITE_NOW_BYTES
+            or sum(len(payload) for _, payload in publications) > WRITE_NOW_BYTES
             or self._raw.is_closing()
             or self._rest
             or self._raw.get_write_buffer_size()
@@ -334,10 +335,12 @@ class DirectClient(Client):
         now = time.perf_counter()
         if now < self._write_now_after:
             return False
-        head = _publish_head(subject)
-        if head is None:
-            return False
-        data = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
+        data = b""
+        for subject, payload in publications:
+            head = _publish_head(subject)
+            if head is None:
+                return False
+            data += b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
         self._write_now_after = now + WRITE_NOW_EVERY_S
         with self._writing:
             if self._descriptor < 0 or self._rest or self._raw.get_write_buffer_size():
