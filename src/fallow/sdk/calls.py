@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fallow.core.intervals import IntervalSet
 from fallow.model.errors import JobCancelled, JobError, TaskCancelled
+from fallow.model.ids import SlotKey
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
 from fallow.sdk.call_encoding import encode_call, encode_items
 from fallow.sdk.call_slots import CallSlots, with_lease
@@ -211,9 +212,16 @@ class Calls:
                 self._send(pages)
                 pages, size = [], 0
         if pages:
-            self._send(pages)
+            self._send(pages, self._slot_for(pages))
         elif self._idle or self._closing:
             self._maybe_idle()  # all that was queued has been cancelled
+
+    def _slot_for(self, pages: Sequence[InputPage]) -> SlotKey | None:
+        page = pages[0]
+        if len(pages) > 1 or page.stop - page.start > 1 or page.page.size > DIRECT_BYTES:
+            return None
+        with self._lock:
+            return self._slots.take(page.start, len(self._waiting) - 1)
 
     def _next_page(self, most: int) -> InputPage | None:
         """Take up to `most` queued calls as one page; None where nothing came of it that can be sent now."""
@@ -275,10 +283,10 @@ class Calls:
             self._under_way -= 1
             self._maybe_idle()
 
-    def _send(self, pages: Sequence[InputPage]) -> None:
-        message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._told)
-        self.client.transport.send(subjects.job(self.job_id), message)
-
+    def _send(self, pages: Sequence[InputPage], slot: SlotKey | None = None) -> None:
+        message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._told, slot)
+        for publication in with_lease(message, self.epoch):
+            self.client.transport.send(*publication)
         if not self._quiet.is_armed:
             self._quiet.arm()
 

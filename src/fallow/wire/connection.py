@@ -12,6 +12,7 @@ import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -89,6 +90,10 @@ class Connection:
             self._client.send(subject, encode(message), reply)
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             pass
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is sent within goes at its end, all at once where that can be."""
+        return self._client.together()
 
     def send_now(self, *publications: tuple[str, Msg]) -> bool:
         """As `send`, for each (subject, message), from any thread; False where they cannot be written at once."""
