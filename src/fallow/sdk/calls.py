@@ -311,7 +311,7 @@ class Calls:
                 self._replies.wake()
         elif isinstance(message, CallsUnknown):
             self._send_again(message.unknown)
-        elif isinstance(message, CallSlot):
+        elif isinstance(message, CallSlot) and self.client.transport.reaches_nodes:
             with self._lock:
                 self._slots.told(message)
         elif isinstance(message, OwnerHere):

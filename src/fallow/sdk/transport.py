@@ -78,6 +78,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 class Transport(Protocol):
     """Requests, messages and subscriptions. Called on the loop, but for `open`."""
 
+    reaches_nodes: bool
+    """Whether calls may be sent to nodes, not to their job's owner alone."""
+
     async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
         """One reply; asked again every `again_s` while there is none (0: not). Raises TimeoutError."""
 
@@ -98,6 +101,8 @@ class Transport(Protocol):
 
 class NatsTransport:
     """Over wire.connection."""
+
+    reaches_nodes = True
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -131,6 +136,8 @@ class NatsTransport:
 
 class BridgeTransport:
     """Inside a task: the agent relays. `bridge` is worker.nested's."""
+
+    reaches_nodes = False
 
     def __init__(self, bridge: Any, on_message: Callable[[Any, str], None]) -> None:
         self._bridge = bridge
