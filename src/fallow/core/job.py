@@ -96,10 +96,15 @@ class JobProgress(HeldProgress):
             effects.append(Wake(self.failures.delayed[0].not_before))
         return effects
 
+    @property
+    def gives_ahead(self) -> bool:
+        """Whether a slot that runs something may get its next lease now. If not, its pull is noted."""
+        return not keeps_the_rest(self._remaining() if self.total >= 0 else None, self.slots, self.rate)
+
     def _in_turn(self) -> list[KnownSlot]:
         """Waiting slots that could be answered now, idle ones first."""
         count = self.pulls if self.failures.waiting else len(self.todo)
-        if keeps_the_rest(self._remaining() if self.total >= 0 else None, self.slots, self.rate):
+        if not self.gives_ahead:
             return list(islice(self._idle, count))
         return list(islice(chain(self._idle, self._ahead), count))
 
