@@ -12,6 +12,13 @@ from tests.chaos.run import Options, as_json, run
 from tests.engines.postgres import programs
 
 
+def _end(*_: object) -> None:
+    """Everything is ended, whoever is impatient meanwhile."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(130)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/chaos", description="A large pool of real processes under load, while things go wrong."
@@ -30,7 +37,7 @@ def main() -> int:
     if programs() is None:
         print("chaos needs a PostgreSQL: scripts/setup installs one", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # so that everything is ended
+    signal.signal(signal.SIGTERM, _end)
     report = run(
         Options(
             seed=words.seed,

@@ -9,7 +9,6 @@ import pytest
 
 from fallow.coordinator.capability import EVERY_S, Capability
 from fallow.coordinator.nodes import NodeRegistry
-from fallow.core.sizing import Rate
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import GpuSpec, Resources
 from fallow.model.node import Device, NodeSpec
@@ -33,7 +32,7 @@ class Pool:
         self.nodes.beat(Beat(node_id, "s", 1, (), 0, spec=spec), 0.0, 0.0)
 
     def job(self, name: str, rates: dict[str, float], gpu: bool = False) -> None:
-        progress = SimpleNamespace(rates={(NodeId(node), 0): Rate(rate, 1.0) for node, rate in rates.items()})
+        progress = SimpleNamespace(slot_rates=lambda: (((NodeId(node), 0), rate) for node, rate in rates.items()))
         resources = Resources(gpu=GpuSpec(1) if gpu else GpuSpec())
         self.jobs[JobId(name)] = SimpleNamespace(spec=SimpleNamespace(resources=resources), progress=progress)
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fallow.core.intervals import IntervalSet
+from fallow.core.remainder import Remainder
 
 piece = st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda p: (p[0], p[0] + p[1]))
 step = st.tuples(st.sampled_from(["add", "remove", "pop"]), piece)
@@ -50,3 +51,22 @@ def test_merging_is_commutative_and_idempotent(pieces: list[tuple[int, int]], ra
     shuffled = list(pieces)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert IntervalSet(pieces) == IntervalSet(shuffled + pieces)
+
+
+@given(st.lists(piece.filter(lambda p: p[0] < p[1]), min_size=1, max_size=4), st.lists(piece, max_size=20), piece)
+def test_what_is_left_of_a_range_is_like_a_set(
+    ranges: list[tuple[int, int]], gone: list[tuple[int, int]], probe: tuple[int, int]
+) -> None:
+    mine = Remainder.of(IntervalSet(ranges).intervals())
+    plain = numbers(ranges)
+    span = set(range(*probe))
+    for start, stop in [(0, 0), *gone]:
+        taken = set(range(start, stop)) & plain
+        assert numbers(mine.remove(start, stop)) == taken
+        plain -= taken
+        assert numbers(mine.intervals()) == plain
+        assert all(a < b for a, b in mine.intervals())
+        assert (len(mine), bool(mine)) == (len(plain), bool(plain))
+        assert numbers(mine.overlap(*probe)) == span & plain
+        assert mine.covers(*probe) == (span <= plain)
+        assert (probe[0] in mine) == (probe[0] in plain)

@@ -53,9 +53,9 @@ class Capability:
     def _gather(self) -> None:
         for job_id, owned in self._directory.active.items():
             by_node: dict[NodeId, list[float]] = {}
-            for (node_id, _), rate in owned.progress.rates.items():
-                if rate.per_s > 0:
-                    by_node.setdefault(node_id, []).append(rate.per_s)
+            for (node_id, _), per_s in owned.progress.slot_rates():
+                if per_s > 0:
+                    by_node.setdefault(node_id, []).append(per_s)
             if not by_node:
                 continue
             rates = self._gpu_rates if owned.spec.resources.gpu.count else self._slot_rates

@@ -130,11 +130,11 @@ class Matcher:
 
         own = {job_id: job for job_id, job in self._directory.active.items() if not job.progress.is_final}
         for job_id, owned in own.items():
-            served[job_id] = owned.served = owned.served * keep + len(owned.progress.by_slot) * elapsed
+            served[job_id] = owned.served = owned.served * keep + owned.progress.busy_slots * elapsed
             want = min(owned.progress.demand, DEMAND_LIMIT)
             turn = served_in_turn(owned.spec.kind, waited_s(job_id, owned.progress.waits), owned.served)
             demand = JobDemand(owned.spec, want, turn, len(found), frozenset(owned.refused))
-            found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.by_slot))
+            found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.busy_slots))
         for job_id, report in self._peers.jobs().items():
             if job_id in found or report.info.state not in ("open", "running"):
                 continue

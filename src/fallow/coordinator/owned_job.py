@@ -496,4 +496,4 @@ class OwnedJob:
     def _slots(self) -> int:
         if self.progress.is_final:
             return 0
-        return self.progress.slots if self.spec.kind is JobKind.MAP else len(self.progress.by_slot)
+        return self.progress.slots if self.spec.kind is JobKind.MAP else self.progress.busy_slots

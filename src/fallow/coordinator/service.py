@@ -214,7 +214,7 @@ class Service:
             case HandIn() | Pull() | Unpull() | Held() | SaveCheckpoint() | Place():
                 owned.on_agent(message, reply)
             case Verdict():
-                if not owned.progress.by_slot:
+                if not owned.progress.busy_slots:
                     owned.perform(owned.progress.fail(message.reason, message.kind))
             case AssignRefused():
                 self._on_refused(job_id, message)

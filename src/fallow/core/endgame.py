@@ -8,9 +8,9 @@ from heapq import heappop, heappush
 from math import inf
 
 from fallow.core.effects import AskBack
-from fallow.core.lease import LiveLease
+from fallow.core.lease import KnownSlot, LiveLease
 from fallow.core.sizing import Rate
-from fallow.model.ids import SlotKey, Token
+from fallow.model.ids import Token
 
 ASK_AGAIN_S = 1.0
 """A TakeBack that was not answered for so long is asked again."""
@@ -59,8 +59,6 @@ class TakeBacks:
     def next(
         self,
         leases: Mapping[Token, LiveLease],
-        by_slot: Mapping[SlotKey, list[Token]],
-        rates: Mapping[SlotKey, Rate],
         now: float,
     ) -> AskBack | None:
         """The lease with most work not begun; marks it as being asked. None: nothing is worth it."""
@@ -78,9 +76,10 @@ class TakeBacks:
             if lease.taking_back_at is not None and now - lease.taking_back_at < ASK_AGAIN_S:
                 self._asked.append((now, token))
                 continue
-            begun = by_slot[lease.slot][0] == token
+            place = lease.place
+            begun = place.tokens[0] == token
             waiting = len(lease.pending) - (1 if begun else 0)
-            rate = rates[lease.slot].per_s if lease.slot in rates else 0.0
+            rate = place.rate.per_s if place.rate is not None else 0.0
             work_s = waiting / rate if rate > 0 else 1.0 * waiting
             if waiting <= 0 or work_s <= WORTH_S:
                 continue
@@ -100,10 +99,9 @@ def double_after_s(rate: Rate) -> float:
 
 def find_double(
     leases: Iterable[LiveLease],
-    by_slot: Mapping[SlotKey, list[Token]],
     rate: Rate,
     doubled: Container[int],
-    slot: SlotKey,
+    slot: KnownSlot,
     timeout_s: float,
     now: float,
 ) -> int | float | None:
@@ -117,9 +115,9 @@ def find_double(
     soonest: float | None = None
     best: tuple[bool, float, int] | None = None
     for lease in leases:
-        if lease.doubled or lease.slot == slot or lease.index < 0 or lease.index in doubled:
+        if lease.doubled or lease.place is slot or lease.index < 0 or lease.index in doubled:
             continue
-        if lease.index not in lease.pending or by_slot.get(lease.slot, [None])[0] != lease.token:
+        if lease.index not in lease.pending or lease.place.tokens[0] != lease.token:
             continue
         due = lease.index_since + threshold
         if due > lease.index_holds_until:
@@ -127,7 +125,7 @@ def find_double(
         if due > now:
             soonest = due if soonest is None else min(soonest, due)
             continue
-        candidate = (lease.node != slot[0], now - lease.index_since, lease.index)
+        candidate = (lease.node != slot.node, now - lease.index_since, lease.index)
         best = candidate if best is None else max(best, candidate)
     if best is not None:
         return best[2]

@@ -4,15 +4,15 @@ lost with their node. See core.progress for the theory of operation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from math import inf
 
 from fallow.core.effects import Drop, Effect, Grant
 from fallow.core.endgame import FREQUENT_BEATS_S
 from fallow.core.failures import NODE_LOSSES_LIMIT
-from fallow.core.intervals import IntervalSet
-from fallow.core.lease import LiveLease
+from fallow.core.lease import KnownSlot, LiveLease
 from fallow.core.progress import Progress
+from fallow.core.remainder import Remainder
 from fallow.core.sizing import budget_s
 from fallow.model.ids import Interval, NodeId, SlotKey
 from fallow.model.parts import Death, HeldLease
@@ -55,7 +55,7 @@ class HeldProgress(Progress):
                 continue
             if now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
                 self._close(lost)
-                self.pull_seqs.pop(lost.slot, None)  # the slot repeats the pull that this lease was to answer
+                lost.place.seq = -1  # the slot repeats the pull that this lease was to answer
             elif lost.pull_seq >= 0 and lost.is_whole and now - lost.sent_at > SENT_AGAIN_AFTER_S:
                 lost.sent_at = now
                 effects.append(granted(lost, frozenset(), again=True))
@@ -69,35 +69,35 @@ class HeldProgress(Progress):
     def node_quiet(self, node: NodeId) -> None:
         """It may be gone: until it is heard of, its slots get nothing."""
         self.quiet.add(node)
-        for number in self._slots_of.get(node, ()):
-            pull = self.pulls.get((node, number))
-            if pull is not None:
-                self._drop_pull(pull.slot)
-                self._aside[pull.slot] = pull
+        for place in self._places.get(node, ()):
+            if place.waits:
+                self._drop_pull(place)
+                place.is_aside = True
 
     def node_heard(self, node: NodeId) -> None:
         """It is there after all: its slots still wait for what they asked for."""
         if node not in self.quiet:
             return
         self.quiet.discard(node)
-        for number in self._slots_of.get(node, ()):
-            pull = self._aside.pop((node, number), None)
-            if pull is not None and not self.is_final and pull.seq >= self.pull_seqs.get(pull.slot, -1):
-                self.pulls[pull.slot] = pull
-                (self._idle if pull.idle else self._ahead)[pull.slot] = pull
+        for place in self._places.get(node, ()):
+            if place.is_aside:
+                place.is_aside = False
+                if not self.is_final:
+                    place.waits = True
+                    (self._idle if place.idle else self._ahead)[place] = None
 
-    def _know(self, slot: SlotKey) -> None:
-        slots = self._slots_of.get(slot[0])
-        if slots is None:
-            slots = self._slots_of[slot[0]] = set()
-        slots.add(slot[1])
+    def _know(self, slot: SlotKey) -> KnownSlot:
+        place = self._known.get(slot)
+        if place is None:
+            place = self._known[slot] = KnownSlot(slot)
+            places = self._places.setdefault(slot[0], [])
+            places.append(place)
+            places.sort(key=lambda known: known.key[1])
+        return place
 
     def _leases_of(self, node: NodeId) -> list[LiveLease]:
         """In the time of that node's slots, however many nodes there are: each beats once a second."""
-        slots: Collection[int] = self._slots_of.get(node, ())
-        if len(slots) > 1:
-            slots = sorted(slots)
-        return [self.leases[token] for slot in slots for token in self.by_slot.get((node, slot), ())]
+        return [self.leases[token] for place in self._places.get(node, ()) for token in place.tokens]
 
     def _adopt(self, node: NodeId, held: HeldLease, now: float) -> LiveLease | None:
         free: list[Interval] = []
@@ -105,12 +105,9 @@ class HeldProgress(Progress):
             free += self.todo.remove(start, stop)
         if not free:
             return None
-        slot = (node, held.slot)
-        lease = LiveLease(held.token, slot, held.start, held.stop, IntervalSet(free), granted_at=now, seen_at=now)
-        self.leases[held.token] = lease
-        self._know(slot)
-        self.by_slot.setdefault(slot, []).append(held.token)
-        self._take_backs.added(lease)
+        place = self._know((node, held.slot))
+        lease = LiveLease(held.token, place, held.start, held.stop, Remainder.of(free), now, now)
+        self._hold(lease)
         return lease
 
     def node_lost(self, node: NodeId, reason: str) -> list[Effect]:
@@ -120,14 +117,10 @@ class HeldProgress(Progress):
         effects: list[Effect] = []
         self.quiet.discard(node)
         leases = self._leases_of(node)
-        begun = {self.by_slot[lease.slot][0] for lease in leases}
-        for number in self._slots_of.pop(node, ()):
-            slot = (node, number)
-            self._drop_pull(slot)
-            self._aside.pop(slot, None)
-            self.pull_seqs.pop(slot, None)
-            self.last_size.pop(slot, None)
-            self.rates.pop(slot, None)
+        begun = {lease.place.tokens[0] for lease in leases}
+        for place in self._places.pop(node, ()):
+            self._drop_pull(place)
+            del self._known[place.key]
         for lease in leases:
             index = lease.index
             if lease.doubled or not lease.pending:

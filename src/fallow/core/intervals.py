@@ -70,19 +70,21 @@ class IntervalSet:
         """Add [start, stop); returns the parts that were not in the set before, in order."""
         if start >= stop:
             return []
-        low = bisect_left(self._stops, start)
-        if low == len(self._stops):
-            self._starts.append(start)
-            self._stops.append(stop)
-            self._count += stop - start
-            return [(start, stop)]
-        high = bisect_right(self._starts, stop)
-        if low == high:
-            self._starts.insert(low, start)
-            self._stops.insert(low, stop)
-            self._count += stop - start
-            return [(start, stop)]
         starts, stops = self._starts, self._stops
+        low = bisect_left(stops, start)
+        if low == len(stops):
+            starts.append(start)
+            stops.append(stop)
+            self._count += stop - start
+            return [(start, stop)]
+        if starts[low] > stop:
+            starts.insert(low, start)
+            stops.insert(low, stop)
+            self._count += stop - start
+            return [(start, stop)]
+        high = low + 1  # mostly it is; to search for it would be a second walk through memory
+        if high < len(starts) and starts[high] <= stop:
+            high = bisect_right(starts, stop, high)
         fresh: list[Interval] = []
         at = start
         for i in range(low, high):
@@ -116,7 +118,7 @@ class IntervalSet:
         if first <= start and stop <= last:
             self._remove_within(low, first, start, stop, last)
             return [(start, stop)]
-        high = bisect_left(self._starts, stop)
+        high = bisect_left(self._starts, stop, low)
         if low >= high:
             return []
         gone = [(max(start, self._starts[i]), min(stop, self._stops[i])) for i in range(low, high)]
@@ -148,7 +150,7 @@ class IntervalSet:
     def overlap(self, start: int, stop: int) -> list[Interval]:
         """The parts of [start, stop) that are in the set."""
         low = bisect_right(self._stops, start)
-        high = bisect_left(self._starts, stop)
+        high = bisect_left(self._starts, stop, low)
         return [(max(start, self._starts[i]), min(stop, self._stops[i])) for i in range(low, high)]
 
     def gaps(self, start: int, stop: int) -> list[Interval]:

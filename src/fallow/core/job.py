@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from fallow.core.effects import Drop, Effect, Grant, Record, Wake
 from fallow.core.endgame import LOOK_SHARE, double_after_s, find_double, keeps_the_rest
 from fallow.core.held_progress import HeldProgress, granted
-from fallow.core.intervals import IntervalSet
-from fallow.core.lease import LiveLease, WaitingPull
+from fallow.core.lease import KnownSlot, LiveLease
+from fallow.core.remainder import Remainder
 from fallow.core.results import narrow
 from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, lease_size, target_s
 from fallow.model.ids import CALL_TOKENS, Interval, SlotKey, Token, call_token, is_call_token
@@ -28,6 +28,7 @@ SUSPECTS_LIMIT = 256
 PULLS_LIMIT = 100_000
 DOUBTFUL_LIMIT = 1000
 """Tasks of one lease that may be run twice because its node is silent."""
+NO_PAGES: frozenset[int] = frozenset()
 IDLE_LIMIT = 256
 """Idle slots for which work is sought near the end of a job in one dispatch."""
 
@@ -39,38 +40,43 @@ class JobProgress(HeldProgress):
 
     def pull(self, slot: SlotKey, seq: int, idle: bool, pages: Iterable[int], now: float) -> None:
         """A slot wants a lease; its newest pull counts."""
-        last, old = self.pull_seqs.get(slot, -1), self.pulls.get(slot)
-        if seq < last or (old is None and (seq == last or len(self.pulls) >= PULLS_LIMIT)):
+        known = self._known.get(slot)
+        if known is not None and (seq < known.seq or (seq == known.seq and not known.waits)):
             return
-        self.pull_seqs[slot] = seq
-        self._know(slot)
-        if idle and any(is_call_token(token) for token in self.by_slot.get(slot, ())):
+        if (known is None or not known.waits) and self.pulls >= PULLS_LIMIT:
+            return
+        place = known or self._know(slot)
+        if place.waits and place.idle != idle:
+            self._drop_pull(place)
+        place.seq = seq
+        if idle and any(is_call_token(token) for token in place.tokens):
             return  # its client was quicker than this pull, and has answered it
-        at = old.at if old and old.idle == idle else now
-        if old is not None and old.idle != idle:
-            self._drop_pull(slot)
-        pull = self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
-        (self._idle if idle else self._ahead)[slot] = pull
+        place.pull_seq = seq
+        place.idle = idle
+        place.pages = frozenset(pages) if pages else NO_PAGES
+        place.waits = True
+        place.is_aside = False
+        (self._idle if idle else self._ahead)[place] = None
 
     def sent_call(self, slot: SlotKey, index: int, now: float) -> bool:
         """The client has sent this call to an idle slot itself. False: the call does not wait for one (any more)."""
         if self.is_final or index not in self.todo:
             return False
         self.todo.remove(index, index + 1)
-        token = call_token(self.epoch, index)
-        lease = LiveLease(token, slot, index, index + 1, IntervalSet.of(index, index + 1), granted_at=now, seen_at=now)
-        self._know(slot)
-        self._drop_pull(slot)
-        self._aside.pop(slot, None)
-        self._enter(lease, CALL_TOKENS)
+        place = self._know(slot)
+        self._drop_pull(place)
+        place.is_aside = False
+        lease = LiveLease(call_token(self.epoch, index), place, index, index + 1, Remainder(index, index + 1), now, now)
+        lease.pull_seq, lease.sent_at = CALL_TOKENS, now
+        self._hold(lease)
         return True
 
     def unpull(self, slot: SlotKey, seq: int) -> None:
-        if seq >= self.pull_seqs.get(slot, -1):
-            self.pull_seqs[slot] = seq
-            self._know(slot)
-            self._drop_pull(slot)
-            self._aside.pop(slot, None)
+        place = self._know(slot)
+        if seq >= place.seq:
+            place.seq = seq
+            self._drop_pull(place)
+            place.is_aside = False
 
     def dispatch(self, now: float) -> list[Effect]:
         """Hand out leases to waiting pulls, idle slots first; near the end take back and double."""
@@ -88,60 +94,59 @@ class JobProgress(HeldProgress):
         if self._doubtful:
             effects += self._double_doubtful(now)
         if self.pulls and (self.todo or self.failures.waiting):
-            for pull in self._in_turn():
+            for place in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
                     break
-                lease = self._take_suspect(pull, now) or self._take_range(pull, now)
+                lease = self._take_suspect(place, now) or self._take_range(place, now)
                 if lease is None:
                     if not self.failures.waiting:
                         break
                     continue
-                effects.append(self._grant(lease, pull))
+                effects.append(self._grant(lease))
         if self.pulls and not self.todo and not self.failures.waiting:
             if now < self._double_at and self._take_backs.is_quiet(now):
                 effects.append(Wake(self._double_at))
             else:
-                effects += self._endgame(list(islice(self._idle.values(), IDLE_LIMIT)), now)
+                effects += self._endgame(list(islice(self._idle, IDLE_LIMIT)), now)
         if self.failures.delayed and self.pulls:
             effects.append(Wake(self.failures.delayed[0].not_before))
         return effects
 
-    def _in_turn(self) -> list[WaitingPull]:
-        """Waiting pulls that could be answered now, idle slots first."""
-        count = len(self.pulls) if self.failures.waiting else len(self.todo)
-        if keeps_the_rest(self._remaining() if self.total >= 0 else None, self.slots, self.rate):
-            return list(islice(self._idle.values(), count))
-        return list(islice(chain(self._idle.values(), self._ahead.values()), count))
+    @property
+    def gives_ahead(self) -> bool:
+        """Whether a slot that runs something may get its next lease now. If not, its pull is noted."""
+        return not keeps_the_rest(self._remaining() if self.total >= 0 else None, self.slots, self.rate)
 
-    def _grant(self, lease: LiveLease, pull: WaitingPull) -> Grant:
-        self._drop_pull(pull.slot)
-        self._enter(lease, pull.seq)
-        return granted(lease, pull.pages)
+    def _in_turn(self) -> list[KnownSlot]:
+        """Waiting slots that could be answered now, idle ones first."""
+        count = self.pulls if self.failures.waiting else len(self.todo)
+        if not self.gives_ahead:
+            return list(islice(self._idle, count))
+        return list(islice(chain(self._idle, self._ahead), count))
 
-    def _enter(self, lease: LiveLease, pull_seq: int) -> None:
-        self.leases[lease.token] = lease
-        self.by_slot.setdefault(lease.slot, []).append(lease.token)
-        self._take_backs.added(lease)
-        lease.pull_seq, lease.sent_at = pull_seq, lease.granted_at
+    def _grant(self, lease: LiveLease) -> Grant:
+        place = lease.place
+        self._drop_pull(place)
+        self._hold(lease)
+        lease.pull_seq, lease.sent_at = place.pull_seq, lease.granted_at
+        return granted(lease, place.pages)
 
-    def _new_lease(self, slot: SlotKey, start: int, stop: int, now: float) -> LiveLease:
+    def _new_lease(self, place: KnownSlot, start: int, stop: int, now: float) -> LiveLease:
         self._counter += 1
-        token = (self.epoch, self._counter)
-        return LiveLease(token, slot, start, stop, IntervalSet.of(start, stop), granted_at=now, seen_at=now)
+        return LiveLease((self.epoch, self._counter), place, start, stop, Remainder(start, stop), now, now)
 
-    def _take_range(self, pull: WaitingPull, now: float) -> LiveLease | None:
+    def _take_range(self, place: KnownSlot, now: float) -> LiveLease | None:
         first = self.todo.first
         if first is None or first[0] >= self.leasing_stop:
             return None
-        slot = pull.slot
-        own = self.rates.get(slot)
+        own = place.rate
         rate = own.per_s if own else 0.0
         base = CALLS_TARGET_S if self.spec.kind is JobKind.CALLS else MAP_TARGET_S
         aimed_s = target_s(base, max(self.slots, self.owner_slots), self._counter)
         size = lease_size(
             remaining=self._remaining(),
-            slots=max(self.slots, len(self.by_slot), 1),
-            last_size=self.last_size.get(slot, 0),
+            slots=max(self.slots, self.busy_slots, 1),
+            last_size=place.last_size,
             rate_per_s=rate,
             target_s=aimed_s,
             size_cap=self._size_cap,
@@ -152,10 +157,10 @@ class JobProgress(HeldProgress):
         taken = self.todo.pop_first(min(size, self.leasing_stop - first[0]))
         assert taken is not None
         start, stop = taken
-        lease = self._new_lease(slot, start, stop, now)
+        lease = self._new_lease(place, start, stop, now)
         lease.attempt = attempt
         lease.aimed_s = aimed_s
-        self.last_size[slot] = stop - start
+        place.last_size = stop - start
         return lease
 
     def _remaining(self) -> int:
@@ -163,22 +168,22 @@ class JobProgress(HeldProgress):
         expected = self.total if self.total >= 0 else self.spec.total_hint
         return len(self.todo) + max(0, expected - self.cursor)
 
-    def _take_suspect(self, pull: WaitingPull, now: float) -> LiveLease | None:
+    def _take_suspect(self, place: KnownSlot, now: float) -> LiveLease | None:
         """A task that is to run alone, for an idle slot."""
-        if not self.failures.waiting or not pull.idle:
+        if not self.failures.waiting or not place.idle:
             return None
-        index = self.failures.take_waiting(pull.slot[0], {p.slot[0] for p in self.pulls.values() if p.idle})
+        index = self.failures.take_waiting(place.node, {other.node for other in self._idle})
         if index is None:
             return None
-        lease = self._new_lease(pull.slot, index, index + 1, now)
+        lease = self._new_lease(place, index, index + 1, now)
         lease.alone = True
         lease.attempt = self.failures.attempts.get(index, 0)
         return lease
 
-    def _endgame(self, idle: list[WaitingPull], now: float) -> list[Effect]:
+    def _endgame(self, idle: list[KnownSlot], now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for pull in idle:
-            back = self._take_backs.next(self.leases, self.by_slot, self.rates, now)
+        for place in idle:
+            back = self._take_backs.next(self.leases, now)
             if back is not None:
                 effects.append(back)
                 continue
@@ -187,9 +192,7 @@ class JobProgress(HeldProgress):
             if now < self._double_at:
                 effects.append(Wake(self._double_at))
                 break
-            found = find_double(
-                self.leases.values(), self.by_slot, self.rate, self._doubled, pull.slot, self.spec.timeout_s, now
-            )
+            found = find_double(self.leases.values(), self.rate, self._doubled, place, self.spec.timeout_s, now)
             if not isinstance(found, int):
                 after_s = double_after_s(self.rate)
                 self._double_at = now + LOOK_SHARE * after_s
@@ -197,7 +200,7 @@ class JobProgress(HeldProgress):
                     self._double_at = max(self._double_at, min(found, now + after_s))
                     effects.append(Wake(self._double_at))
                 break
-            effects.append(self._grant(self._double(pull, found, now), pull))
+            effects.append(self._grant(self._double(place, found, now)))
         return effects
 
     def doubt(self, now: float, after_s: float) -> bool:
@@ -221,23 +224,23 @@ class JobProgress(HeldProgress):
 
     def _double_doubtful(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        idle = list(islice(self._idle.values(), len(self._doubtful)))
+        idle = list(islice(self._idle, len(self._doubtful)))
         for index, token in list(self._doubtful.items()):
             lease = self.leases.get(token)
             if lease is None or index not in lease.pending or index in self._doubled:
                 del self._doubtful[index]
                 continue
-            pull = next((pull for pull in idle if pull.slot[0] != lease.node), None)
-            if pull is None:
+            place = next((place for place in idle if place.node != lease.node), None)
+            if place is None:
                 continue
-            idle.remove(pull)
+            idle.remove(place)
             del self._doubtful[index]
-            effects.append(self._grant(self._double(pull, index, now), pull))
+            effects.append(self._grant(self._double(place, index, now)))
         return effects
 
-    def _double(self, pull: WaitingPull, index: int, now: float) -> LiveLease:
+    def _double(self, place: KnownSlot, index: int, now: float) -> LiveLease:
         """A second run of a task that is in progress elsewhere."""
-        lease = self._new_lease(pull.slot, index, index + 1, now)
+        lease = self._new_lease(place, index, index + 1, now)
         lease.doubled = True
         self._doubled.add(index)
         self.doubled_count += 1
@@ -288,9 +291,9 @@ class JobProgress(HeldProgress):
         lease.seen_at = now
         lease.done_count += known_count
         if run_s > 0:
-            rate = self.rates.get(slot)
+            rate = lease.place.rate
             if rate is None:
-                rate = self.rates[slot] = Rate()
+                rate = lease.place.rate = Rate()
             rate.observe(ran_count, run_s)
             self.rate.observe(ran_count, run_s)
         for later in retry_later:

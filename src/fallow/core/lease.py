@@ -5,19 +5,49 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fallow.core.intervals import IntervalSet
+from msgspec import Struct
+
+from fallow.core.remainder import Remainder
+from fallow.core.sizing import Rate
 from fallow.model.ids import NodeId, SlotKey, Token
 
 
-@dataclass(slots=True)
-class LiveLease:
-    """What the owner remembers of a lease. `pending`: what of it nobody has handed in or given back."""
+class KnownSlot:
+    """What a job remembers of a slot. One record, since every event of the slot needs most of it."""
+
+    __slots__ = ("idle", "is_aside", "key", "last_size", "pages", "pull_seq", "rate", "seq", "tokens", "waits")
+
+    def __init__(self, key: SlotKey) -> None:
+        self.key = key
+        self.seq = -1
+        """Of the newest pull that it is known to have sent."""
+        self.waits = False
+        """It has asked for a lease and has not got one: what it asked for follows."""
+        self.is_aside = False
+        """It asked, and its node may be gone."""
+        self.pull_seq = -1
+        self.idle = False
+        self.pages: frozenset[int] = frozenset()
+        self.tokens: list[Token] = []
+        """Its leases, the one that it runs first."""
+        self.last_size = 0
+        """Tasks in its last lease; 0: it has had none."""
+        self.rate: Rate | None = None
+
+    @property
+    def node(self) -> NodeId:
+        return self.key[0]
+
+
+class LiveLease(Struct, eq=False, gc=False):
+    """What the owner remembers of a lease. `pending`: what of it nobody has handed in or given back. (A struct that the
+    garbage collector need not know: a large pool has tens of thousands, and none leads back to itself.)"""
 
     token: Token
-    slot: SlotKey
+    place: KnownSlot
     start: int
     stop: int
-    pending: IntervalSet
+    pending: Remainder
     granted_at: float
     seen_at: float
     """When a heartbeat last named it (or it was granted)."""
@@ -40,24 +70,17 @@ class LiveLease:
     """When it was sent to its slot last."""
 
     @property
+    def slot(self) -> SlotKey:
+        return self.place.key
+
+    @property
     def node(self) -> NodeId:
-        return self.slot[0]
+        return self.place.key[0]
 
     @property
     def is_whole(self) -> bool:
         """Nothing has come of it: it may never have arrived."""
         return len(self.pending) == self.stop - self.start
-
-
-@dataclass(slots=True)
-class WaitingPull:
-    """A slot that asked for a lease and has not got one."""
-
-    slot: SlotKey
-    seq: int
-    idle: bool
-    pages: frozenset[int]
-    at: float
 
 
 @dataclass(slots=True)

@@ -9,14 +9,14 @@ the partition; the tests call it after every event.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from fallow.core.effects import Drop, Effect, Ended, RecordFault
 from fallow.core.endgame import TakeBacks
 from fallow.core.failures import FailureBook
 from fallow.core.intervals import IntervalSet
-from fallow.core.lease import LiveLease, WaitingPull
+from fallow.core.lease import KnownSlot, LiveLease
 from fallow.core.sizing import Rate
 from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.job import JobCounts, JobSpec
@@ -41,21 +41,17 @@ class Progress:
         self.todo = IntervalSet()
         self.failures = FailureBook(spec.retry)
         self.leases: dict[Token, LiveLease] = {}
-        self.by_slot: dict[SlotKey, list[Token]] = {}
-        self._slots_of: dict[NodeId, set[int]] = {}
-        """Slots of each node that anything is remembered of."""
-        self.pulls: dict[SlotKey, WaitingPull] = {}
-        self._idle: dict[SlotKey, WaitingPull] = {}
-        self._ahead: dict[SlotKey, WaitingPull] = {}
-        """The same pulls, those of idle slots apart, each in the order in which they came."""
+        self.busy_slots = 0
+        """How many slots have leases."""
+        self._known: dict[SlotKey, KnownSlot] = {}
+        self._places: dict[NodeId, list[KnownSlot]] = {}
+        """Slots of each node that anything is remembered of, by their numbers."""
+        self._idle: dict[KnownSlot, None] = {}
+        self._ahead: dict[KnownSlot, None] = {}
+        """Slots that wait for a lease, the idle ones apart, each in the order in which they asked."""
         self.quiet: set[NodeId] = set()
-        """Nodes that may be gone."""
-        self._aside: dict[SlotKey, WaitingPull] = {}
-        """Pulls of those: nothing is granted to them."""
-        self.pull_seqs: dict[SlotKey, int] = {}
-        self.rates: dict[SlotKey, Rate] = {}
+        """Nodes that may be gone: nothing is granted to those of their slots that asked before."""
         self.rate = Rate()
-        self.last_size: dict[SlotKey, int] = {}
         self.failed_count = 0
         self.retried = 0
         self.node_losses = 0
@@ -104,15 +100,27 @@ class Progress:
     @property
     def waits(self) -> bool:
         """Something is to run, and no node that is heard of runs anything of the job."""
-        return self.demand > 0 and all(slot[0] in self.quiet for slot in self.by_slot)
+        return self.demand > 0 and all(lease.node in self.quiet for lease in self.leases.values())
+
+    @property
+    def pulls(self) -> int:
+        """How many slots wait for a lease."""
+        return len(self._idle) + len(self._ahead)
+
+    def known_slot(self, slot: SlotKey) -> KnownSlot | None:
+        """What is remembered of it, to be read."""
+        return self._known.get(slot)
+
+    def slot_rates(self) -> Iterator[tuple[SlotKey, float]]:
+        """Slots that have run something, and their tasks per second."""
+        return ((slot, place.rate.per_s) for slot, place in self._known.items() if place.rate is not None)
 
     def counts(self) -> JobCounts:
-        running = sum(1 for tokens in self.by_slot.values() if tokens)
         return JobCounts(
             inputs=self.cursor,
             done=len(self.done),
             failed=self.failed_count,
-            running=running,
+            running=self.busy_slots,
             retried=self.retried,
             node_losses=self.node_losses,
             worker_deaths=self.worker_deaths,
@@ -211,16 +219,28 @@ class Progress:
 
     # ------------------------------------------------------------ leases end
 
-    def _drop_pull(self, slot: SlotKey) -> None:
-        pull = self.pulls.pop(slot, None)
-        if pull is not None:
-            del (self._idle if pull.idle else self._ahead)[slot]
+    def _drop_pull(self, place: KnownSlot) -> None:
+        if place.waits:
+            place.waits = False
+            del (self._idle if place.idle else self._ahead)[place]
 
     def _clear_pulls(self) -> None:
-        self.pulls.clear()
-        self._idle.clear()
-        self._ahead.clear()
-        self._aside.clear()
+        for waiting in (self._idle, self._ahead):
+            for place in waiting:
+                place.waits = False
+            waiting.clear()
+        for node in self.quiet:
+            for place in self._places.get(node, ()):
+                place.is_aside = False
+
+    def _hold(self, lease: LiveLease) -> None:
+        """There is a new lease."""
+        self.leases[lease.token] = lease
+        tokens = lease.place.tokens
+        if not tokens:
+            self.busy_slots += 1
+        tokens.append(lease.token)
+        self._take_backs.added(lease)
 
     def _return(self, lease: LiveLease, start: int, stop: int) -> None:
         """What of [start, stop) is pending in the lease is to do again."""
@@ -250,11 +270,11 @@ class Progress:
             for start, stop in lease.pending.intervals():
                 self._return(lease, start, stop)
         self.leases.pop(lease.token, None)
-        tokens = self.by_slot.get(lease.slot)
-        if tokens and lease.token in tokens:
+        tokens = lease.place.tokens
+        if lease.token in tokens:
             tokens.remove(lease.token)
             if not tokens:
-                del self.by_slot[lease.slot]
+                self.busy_slots -= 1
 
     # ------------------------------------------------------------ endings
 
@@ -281,8 +301,10 @@ class Progress:
         effects: list[Effect] = [
             Drop(node, (), reason) for node in sorted({lease.node for lease in self.leases.values()})
         ]
+        for lease in self.leases.values():
+            lease.place.tokens.clear()
         self.leases.clear()
-        self.by_slot.clear()
+        self.busy_slots = 0
         self._clear_pulls()
         return [*effects, Ended(self.spec.job_id, self.state, reason)]
 

@@ -45,6 +45,7 @@ class Agents:
     # ------------------------------------------------------------ assignments
 
     def assign(self, slot: Slot, row: JobRow | None, epoch: int, session: int) -> None:
+        self.settle(slot)
         node = slot.node
         if node.session != session or epoch < node.leader_epoch:
             return
@@ -76,6 +77,7 @@ class Agents:
             row.slots.pop(slot, None)
 
     def _prepared(self, slot: Slot, row: JobRow, session: int) -> None:
+        self.settle(slot)
         if slot.node.session == session and slot.job is row and not slot.is_prepared:
             slot.is_prepared = True
             self._want(slot)
@@ -104,8 +106,16 @@ class Agents:
 
     def _send_pull(self, slot: Slot, seq: int, idle: bool) -> None:
         assert slot.job is not None
-        slot.node.rows[slot.job] = None
-        if not self._world.to_owners(slot.node, slot.job, "pull", slot, seq, idle):
+        node, row = slot.node, slot.job
+        if not node.rows & row.bit:
+            node.rows |= row.bit
+        if not idle and len(row.owners) == 1 and row.owners[0].only_notes_ahead():
+            # It would have no other effect when it came, and until then nothing can come between.
+            if self._world.network.reaches(node.zone):
+                row.owners[0].note_ahead(slot, seq)
+            else:
+                self.lost_pull(slot, seq)
+        elif not self._world.to_owners(node, row, "pull", slot, seq, idle):
             self.lost_pull(slot, seq)
 
     def lost_pull(self, slot: Slot, seq: int) -> None:
@@ -113,20 +123,71 @@ class Agents:
 
     def pull_again(self, slot: Slot, seq: int, session: int) -> None:
         """Unless it was answered: a new number, since the owner gives no second answer to one it has answered."""
+        self.settle(slot)
         if slot.node.session == session and slot.pull_open and slot.pull_seq == seq:
             slot.pull_open = False
             self._want(slot)
 
+    def pulls_again(self, row: JobRow, slots: Sequence[tuple[Slot, int, int]]) -> None:
+        """`pull_again` of many slots (their pulls' numbers, their nodes' sessions), whose messages travel together."""
+        if not row.is_open:
+            return
+        network = self._world.network
+        sent = []
+        for slot, seq, session in slots:
+            self.settle(slot)
+            if slot.node.session != session or not slot.pull_open or slot.pull_seq != seq or slot.job is not row:
+                continue
+            slot.pull_open = False
+            pull = self._next_pull(slot)
+            if pull is None:
+                continue
+            slot.node.rows |= row.bit
+            if row.owners and network.reaches(slot.node.zone):
+                sent.append((slot, *pull))
+            else:
+                self.lost_pull(slot, pull[0])
+        for owned in row.owners:
+            self._clock.after(network.latency_s * (0.5 + self._chance()), self._world.deliver, owned, "pulls", (sent,))
+
     # ------------------------------------------------------------ leases
 
+    def grant(self, grant: Grant, slot: Slot, row: JobRow, epoch: int) -> bool:
+        """On its way to the node. False: it never arrives. What a slot that runs something is given ahead changes
+        nothing before somebody looks at the slot: that takes no event."""
+        node, network = slot.node, self._world.network
+        if slot.coming is not None:
+            self.settle(slot)
+        if slot.running is None or slot.queued is not None or slot.job is not row:
+            return network.post(node.zone, self.granted, (grant, slot, row, epoch, node.session))
+        arrives_at = network.when(node.zone, self.granted, (grant, slot, row, epoch, node.session))
+        if arrives_at is None:
+            return False
+        slot.coming = (arrives_at, grant, row, epoch, node.session)
+        return True
+
+    def settle(self, slot: Slot) -> None:
+        """Somebody looks at the slot: what has come until now, it has; what is on its way is an event from now on."""
+        coming = slot.coming
+        if coming is not None:
+            slot.coming = None
+            at, grant, row, epoch, session = coming
+            if at <= self._clock.now:
+                self.granted(grant, slot, row, epoch, session)
+            else:
+                self._clock.put(at, self.granted, (grant, slot, row, epoch, session))
+
     def granted(self, grant: Grant, slot: Slot, row: JobRow, epoch: int, session: int) -> None:
+        if slot.coming is not None:
+            self.settle(slot)
         node = slot.node
         if node.session != session:
             return
-        if epoch < node.epochs.get(row, 0):
+        epochs = row.epochs
+        if epoch < epochs[node.number]:
             self.stale_leases += 1
             return
-        node.epochs[row] = epoch
+        epochs[node.number] = epoch
         if slot.has_had(row, grant.token):
             return
         if slot.pull_open and grant.pull_seq >= slot.pull_seq and slot.job is row:
@@ -155,8 +216,9 @@ class Agents:
         self.begun += 1
         self._schedule_end(slot, lease)
         for owned in lease.row.owners:
-            owned.begun.pop(slot, None)
-            owned.begun[slot] = None
+            if owned.listens:
+                owned.begun.pop(slot, None)
+                owned.begun[slot] = None
 
     def _schedule_end(self, slot: Slot, lease: Lease) -> None:
         row = lease.row
@@ -173,6 +235,8 @@ class Agents:
     def _done(self, slot: Slot, lease: Lease, version: int) -> None:
         if slot.running is not lease or lease.version != version:
             return
+        if slot.coming is not None:
+            self.settle(slot)
         run_s = self._clock.now - lease.began_at
         self.useful_s += run_s
         results = ((lease.start, lease.stop),) if lease.stop > lease.start else ()
@@ -181,6 +245,7 @@ class Agents:
     def _died(self, slot: Slot, lease: Lease, version: int, index: int) -> None:
         if slot.running is not lease or lease.version != version:
             return
+        self.settle(slot)
         self.wasted_s += self._clock.now - lease.began_at
         self._end(slot, HandIn(slot, lease, (), deaths=(Death(index, "worker_lost", "killed by signal 9"),)))
 
@@ -192,7 +257,6 @@ class Agents:
         pull = self._next_pull(slot)
         if pull is not None and slot.job is row:
             item.pull = pull
-            slot.node.rows[row] = None
         elif pull is not None:
             self._send_pull(slot, *pull)
         self._forget(slot, row)
@@ -205,6 +269,7 @@ class Agents:
     def take_back(self, slot: Slot, row: JobRow, token: Token, share: float, session: int) -> None:
         if slot.node.session != session:
             return
+        self.settle(slot)
         if slot.queued is not None and slot.queued.row is row and slot.queued.token == token:
             lease, slot.queued = slot.queued, None
             self._give_back_whole(slot, lease)
@@ -225,9 +290,10 @@ class Agents:
 
     def revoke(self, node: Node, row: JobRow, epoch: int, tokens: Sequence[Token], session: int) -> None:
         """Forget these leases; no tokens: all of the job, and the job."""
-        if node.session != session or epoch < node.epochs.get(row, 0):
+        if node.session != session or epoch < row.epochs[node.number]:
             return
         for slot in node.slots:
+            self.settle(slot)
             if slot.queued is not None and slot.queued.row is row and (not tokens or slot.queued.token in tokens):
                 slot.remember(slot.queued, self._clock.now)
                 slot.queued = None
@@ -246,12 +312,14 @@ class Agents:
     # ------------------------------------------------------------ hand-ins and beats
 
     def hand_in(self, item: HandIn) -> None:
-        item.node.outbox[item] = None
-        item.node.rows[item.lease.row] = None
+        node, row = item.node, item.lease.row
+        node.unacked += 1
+        if not node.rows & row.bit:
+            node.rows |= row.bit
         self._send_hand_in(item)
 
     def _send_hand_in(self, item: HandIn) -> None:
-        if item.acked:
+        if item.acked or item.session < item.node.lost_before:
             return
         row = item.lease.row
         if row.ended_at >= 0:
@@ -261,18 +329,21 @@ class Agents:
 
     def lost_hand_in(self, item: HandIn) -> None:
         """It, or its answer."""
-        if not item.acked:
+        if not item.acked and item.session >= item.node.lost_before:
             delay_s = HAND_IN_AGAIN_S[min(item.tries, 1)]
             item.tries += 1
             self._clock.after(delay_s, self._send_hand_in, item)
 
     def acknowledged(self, item: HandIn) -> None:
+        if not item.acked and item.session >= item.node.lost_before:
+            item.node.unacked -= 1
         item.acked = True
-        item.node.outbox.pop(item, None)
 
     def last_beat(self, node: Node) -> None:
         """The node is about to fall silent: what its beats have said until now, the owners have heard."""
-        for row in list(node.rows):
+        for slot in node.slots:
+            self.settle(slot)
+        for row in self._world.rows_of(node):
             for owned in list(row.owners):
                 owned.hear_node(node)
 
@@ -280,6 +351,8 @@ class Agents:
         """What of the node's next heartbeat the owner of this job would not know already."""
         if node.session != session or not row.is_open:
             return
+        for slot in node.slots:
+            self.settle(slot)
         if not self._world.to_owners(node, row, "beats", ((node, node.held(row, self._clock.now)),)):
             self._clock.after(BEAT_INTERVAL_S, self.beat, node, row, session)
 
@@ -293,6 +366,8 @@ class Agents:
             if node.session != session:
                 continue
             if network.reaches(node.zone):
+                for slot in node.slots:
+                    self.settle(slot)
                 sent.append((node, node.held(row, now)))
             else:
                 self._clock.after(BEAT_INTERVAL_S, self.beat, node, row, session)
@@ -316,6 +391,8 @@ class Agents:
             return
         if silently:
             self.last_beat(node)
+        for slot in node.slots:
+            self.settle(slot)
         node.is_up = False
         now = self._clock.now
         self.up_s += (now - node.up_since) * len(node.slots)
@@ -338,11 +415,11 @@ class Agents:
             slot.job = slot.running = slot.queued = None
             slot.is_prepared = slot.pull_open = False
             slot.recent.clear()
-        node.epochs.clear()
+        for row in self._world.rows_of(node):
+            row.epochs[node.number] = 0
         if silently:
-            for item in node.outbox:
-                item.acked = True  # nobody is there to send it again
-            node.outbox.clear()
+            node.lost_before = node.session  # nobody is there to send them again
+            node.unacked = 0
             self._world.fall_silent(node)
         else:
             self._world.say_bye(node)

@@ -70,8 +70,8 @@ class Owned:
         self.epoch = world.truth.acquire(row, coordinator.number)
         self.is_dead = False
         self.served = 0.0
-        hold = 0.0 if self.is_new else world.clock.now + ADOPTION_S
-        self.progress = JobProgress(row.spec, self.epoch, hold_until=hold)
+        self._grants_from = 0.0 if self.is_new else world.clock.now + ADOPTION_S
+        self.progress = JobProgress(row.spec, self.epoch, hold_until=self._grants_from)
         if self.is_new:
             self.progress.add_inputs(0, row.total)
             self.progress.end_inputs(row.total)
@@ -82,8 +82,10 @@ class Owned:
         self._wake_at = -1.0
         self._changes = 0
         self.begun: dict[Slot, None] = {}
-        """Slots that began a lease of it which no beat has named yet, in the order in which they did."""
-        self._listens = False
+        """Slots that began a lease of it which no beat has named yet, in the order in which they did; from the first
+        look on (`listens`)."""
+        self.listens = False
+        self._hears_soon = False
 
     # ------------------------------------------------------------ what arrives
 
@@ -91,6 +93,31 @@ class Owned:
         if not self.progress.is_final:
             self.progress.pull(slot.key, seq, idle, (), self._world.clock.now)
             self.dispatch()
+
+    def pulls(self, pulls: Sequence[tuple[Slot, int, bool]]) -> None:
+        """Of many slots, in one message."""
+        if not self.progress.is_final:
+            now = self._world.clock.now
+            for slot, seq, idle in pulls:
+                self.progress.pull(slot.key, seq, idle, (), now)
+            self.dispatch()
+
+    def only_notes_ahead(self) -> bool:
+        """Whether a slot that asks for a lease ahead would only be noted, and nothing can come before its message."""
+        world, progress = self._world, self.progress
+        now = world.clock.now
+        return (
+            bool(progress.todo)
+            and not progress.failures.waiting
+            and not progress.failures.delayed
+            and not progress.gives_ahead
+            and not progress.is_final
+            and now >= self._grants_from
+            and self.coordinator.serves_until(world.faults.strikes_at) > now + 2 * world.options.latency_s
+        )
+
+    def note_ahead(self, slot: Slot, seq: int) -> None:
+        self.progress.pull(slot.key, seq, False, (), self._world.clock.now)
 
     def unpull(self, slot: Slot, seq: int) -> None:
         self.progress.unpull(slot.key, seq)
@@ -114,19 +141,20 @@ class Owned:
         self.dispatch()
 
     def beats(self, beats: Sequence[tuple[Node, Sequence[HeldLease]]]) -> None:
-        begun = self.begun
-        if begun:
-            for node, _ in beats:
-                for slot in node.slots:
-                    begun.pop(slot, None)
         self._take_beats(beats)
         if self.progress.pulls:
             self.dispatch()
 
     def _take_beats(self, beats: Iterable[tuple[Node, Sequence[HeldLease]]]) -> None:
-        progress, now = self.progress, self._world.clock.now
+        progress, now, begun = self.progress, self._world.clock.now, self.begun
         again = []
         for node, held in beats:
+            named = {lease.token for lease in held}
+            for slot in node.slots:
+                running = slot.running
+                if running is not None and running.row is self.row and running.token in named:
+                    running.heard = max(running.heard, self.epoch)
+                    begun.pop(slot, None)
             before = len(progress.leases)
             effects = progress.beat(node.node_id, held, now)
             self._perform(effects, None)
@@ -145,12 +173,17 @@ class Owned:
 
     def hear_node(self, node: Node) -> None:
         """What the node's last beat said of leases that it has begun."""
-        if not self.begun or node.outbox or self.is_dead or self.coordinator.is_stopped:
+        if node.unacked or self.is_dead or self.coordinator.is_stopped:
             return
         heard_at = self._world.clock.now - self._world.options.latency_s
         for slot in node.slots:
             running = slot.running
-            if slot in self.begun and running is not None and running.began_at + BEAT_INTERVAL_S <= heard_at:
+            if (
+                running is not None
+                and running.row is self.row
+                and running.heard < self.epoch
+                and running.began_at + BEAT_INTERVAL_S <= heard_at
+            ):
                 self._take_beats([(node, node.held(self.row, heard_at))])
                 return
 
@@ -159,6 +192,14 @@ class Owned:
         a node whose hand-in is on its way is heard once that has come."""
         world = self._world
         begun = self.begun
+        if not self.listens:
+            self.listens = True
+            unheard = []
+            for slot in self.row.slots:
+                running = slot.running
+                if running is not None and running.row is self.row and running.heard < self.epoch:
+                    unheard.append((running.began_at, slot.key, slot))
+            begun.update((slot, None) for _, _, slot in sorted(unheard))
         heard_at = world.clock.now - world.options.latency_s
         nodes: dict[Node, None] = {}
         heard, later = [], []
@@ -167,7 +208,7 @@ class Owned:
             if running is not None and running.row is self.row:
                 if running.began_at + BEAT_INTERVAL_S > heard_at:
                     break
-                if slot.node.outbox or not world.network.reaches(slot.node.zone):
+                if slot.node.unacked or not world.network.reaches(slot.node.zone):
                     later.append(slot)
                     continue
                 nodes[slot.node] = None
@@ -177,10 +218,15 @@ class Owned:
         for slot in later:
             del begun[slot]
             begun[slot] = None
-        self._take_beats((node, node.held(self.row, heard_at)) for node in nodes)
+        self._take_beats([(node, self._says(node, heard_at)) for node in nodes])
+
+    def _says(self, node: Node, now: float) -> list[HeldLease]:
+        for slot in node.slots:
+            self._world.agents.settle(slot)
+        return node.held(self.row, now)
 
     def _listen(self) -> None:
-        self._listens = False
+        self._hears_soon = False
         if not self.is_dead and not self.coordinator.is_stopped:
             self.dispatch()
 
@@ -188,11 +234,11 @@ class Owned:
 
     def dispatch(self) -> None:
         progress = self.progress
-        if self.begun and progress.pulls and not progress.todo and not self._listens:
+        if not progress.todo and progress.pulls and not self._hears_soon and (self.begun or not self.listens):
             # Near the end it matters which tasks run for long.
             self._hear()
             if self.begun:
-                self._listens = True
+                self._hears_soon = True
                 self._world.clock.after(BEAT_INTERVAL_S, self._listen)
         self._perform(progress.dispatch(self._world.clock.now), None)
         if progress.pulls and not progress.todo:
@@ -261,9 +307,8 @@ class Owned:
         slot = world.slot_of(grant.slot)
         world.grants += 1
         world.clock.note("grant", self.row.job_id, grant.slot, grant.token, grant.start, grant.stop)
-        session = slot.node.session
-        if not world.to_node(slot.node, world.agents.granted, grant, slot, self.row, self.epoch, session):
-            world.agents.grant_lost(slot, self.row, session)
+        if not world.agents.grant(grant, slot, self.row, self.epoch):
+            world.agents.grant_lost(slot, self.row, slot.node.session)
 
     def _wake(self, at: float) -> None:
         now = self._world.clock.now
@@ -311,7 +356,7 @@ class Owned:
         if (network.cut and item.node.zone in network.cut) or self._world.chance.random() < network.loss:
             network.lost += 1
             self._world.agents.lost_hand_in(item)
-        elif self.epoch < item.node.epochs.get(self.row, 0):
+        elif self.epoch < self.row.epochs[item.node.number]:
             self._world.agents.lost_hand_in(item)  # agents take no word of a former owner's
         else:
             self._world.agents.acknowledged(item)

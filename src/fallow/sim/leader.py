@@ -106,7 +106,7 @@ class Leader:
             if owned is not None:
                 progress = owned.progress
                 demand.want = progress.demand
-                demand.served = demand.served * keep + len(progress.by_slot) * elapsed
+                demand.served = demand.served * keep + progress.busy_slots * elapsed
             self._demands[row.job_id] = demand
             self.planner.put_job(demand)
         if ended:

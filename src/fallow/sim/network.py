@@ -43,12 +43,20 @@ class Network:
 
     def post(self, zone: int, what: Callable[..., None], args: tuple[Any, ...]) -> bool:
         """`send`, for arguments that are packed."""
+        at = self.when(zone, what, args)
+        if at is None:
+            return False
+        self._clock.put(at, what, args)
+        return True
+
+    def when(self, zone: int, what: Callable[..., None], args: tuple[Any, ...]) -> float | None:
+        """When a message that is sent now arrives: the caller sees to that, and the network to repeats of it. None: it
+        never arrives."""
         self.sent += 1
         chance, clock = self._random, self._clock
         if (self.cut and zone in self.cut) or chance() < self.loss:
             self.lost += 1
-            return False
-        clock.put(clock.now + self.latency_s * (0.5 + chance()), what, args)
+            return None
         if self.duplicate and chance() < self.duplicate:
             clock.put(clock.now + self.latency_s * (1 + (REPEAT_LATENCIES - 1) * chance()), what, args)
-        return True
+        return clock.now + self.latency_s * (0.5 + chance())

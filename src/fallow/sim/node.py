@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fallow.core.effects import Grant
 from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.node import NodeSpec
 from fallow.model.parts import Death, HeldLease
@@ -11,7 +12,18 @@ from fallow.sim.truth import JobRow
 
 
 class Lease:
-    __slots__ = ("alone", "began_at", "repeats_until", "row", "start", "stop", "task_s", "token", "version")
+    __slots__ = (
+        "alone",
+        "began_at",
+        "heard",
+        "repeats_until",
+        "row",
+        "start",
+        "stop",
+        "task_s",
+        "token",
+        "version",
+    )
 
     def __init__(self, row: JobRow, token: Token, start: int, stop: int, alone: bool, repeats_until: float) -> None:
         self.row = row
@@ -25,6 +37,8 @@ class Lease:
         self.task_s = 0.0
         self.version = 0
         """Goes up when its end moves: the event of an older end means nothing."""
+        self.heard = 0
+        """Highest epoch whose owner has heard that it runs."""
 
     def begun(self, now: float) -> int:
         """How many of its tasks have begun."""
@@ -36,7 +50,20 @@ class Lease:
 class HandIn:
     """What is sent until it is acknowledged."""
 
-    __slots__ = ("acked", "deaths", "ended", "give_back", "lease", "node", "pull", "results", "run_s", "slot", "tries")
+    __slots__ = (
+        "acked",
+        "deaths",
+        "ended",
+        "give_back",
+        "lease",
+        "node",
+        "pull",
+        "results",
+        "run_s",
+        "session",
+        "slot",
+        "tries",
+    )
 
     def __init__(
         self,
@@ -50,7 +77,8 @@ class HandIn:
         run_s: float = 0.0,
     ) -> None:
         self.slot = slot
-        self.node = slot.node
+        self.node = node = slot.node
+        self.session = node.session
         self.lease = lease
         self.results = results
         self.give_back = give_back
@@ -64,6 +92,7 @@ class HandIn:
 
 class Slot:
     __slots__ = (
+        "coming",
         "is_prepared",
         "job",
         "key",
@@ -83,6 +112,8 @@ class Slot:
         self.is_prepared = False
         self.running: Lease | None = None
         self.queued: Lease | None = None
+        self.coming: tuple[float, Grant, JobRow, int, int] | None = None
+        """A grant that arrives then, while the slot runs something: looked at when the slot is (Agents.settle)."""
         self.recent: list[tuple[float, JobRow, Token]] = []
         """Ended leases whose grants may yet come again, and until when: they begin nothing."""
         self.pull_seq = 0
@@ -111,23 +142,25 @@ class Node:
     """`session` goes up when it goes down: what was meant for an earlier one finds nobody."""
 
     __slots__ = (
-        "epochs",
         "hellos",
         "is_known",
         "is_up",
         "leader_epoch",
+        "lost_before",
         "node_id",
-        "outbox",
+        "number",
         "rows",
         "session",
         "slots",
         "spec",
         "speed",
+        "unacked",
         "up_since",
         "zone",
     )
 
     def __init__(self, number: int, slots: int, speed: float, zone: int) -> None:
+        self.number = number
         self.node_id = NodeId(f"node-{number:06d}")
         self.spec = NodeSpec(self.node_id, str(self.node_id), slots, slots, 8 << 30, 1 << 40, "linux", ("3.11",), "1")
         self.speed = speed
@@ -139,19 +172,20 @@ class Node:
         self.hellos = 0
         self.session = 0
         self.leader_epoch = 0
-        self.epochs: dict[JobRow, int] = {}
-        """Highest epoch seen, by job."""
-        self.rows: dict[JobRow, None] = {}
-        """Jobs that may remember something of this node."""
-        self.outbox: dict[HandIn, None] = {}
+        self.rows = 0
+        """Jobs that may remember something of this node: a bit each (JobRow.bit)."""
+        self.unacked = 0
+        """Hand-ins that it sends until they are acknowledged."""
+        self.lost_before = 0
+        """Hand-ins of sessions before this one are lost with its power."""
         self.up_since = 0.0
 
     def held(self, row: JobRow, now: float) -> list[HeldLease]:
-        """What a heartbeat says to the job's owner."""
+        """What a heartbeat says to the job's owner. Its slots are settled."""
         found = []
         for number, slot in enumerate(self.slots):
-            for lease in slot.leases():
-                if lease.row is row:
+            for lease in (slot.running, slot.queued):
+                if lease is not None and lease.row is row:
                     begun = lease.begun(now)
                     index = lease.start + begun - 1 if begun else -1
                     elapsed = now - lease.began_at - (begun - 1) * lease.task_s if begun else 0.0

@@ -5,6 +5,7 @@ It is also the auditor: a task that is recorded twice, or a write by a fenced ow
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -35,6 +36,10 @@ class JobRow:
     ended_at: float = -1.0
     marks: bytearray = field(init=False, repr=False)
     """One byte a task, 1 when it is recorded: the audit does not trust the interval sets that it checks."""
+    bit: int = 1
+    """Its own among all jobs' (Node.rows)."""
+    epochs: array[int] = field(default_factory=lambda: array("i"), repr=False)
+    """By number of node: the highest epoch that it has seen in its session. Empty until the job arrives."""
     slots: dict[Slot, None] = field(default_factory=dict)
     """Slots that are assigned to it or run something of it."""
     owners: list[Owned] = field(default_factory=list)
@@ -97,7 +102,7 @@ class Truth:
             self.fenced += 1
             return False
         self.commits += 1
-        for start, stop in [*results, *((index, index + 1) for index in faults)]:
+        for start, stop in [*results, *[(index, index + 1) for index in faults]] if faults else results:
             if not 0 <= start < stop <= row.total:
                 raise Broken(f"{row.job_id}: [{start}, {stop}) of {row.total} tasks was recorded")
             again = row.marks.find(1, start, stop)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
 from fallow.model.ids import ClientId, Digest, JobId, NodeId, SlotKey, Token
 from fallow.model.job import Blob, JobKind, JobSpec
-from fallow.sim.agents import Agents
+from fallow.sim.agents import PULL_AGAIN_S, Agents
 from fallow.sim.availability import load_availability
 from fallow.sim.clock import Clock
 from fallow.sim.coordinator import BUFFER_LIMIT, Coordinator, Owned
@@ -27,7 +28,8 @@ ARRIVALS_SHARE = 0.8
 """Jobs arrive within this share of the time."""
 SAMPLES = 200
 COHORTS = 32
-"""A new owner hears within a second from every node that has slots for its job: in so many messages, not one a node."""
+"""A new owner hears within a second from every node that has slots for its job, and within PULL_AGAIN_S from every slot
+that waits: in so many messages each, not one a node."""
 JOBS_DIFFER = 3.0
 JOBS_DIFFER_MEAN = (JOBS_DIFFER - 1 / JOBS_DIFFER) / (2 * math.log(JOBS_DIFFER))
 """Of jobs with equal work, whose lengths of task differ so: makes the mean over all tasks what was asked for."""
@@ -61,6 +63,7 @@ class World:
         self._is_healed = False
         self._samples: list[Sample] = []
         self._up_slots = 0
+        self._open: list[JobRow] = []
 
     def _make_node(self, number: int) -> Node:
         speed = min(4.0, max(0.25, math.exp(self.chance.gauss(0.0, 0.4))))
@@ -75,7 +78,7 @@ class World:
             task_s = options.task_s * JOBS_DIFFER_MEAN * JOBS_DIFFER ** self.chance.uniform(-1, 1)
             name = f"job-{number:06d}"
             spec = JobSpec(JobId(name), name, JobKind.MAP, ClientId("client"), Blob(Digest(""), 0, b""))
-            row = JobRow(spec, max(1, round(work_s / task_s)), task_s, options.poison)
+            row = JobRow(spec, max(1, round(work_s / task_s)), task_s, options.poison, bit=1 << number)
             self.truth.jobs[row.job_id] = row
             rows.append(row)
         return rows
@@ -97,6 +100,11 @@ class World:
 
     def open_rows(self) -> Iterator[JobRow]:
         return (row for row in self.rows if row.is_open)
+
+    def rows_of(self, node: Node) -> list[JobRow]:
+        """Open jobs that may remember something of the node, in the order of their arrival."""
+        bits = node.rows
+        return [row for row in self._open if row.bit & bits]
 
     # ------------------------------------------------------------ messages
 
@@ -123,6 +131,9 @@ class World:
             self.agents.lost_pull(args[0], args[1])
         elif kind == "hand_in":
             self.agents.lost_hand_in(args[0])
+        elif kind == "pulls":
+            for slot, seq, _ in args[0]:
+                self.agents.lost_pull(slot, seq)
         # A beat need not be repeated: whoever takes the job over is sent one.
 
     def to_node(self, node: Node, what: Callable[..., None], *args: Any) -> bool:
@@ -154,7 +165,7 @@ class World:
             node.is_known = True
             self._up_slots += len(node.slots)
             self.leader.node_known(node)
-        for row in list(node.rows):
+        for row in self.rows_of(node):
             self.agents.beat(node, row, session)
 
     def fall_silent(self, node: Node) -> None:
@@ -177,9 +188,9 @@ class World:
         self._up_slots -= len(node.slots)
         self.clock.note("lost", node.node_id, reason)
         self.leader.node_gone(node)
-        rows = list(node.rows)
+        rows = self.rows_of(node)
         if not node.is_up:
-            node.rows.clear()
+            node.rows = 0
         for row in rows:
             for owned in list(row.owners):
                 self.deliver(owned, "node_lost", (node, reason))
@@ -226,23 +237,29 @@ class World:
             return
         self.take_overs += 1
         owned.progress.finish_if_done()
+        chance = self.chance.random
         told: dict[Node, int] = {}
+        pulls: list[list[tuple[Slot, int, int]]] = [[] for _ in range(COHORTS)]
         for slot in row.slots:
             told[slot.node] = slot.node.session
             if slot.pull_open and slot.job is row:
-                delay_s = 5.0 * self.chance.random()
-                self.clock.after(delay_s, self.agents.pull_again, slot, slot.pull_seq, slot.node.session)
+                pulls[int(COHORTS * chance())].append((slot, slot.pull_seq, slot.node.session))
+        for at, pulling in enumerate(pulls):
+            if pulling:
+                self.clock.after(PULL_AGAIN_S * (at + chance()) / COHORTS, self.agents.pulls_again, row, pulling)
         cohorts: list[list[tuple[Node, int]]] = [[] for _ in range(COHORTS)]
         for named in told.items():
-            cohorts[int(COHORTS * self.chance.random())].append(named)
+            cohorts[int(COHORTS * chance())].append(named)
         for at, cohort in enumerate(cohorts):
             if cohort:
-                self.clock.after((at + self.chance.random()) / COHORTS, self.agents.beats, row, cohort)
+                self.clock.after((at + chance()) / COHORTS, self.agents.beats, row, cohort)
 
     # ------------------------------------------------------------ jobs
 
     def _arrive(self, row: JobRow) -> None:
         row.arrived_at = self.clock.now
+        row.epochs = array("i", bytes(4 * len(self.nodes)))
+        self._open.append(row)
         self.truth.open_count += 1
         self.take_over(row)
         self.leader.kick()
@@ -255,6 +272,7 @@ class World:
             owned.die()
         for node in {slot.node: None for slot in row.slots}:
             self.revoke(node, row, row.epoch, ())
+        self._open.remove(row)
         self.leader.kick()
         self._stop_if_done()
 
