@@ -106,6 +106,11 @@ class Progress:
         """Something is to run, and no node that is heard of runs anything of the job."""
         return self.demand > 0 and all(slot[0] in self.quiet for slot in self.by_slot)
 
+    @property
+    def lacks_work(self) -> bool:
+        """A slot is idle, and there is nothing to lease."""
+        return bool(self._idle) and not self.todo
+
     def counts(self) -> JobCounts:
         running = sum(1 for tokens in self.by_slot.values() if tokens)
         return JobCounts(

@@ -39,6 +39,9 @@ TRY_MOST_S = 1.0
 """A client whose server has gone waits before each try, for a time drawn from below these: the first, and twice as much
 each time. Thousands that lost the same server come to the others one after another."""
 
+PING_PRECISION_S = 0.01
+"""Timers are early by less."""
+
 AGAIN_BYTES = 64 * 1024
 """Larger requests are not repeated while they may still be answered."""
 
@@ -106,6 +109,8 @@ class DirectClient(Client):
         self._is_paced = False
         self._was_heard = False
         """Something has come since the last `keep_alive`."""
+        self._heard_s = 0.0
+        """When something came last, on the loop's clock."""
         self._asking: asyncio.Task[None] | None = None
         self._tries = 0
         """To connect, since there was a connection."""
@@ -218,9 +223,11 @@ class DirectClient(Client):
         """Take what the socket gives before the library's reader does, unless that has something left to do."""
         take_long_way = reader.feed_data
         parser = self._ps
+        now = asyncio.get_running_loop().time
 
         def feed_data(data: bytes) -> None:
             self._was_heard = True
+            self._heard_s = now()
             if parser.is_busy or reader._buffer:  # type: ignore[attr-defined]
                 take_long_way(data)
                 return
@@ -358,9 +365,22 @@ class DirectClient(Client):
             self._ping_interval_task.cancel()
 
     async def _ping_interval(self) -> None:
-        """Begins with every connection."""
-        if not self._is_paced:
-            await super()._ping_interval()
+        """Begins with every connection. As the library does it, but a server that speaks is not asked: only one that
+        has been silent for an interval."""
+        loop, interval_s = asyncio.get_running_loop(), float(self.options["ping_interval"])
+        wait_s = interval_s
+        while not self._is_paced:
+            await asyncio.sleep(wait_s)
+            silent_s = loop.time() - self._heard_s
+            wait_s = interval_s
+            if not self.is_connected:
+                continue
+            if silent_s < interval_s - PING_PRECISION_S:
+                self._pings_outstanding = 0
+                wait_s -= silent_s
+                continue
+            self._was_heard = False
+            self.keep_alive()
 
     def keep_alive(self) -> None:
         """As the library does it, but a server that speaks is not asked whether it is there."""
