@@ -5,7 +5,7 @@ from __future__ import annotations
 
 SHARE_OF_AGE = 0.05
 """Of the time since the job began: the first results of a job wait for nothing."""
-MOST_S = 0.25
+MOST_S = 0.5
 AT_ONCE_BYTES = 32 * 1024
 """So much in one hand-in is worth a commit of its own."""
 

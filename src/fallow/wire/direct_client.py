@@ -107,8 +107,6 @@ class DirectClient(Client):
         """From any thread: has the loop hand the rest to the transport."""
         self._write_now_after = 0.0
         self._is_paced = False
-        self._was_heard = False
-        """Something has come since the last `keep_alive`."""
         self._heard_s = 0.0
         """When something came last, on the loop's clock."""
         self._asking: asyncio.Task[None] | None = None
@@ -226,7 +224,6 @@ class DirectClient(Client):
         now = asyncio.get_running_loop().time
 
         def feed_data(data: bytes) -> None:
-            self._was_heard = True
             self._heard_s = now()
             if parser.is_busy or reader._buffer:  # type: ignore[attr-defined]
                 take_long_way(data)
@@ -365,35 +362,28 @@ class DirectClient(Client):
             self._ping_interval_task.cancel()
 
     async def _ping_interval(self) -> None:
-        """Begins with every connection. As the library does it, but a server that speaks is not asked: only one that
-        has been silent for an interval."""
-        loop, interval_s = asyncio.get_running_loop(), float(self.options["ping_interval"])
+        """Begins with every connection."""
+        interval_s = float(self.options["ping_interval"])
         wait_s = interval_s
         while not self._is_paced:
             await asyncio.sleep(wait_s)
-            silent_s = loop.time() - self._heard_s
-            wait_s = interval_s
-            if not self.is_connected:
-                continue
-            if silent_s < interval_s - PING_PRECISION_S:
-                self._pings_outstanding = 0
-                wait_s -= silent_s
-                continue
-            self._was_heard = False
-            self.keep_alive()
+            wait_s = self.keep_alive(interval_s)
 
-    def keep_alive(self) -> None:
-        """As the library does it, but a server that speaks is not asked whether it is there."""
-        heard, self._was_heard = self._was_heard, False
+    def keep_alive(self, every_s: float) -> float:
+        """As the library does it, but a server that has spoken within `every_s` is not asked whether it is there.
+        Returns in how many seconds this is to be called again."""
+        loop = asyncio.get_running_loop()
         if not self.is_connected:
-            return
-        if heard:
+            return every_s
+        silent_s = loop.time() - self._heard_s
+        if silent_s < every_s - PING_PRECISION_S:
             self._pings_outstanding = 0
-            return
+            return every_s - silent_s
         self._pings_outstanding += 1
         is_stale = self._pings_outstanding > self.options["max_outstanding_pings"]
         work = self._process_op_err(nats.errors.StaleConnectionError()) if is_stale else self._send_ping()
-        self._asking = asyncio.get_running_loop().create_task(work)
+        self._asking = loop.create_task(work)
+        return every_s
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         """The library writes a PING past what waits to be written, so that `flush` could end before a subscription
