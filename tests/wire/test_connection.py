@@ -107,14 +107,14 @@ async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_
     for number in range(5):
         connection.send("here", Done(number))
         await inbox.take(Done)
-        assert 0.0 < connection.keep_alive(60.0) <= 60.0
+        connection.keep_alive()
     await asyncio.sleep(0)
     assert asked == []
     nats.process.send_signal(signal.SIGSTOP)
     try:
         for _ in range(PINGS_UNANSWERED + 1):
             assert not lost.is_set()
-            assert connection.keep_alive(1e-6) == 1e-6
+            connection.keep_alive()
             await asyncio.sleep(0)
         assert len(asked) == PINGS_UNANSWERED
         async with asyncio.timeout(30.0):

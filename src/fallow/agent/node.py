@@ -67,6 +67,7 @@ ACKNOWLEDGE_WAIT_S = 1.5
 SWEEP_EVERY_S = 30.0
 PING_OFTEN_S = 0.5
 """As wire.connection's, which is not imported before it is needed."""
+LOOK_LEAST_S = 0.8 * PING_OFTEN_S
 GC_THRESHOLDS = (20_000, 20, 20)
 """What an agent makes of messages has no cycles to speak of: it looks for them seldom, beside what others run."""
 
@@ -127,9 +128,8 @@ class Node:
         self._pauses = Pauses(self.slots)
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
-        self._look_s = 0.0
-        """When the connection is to be looked at next."""
-        self._looks_often = False
+        self._looked_s = 0.0
+        """When the connection was looked at last."""
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
         self._sweeping: asyncio.Future[None] | None = None
         self._tell_spec = True
@@ -306,11 +306,11 @@ class Node:
 
     def _look_at_server(self) -> float | None:
         """Whether the server is still there. While others may wait for what runs here, more often than at rest."""
-        is_at_work, now = self.is_at_work, time.monotonic()
-        if self.connection is not None and (now >= self._look_s or is_at_work > self._looks_often):
-            self._look_s = now + self.connection.keep_alive(PING_OFTEN_S if is_at_work else 0.0)
-        self._looks_often = is_at_work
-        return max(0.0, self._look_s - now) if is_at_work else None
+        now = time.monotonic()
+        if self.connection is not None and now - self._looked_s >= LOOK_LEAST_S:
+            self._looked_s = now
+            self.connection.keep_alive()
+        return max(0.0, self._looked_s + PING_OFTEN_S - now) if self.is_at_work else None
 
     def _end_sandboxes(self) -> None:
         """Those of jobs that have ended go at once, whatever still runs in them."""

@@ -252,15 +252,16 @@ async def _serve(options: CoordinatorOptions) -> None:
     housekeeping.start()
     starting_http = loop.create_task(_serve_blobs(blobs, options.embedded))
     connection.pace()
-    ask_at = loop.time()
+    asked_at = loop.time()
     try:
         while not turns.is_over:
             if not await turns.wait(service.tick_within_s) and not turns.is_over:
                 continue
             service.tick()
             health.ticked()
-            if loop.time() >= ask_at - 0.1 * connection.ping_every_s:  # a turn may be early by a little
-                ask_at = loop.time() + connection.keep_alive()
+            if loop.time() - asked_at >= 0.9 * connection.ping_every_s:  # a turn may be early by a little
+                asked_at = loop.time()
+                connection.keep_alive()
     finally:
         starting_http.cancel()
         await health.stop()

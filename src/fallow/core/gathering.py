@@ -3,7 +3,7 @@ answer to the client, since each costs the processors that the tasks run on."""
 
 from __future__ import annotations
 
-SHARE_OF_AGE = 0.05
+SHARE_OF_AGE = 0.1
 """Of the time since the job began: the first results of a job wait for nothing."""
 MOST_S = 0.5
 AT_ONCE_BYTES = 32 * 1024

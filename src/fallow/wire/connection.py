@@ -137,13 +137,12 @@ class Connection:
             await self._client.flush(timeout=max(1, round(timeout_s)))
 
     def pace(self) -> None:
-        """From now on `keep_alive` is called when it asks for that: no timer of the connection's own is needed."""
+        """From now on `keep_alive` is called every `ping_every_s` or so: no timer of the connection's own is needed."""
         self._client.pace()
 
-    def keep_alive(self, every_s: float = 0.0) -> float:
-        """Ask the server whether it is there if nothing has come from it for `every_s` (0: `ping_every_s`). Returns
-        the seconds after which this is to be called again."""
-        return self._client.keep_alive(every_s or self.ping_every_s)
+    def keep_alive(self) -> None:
+        """Ask the server whether it is there, unless something came from it since the last call."""
+        self._client.keep_alive()
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -39,9 +39,6 @@ TRY_MOST_S = 1.0
 """A client whose server has gone waits before each try, for a time drawn from below these: the first, and twice as much
 each time. Thousands that lost the same server come to the others one after another."""
 
-PING_PRECISION_S = 0.01
-"""Timers are early by less."""
-
 AGAIN_BYTES = 64 * 1024
 """Larger requests are not repeated while they may still be answered."""
 
@@ -107,8 +104,8 @@ class DirectClient(Client):
         """From any thread: has the loop hand the rest to the transport."""
         self._write_now_after = 0.0
         self._is_paced = False
-        self._heard_s = 0.0
-        """When something came last, on the loop's clock."""
+        self._was_heard = False
+        """Something has come since the last `keep_alive`."""
         self._asking: asyncio.Task[None] | None = None
         self._tries = 0
         """To connect, since there was a connection."""
@@ -221,10 +218,9 @@ class DirectClient(Client):
         """Take what the socket gives before the library's reader does, unless that has something left to do."""
         take_long_way = reader.feed_data
         parser = self._ps
-        now = asyncio.get_running_loop().time
 
         def feed_data(data: bytes) -> None:
-            self._heard_s = now()
+            self._was_heard = True
             if parser.is_busy or reader._buffer:  # type: ignore[attr-defined]
                 take_long_way(data)
                 return
@@ -363,27 +359,22 @@ class DirectClient(Client):
 
     async def _ping_interval(self) -> None:
         """Begins with every connection."""
-        interval_s = float(self.options["ping_interval"])
-        wait_s = interval_s
         while not self._is_paced:
-            await asyncio.sleep(wait_s)
-            wait_s = self.keep_alive(interval_s)
+            await asyncio.sleep(self.options["ping_interval"])
+            self.keep_alive()
 
-    def keep_alive(self, every_s: float) -> float:
-        """As the library does it, but a server that has spoken within `every_s` is not asked whether it is there.
-        Returns in how many seconds this is to be called again."""
-        loop = asyncio.get_running_loop()
+    def keep_alive(self) -> None:
+        """As the library does it, but a server that speaks is not asked whether it is there."""
+        heard, self._was_heard = self._was_heard, False
         if not self.is_connected:
-            return every_s
-        silent_s = loop.time() - self._heard_s
-        if silent_s < every_s - PING_PRECISION_S:
+            return
+        if heard:
             self._pings_outstanding = 0
-            return every_s - silent_s
+            return
         self._pings_outstanding += 1
         is_stale = self._pings_outstanding > self.options["max_outstanding_pings"]
         work = self._process_op_err(nats.errors.StaleConnectionError()) if is_stale else self._send_ping()
-        self._asking = loop.create_task(work)
-        return every_s
+        self._asking = asyncio.get_running_loop().create_task(work)
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         """The library writes a PING past what waits to be written, so that `flush` could end before a subscription
