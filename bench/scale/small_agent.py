@@ -137,20 +137,24 @@ class SmallAgent:
 
     # ------------------------------------------------------------ messages
 
+    def _acknowledged(self, message: wire.Lease | wire.HandInAck, now: float) -> None:
+        for token, seq in message.acks:
+            entry = self._unacknowledged.pop((message.job_id, (token[0], token[1]), seq), None)
+            if entry is not None:
+                self.tally.ack_s.append(now - entry[1])
+
     def receive(self, message: object) -> None:
         now = time.monotonic()
         match message:
             case wire.Lease():
+                self._acknowledged(message, now)
                 self.tally.leases += 1
                 pulled = self._pulled_at.pop(message.pull_seq, None)
                 if pulled is not None:
                     (self.tally.idle_s if pulled[1] else self.tally.ahead_s).append(now - pulled[0])
                 self.perform(self.machine.lease(message, now))
             case wire.HandInAck():
-                for token, seq in message.acks:
-                    entry = self._unacknowledged.pop((message.job_id, (token[0], token[1]), seq), None)
-                    if entry is not None:
-                        self.tally.ack_s.append(now - entry[1])
+                self._acknowledged(message, now)
             case wire.Assign():
                 self.perform(self.machine.assign(message.epoch, message.seq, message.spec, now))
             case wire.TakeBack():

@@ -62,14 +62,26 @@ def test_the_prefetched_lease_begins_before_the_last_is_handed_in() -> None:
     machine.lease(lease(1, 0, 10), 0.1)
     machine.tick(0.11)
     assert machine.lease(lease(2, 10, 20, pull_seq=2), 0.2) == []
-    begin, deliver, later = machine.reported(0, done(1, 0, 10), 0.3)
+    begin, deliver = machine.reported(0, done(1, 0, 10), 0.3)
     assert isinstance(begin, Begin)
     assert begin.held.token == (1, 2)
     assert isinstance(deliver, Deliver)
     assert deliver.hand_in.ended
+    assert deliver.pull is not None, "leases take long here: the next one is asked for at once"
+    assert (deliver.pull.seq, deliver.pull.idle) == (3, False)
+
+
+def test_after_a_short_lease_the_next_is_asked_for_once_it_has_run_for_a_moment() -> None:
+    machine = ready()
+    machine.lease(lease(1, 0, 10), 0.1)
+    machine.tick(0.11)
+    machine.lease(lease(2, 10, 20, pull_seq=2), 0.111)
+    begin, deliver, later = machine.reported(0, done(1, 0, 10), 0.112)
+    assert isinstance(begin, Begin)
+    assert isinstance(deliver, Deliver)
     assert deliver.pull is None
     assert isinstance(later, Later)
-    assert of(machine.tick(0.31), SendPull)
+    assert of(machine.tick(0.12), SendPull)
 
 
 def test_without_a_prefetched_lease_the_hand_in_carries_an_idle_pull() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from fallow.coordinator.acknowledgements import ACKS_LIMIT, Acknowledgements
+import pytest
+
+from fallow.coordinator.acknowledgements import ACKS_LIMIT, CROWD, Acknowledgements
 from fallow.model.ids import JobId, NodeId
 from fallow.wire.messages import HandInAck
 
@@ -51,3 +53,32 @@ def test_many_do_not_wait_and_none_is_told_twice() -> None:
 
     asyncio.run(run())
     assert told == list(range(ACKS_LIMIT + 1))
+
+
+def test_what_goes_with_another_message_is_not_told_again() -> None:
+    told: list[NodeId] = []
+
+    async def run() -> None:
+        acks = Acknowledgements(asyncio.get_running_loop(), JobId("job"), 1, lambda node_id, _: told.append(node_id))
+        acks.add(ONE, (1, 1), 1)
+        acks.add(OTHER, (1, 2), 1)
+        acks.add(ONE, (1, 1), 2)
+        assert acks.take(ONE) == (((1, 1), 1), ((1, 1), 2))
+        assert acks.take(ONE) == ()
+        acks.flush()
+
+    asyncio.run(run())
+    assert told == [OTHER]
+
+
+def test_a_crowd_waits_a_shorter_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fallow.coordinator.acknowledgements.ACK_AFTER_S", 3600.0)
+
+    async def run() -> None:
+        done = asyncio.Event()
+        acks = Acknowledgements(asyncio.get_running_loop(), JobId("job"), 1, lambda *_: done.set())
+        for seq in range(CROWD):
+            acks.add(ONE, (1, 1), seq)
+        await asyncio.wait_for(done.wait(), 30)
+
+    asyncio.run(run())

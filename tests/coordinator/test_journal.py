@@ -64,3 +64,42 @@ async def test_what_may_wait_is_gathered(tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(counted.sizes) == 4 + GATHER_OPS + 1, "or at the end"
     assert len(store.input_pages(job)) == start
     store.close()
+
+
+async def test_what_may_wait_for_a_time_goes_with_others_or_when_it_is_over(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    store = open_store(f"sqlite:///{tmp_path}/store.sqlite")
+    counted, job = Counted(store), job_id()
+    store.commit([CreateJob(spec(job), "me", 1.0)])
+    journal = Journal(counted, loop, lambda lost: None)  # type: ignore[arg-type]
+    start = 0
+
+    def page() -> list[PutInputPage]:
+        nonlocal start
+        start += 1
+        return [give(job, start - 1, start)]
+
+    async def written(within_s: float) -> None:
+        done = asyncio.Event()
+        journal.append(page(), done.set, within_s=within_s)
+        async with asyncio.timeout(60):
+            await done.wait()
+
+    try:
+        for _ in range(3):
+            journal.append(page(), within_s=3600.0)
+        await written(0.0)
+        assert counted.sizes == [4], "they go with what may not wait, in order"
+        for _ in range(GATHER_OPS - 1):
+            journal.append(page(), within_s=3600.0)
+        await written(3600.0)
+        assert counted.sizes == [4, GATHER_OPS], "or when there are enough"
+        journal.append(page(), within_s=3600.0)
+        await written(0.01)
+        assert counted.sizes == [4, GATHER_OPS, 2], "or when the most impatient wants it"
+        journal.append(page(), within_s=3600.0)
+    finally:
+        journal.close()
+    assert sum(counted.sizes) == start, "or at the end"
+    assert len(store.input_pages(job)) == start
+    store.close()

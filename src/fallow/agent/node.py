@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -68,6 +69,8 @@ SWEEP_EVERY_S = 30.0
 PING_OFTEN_S = 0.5
 """As wire.connection's, which is not imported before it is needed."""
 LOOK_LEAST_S = 0.8 * PING_OFTEN_S
+GC_THRESHOLDS = (20_000, 20, 20)
+"""What an agent makes of messages has no cycles to speak of: it looks for them seldom, beside what others run."""
 
 
 class Node:
@@ -276,6 +279,8 @@ class Node:
         await link.connection.flush()
         if ready is not None:
             ready()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         link.connection.pace()
         housekeeping = asyncio.ensure_future(keep_house(self, self._home))
         self.pulse.add(self._second)
@@ -369,8 +374,10 @@ class Node:
             case Lease():
                 if self.paced is not None:
                     self.paced.came(message)
-                if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
-                    slot.leased(message)
+                if self._accepts(message):
+                    self.outbox.acknowledge(message.job_id, message.acks)
+                    if (slot := self._slot(message.slot)) is not None:
+                        slot.leased(message)
             case HandInAck():
                 if self._accepts(message):
                     self.outbox.acknowledge(message.job_id, message.acks)

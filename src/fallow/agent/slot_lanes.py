@@ -14,12 +14,14 @@ LEND_LIMIT = 4
 class Lane:
     """A place for a worker, and what it runs."""
 
-    __slots__ = ("began_s", "held", "index", "waiting")
+    __slots__ = ("began_s", "held", "index", "last_took_s", "waiting")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.held: Held | None = None
         self.began_s = 0.0
+        self.last_took_s = 0.0
+        """Of the lease that ended last."""
         self.waiting = 0
         """How many threads of its task wait for nested work."""
 

@@ -1,7 +1,8 @@
 """When a slot asks for a lease. No IO, no clock.
 
 nothing to run, nothing queued     -> an idle pull stands
-running, nothing queued            -> a pull that asks ahead stands, once the lease has run for AHEAD_AFTER_S
+running, nothing queued            -> a pull that asks ahead stands, once the lease has run for AHEAD_AFTER_S; at once
+                                      where the slot's last lease took long: the pull goes with its hand-in
 something queued                   -> no pull is made
 """
 
@@ -14,6 +15,8 @@ from fallow.model.ids import JobId
 PULL_AGAIN_S = 5.0
 AHEAD_AFTER_S = 0.002
 """A lease that ends sooner is followed by the pull in its hand-in: a single call costs one message less."""
+LONG_LEASE_S = 0.02
+"""After a lease that ran for so long the next one is not expected to end within AHEAD_AFTER_S."""
 
 
 class Pulls:
@@ -69,5 +72,6 @@ def _wanted(job_id: JobId | None, active: Lane | None, now: float) -> tuple[JobI
         return job_id, True
     held = active.held
     if held.job_id == job_id and not held.alone and not held.revoked:
-        return (job_id, False) if now - active.began_s >= AHEAD_AFTER_S else None
+        is_due = active.last_took_s >= LONG_LEASE_S or now - active.began_s >= AHEAD_AFTER_S
+        return (job_id, False) if is_due else None
     return None

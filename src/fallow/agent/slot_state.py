@@ -256,6 +256,7 @@ class SlotMachine:
         if report.ended:
             # What a limit cut off was never begun; the worker does not speak of it.
             give_back += held.missing(held.start, held.cut)
+            lane.last_took_s = now - lane.began_s
             self._end(lane)
             self._begin_next(effects, now)
         pull = self._next_pull(now) if report.ended else None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fallow.agent.zygote import Zygote
 
 POLL_S = 0.05
-POLL_MOST_S = 0.4
+POLL_MOST_S = 1.0
 """How often the shared maps are looked at while tasks run: rarely while nothing is near a limit."""
 TIMEOUT_PRECISION = 0.05
 ASKED_S = 0.1

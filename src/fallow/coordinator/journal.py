@@ -55,6 +55,10 @@ class Journal:
         self._recent_at = time.monotonic()
         self._waiting: list[tuple[Sequence[Op] | Callable[[], None], Callback | None]] = []
         self._waiting_ops = 0
+        self._is_ripe = False
+        """What waits is to be written now."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0
         self._withdrawals: list[tuple[JobId, Callable[[bool], None]]] = []
         self._condition = threading.Condition()
         self._closing = False
@@ -63,11 +67,20 @@ class Journal:
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def append(self, ops: Sequence[Op], then: Callback | None = None, *, may_wait: bool = False) -> None:
-        """Write these, then call `then` on the loop. `may_wait`: nobody misses it for a moment (GATHER_S)."""
+    def append(
+        self, ops: Sequence[Op], then: Callback | None = None, *, may_wait: bool = False, within_s: float = 0.0
+    ) -> None:
+        """Write these, then call `then` on the loop. `may_wait`: nobody misses it for a moment (GATHER_S). `within_s`:
+        nor for so long, where one coordinator has the engine to itself. From the loop's thread."""
+        is_late = within_s > 0.0 and not self._gathers
+        if is_late:
+            self._ripen_in(within_s)
         with self._condition:
             self._waiting.append((ops, then))
             self._waiting_ops += len(ops)
+            if is_late and self._waiting_ops < GATHER_OPS:
+                return
+            self._is_ripe = True
             self._hurries = self._hurries or not may_wait
             if self._hurries or not self._gathers or self._waiting_ops >= GATHER_OPS or len(self._waiting) == 1:
                 self._condition.notify()
@@ -76,7 +89,7 @@ class Journal:
         """Do something with the store after everything that was appended before, then call `then` on the loop."""
         with self._condition:
             self._waiting.append((action, then))
-            self._hurries = True
+            self._hurries = self._is_ripe = True
             self._condition.notify()
 
     def withdraw(self, job_id: JobId, then: Callable[[bool], None]) -> None:
@@ -86,6 +99,21 @@ class Journal:
             self._withdrawals.append((job_id, then))
             self._hurries = True
             self._condition.notify()
+
+    def _ripen_in(self, wait_s: float) -> None:
+        due_s = self._loop.time() + wait_s
+        if self._timer is not None:
+            if self._timer_due_s <= due_s:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_due_s = self._loop.call_later(wait_s, self._ripen), due_s
+
+    def _ripen(self) -> None:
+        self._timer = None
+        with self._condition:
+            if self._waiting:
+                self._is_ripe = True
+                self._condition.notify()
 
     @property
     def refusal(self) -> tuple[str, str] | None:
@@ -109,7 +137,7 @@ class Journal:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._waiting and not self._withdrawals and not self._closing:
+                while not self._is_ripe and not self._withdrawals and not self._closing:
                     self._condition.wait()
                 if self._gathers:
                     self._gather()
@@ -134,7 +162,7 @@ class Journal:
                     count += len(what)
                 del self._waiting[:taken]
                 # What is left behind did not say for itself whether somebody waits.
-                self._hurries = bool(self._waiting)
+                self._hurries = self._is_ripe = bool(self._waiting)
             if action is not None:
                 self._act(*action)
             else:

@@ -86,25 +86,37 @@ class Turns:
 
     def __init__(self) -> None:
         self.is_over = False
-        self._called = asyncio.Event()
+        self._is_called = False
+        self._waiter: asyncio.Future[bool] | None = None
 
     def end(self) -> None:
         self.is_over = True
-        self._called.set()
+        self.hurry()
 
     def hurry(self) -> None:
         """There is work: the next turn is nearer than was thought."""
-        self._called.set()
+        self._is_called = True
+        self._wake(False)
 
     async def wait(self, wait_s: float) -> bool:
         """False: somebody called before the time was over."""
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._called.wait()
-        except TimeoutError:
-            return True
-        self._called.clear()
+        if not self._is_called:
+            # (A bare timer: asyncio.timeout takes several times as long, some times a second.)
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(wait_s, self._wake, True)
+            try:
+                if await self._waiter:
+                    return True
+            finally:
+                self._waiter = None
+                timer.cancel()
+        self._is_called = False
         return False
+
+    def _wake(self, in_time: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(in_time)
 
 
 def _catch_signals(loop: asyncio.AbstractEventLoop, turns: Turns) -> None:

@@ -13,6 +13,7 @@ from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, Owned
 from fallow.coordinator.result_index import Recorded
 from fallow.coordinator.stored_info import split_reason
 from fallow.core.effects import Ended
+from fallow.core.gathering import Gathering
 from fallow.model.ids import Digest, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
@@ -64,6 +65,9 @@ class MapJob(OwnedJob):
     def __init__(self, context: Context, spec: JobSpec, epoch: int, *, adopt: bool = False) -> None:
         super().__init__(context, spec, epoch, adopt=adopt)
         self._parked: list[Parked] = []
+        self._gathering = Gathering(context.now())
+        self._is_serving = False
+        """Fetches that wait are looked through in a moment."""
         self._kept: deque[Recorded] = deque()
         self._kept_bytes = 0
         self._consumed = 0
@@ -180,8 +184,14 @@ class MapJob(OwnedJob):
             if old.page.data is not None:
                 self._kept_bytes -= len(old.page.data)
                 old.page = Blob(old.page.digest, old.page.size)
-        if recorded:
-            self._serve_parked()
+        if recorded and not self._is_serving:
+            # One answer for all that is told in the same breath.
+            self._is_serving = True
+            self.context.loop.call_soon(self._serve)
+
+    def wait_s(self, recorded: Sequence[Recorded]) -> float:
+        size = sum(entry.size for entry in recorded if entry.inline)
+        return self._gathering.wait_s(self.context.now(), size, self.progress.lacks_work)
 
     def tell_ended(self, ended: Ended) -> None:
         self._serve_parked()
@@ -199,6 +209,11 @@ class MapJob(OwnedJob):
                 old = self._parked.pop(0)
                 self._send_results(old.message, old.reply, [], old.message.cursor, False)
             self._parked.append(Parked(message, reply, now + min(message.wait_s, 30.0)))
+
+    def _serve(self) -> None:
+        self._is_serving = False
+        if not self.closed:
+            self._serve_parked()
 
     def _serve_parked(self) -> None:
         self._parked = [parked for parked in self._parked if not self._answer(parked.message, parked.reply)]
@@ -370,7 +385,7 @@ class MapJob(OwnedJob):
                 failed=self._taken_failed,
             )
         )
-        self.context.journal.append(ops, may_wait=True)
+        self.context.journal.append(ops, may_wait=True, within_s=TRIM_S)
 
     def forget_pages(self) -> None:
         """The job has ended and its client has everything: only its row stays."""

@@ -334,9 +334,15 @@ class OwnedJob:
         if ended is not None:
             self._release_nodes(ended)
         if ops:
-            self.context.journal.append(ops, partial(self._durable, recorded, ack, ended), may_wait=ended is None)
+            wait_s = self.wait_s(recorded) if ended is None else 0.0
+            then = partial(self._durable, recorded, ack, ended)
+            self.context.journal.append(ops, then, may_wait=ended is None, within_s=wait_s)
         else:
             self._durable(recorded, ack, ended)
+
+    def wait_s(self, recorded: Sequence[Recorded]) -> float:
+        """For subclasses: how long these may wait to be written with others."""
+        return 0.0
 
     def keep(self, ops: list[Op], recorded: list[Recorded], ended: Ended | None) -> None:
         """Add the writes for these effects (a standing job of calls writes only its end)."""
@@ -442,6 +448,7 @@ class OwnedJob:
             alone=grant.alone,
             attempt=grant.attempt,
             checkpoints=self.states.of(grant.start, grant.stop) if self.states else (),
+            acks=self.acks.take(grant.slot[0]),
         )
         self._send_node(grant.slot[0], lease)
 

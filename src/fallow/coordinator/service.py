@@ -66,6 +66,8 @@ from fallow.wire.messages import (
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+MAPS_TICK_S = 0.5
+"""Where there are maps alone: nobody waits for a single call, and each turn takes time from tasks on this machine."""
 REST_TICK_S = 1.0
 """While there is no job, and no other coordinator."""
 
@@ -337,7 +339,10 @@ class Service:
 
     @property
     def tick_within_s(self) -> float:
-        return TICK_S if self.directory.active or self.context.session.shared else REST_TICK_S
+        active = self.directory.active
+        if self.context.session.shared or any(isinstance(job, CallsJob) for job in active.values()):
+            return TICK_S
+        return MAPS_TICK_S if active else REST_TICK_S
 
     def tick(self) -> None:
         """Every `tick_within_s`: silences, deadlines, and what is to be forgotten."""

@@ -115,6 +115,11 @@ class Progress:
         """Slots that have run something, and their tasks per second."""
         return ((slot, place.rate.per_s) for slot, place in self._known.items() if place.rate is not None)
 
+    @property
+    def lacks_work(self) -> bool:
+        """A slot is idle, and there is nothing to lease."""
+        return bool(self._idle) and not self.todo
+
     def counts(self) -> JobCounts:
         return JobCounts(
             inputs=self.cursor,

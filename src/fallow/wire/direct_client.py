@@ -372,8 +372,9 @@ class DirectClient(Client):
 
     async def _ping_interval(self) -> None:
         """Begins with every connection."""
-        if not self._is_paced:
-            await super()._ping_interval()
+        while not self._is_paced:
+            await asyncio.sleep(self.options["ping_interval"])
+            self.keep_alive()
 
     def keep_alive(self) -> None:
         """As the library does it, but a server that speaks is not asked whether it is there."""

@@ -526,6 +526,8 @@ class Lease(Msg, frozen=True):
     attempt: int = 0
     checkpoints: tuple[tuple[int, Blob], ...] = ()
     """What tasks of the range saved of their state when they were begun before: (task, state)."""
+    acks: tuple[tuple[Token, int], ...] = ()
+    """As HandInAck has them: what waited to be told goes along."""
 
 
 class TakeBack(Msg, frozen=True):

@@ -17,7 +17,7 @@ from fallow.worker.pages import PageWriter, rough_bytes
 FIRST_HAND_IN_S = 0.02
 LONGEST_INTERVAL_S = 1.0
 HELP_AFTER_S = 0.05
-"""The helper leaves it to the main thread for so long: that costs less."""
+"""The helper leaves it to the main thread for so long, or for half an interval: that costs less."""
 HELD_BYTES = 8 * 1024 * 1024
 """Results that are thought to be larger than this together are handed in at once."""
 
@@ -148,7 +148,8 @@ class Outbox:
     def help(self) -> None:
         """Helper thread: send what is done if the main thread has been in one task for long. Tasks may be changing
         what earlier ones returned: what cannot be encoded now is left for the main thread."""
-        if not self.due(self._clock() - HELP_AFTER_S) or not self._lock.acquire(blocking=False):
+        patience_s = max(HELP_AFTER_S, self.interval_s / 2)
+        if not self.due(self._clock() - patience_s) or not self._lock.acquire(blocking=False):
             return
         try:
             if not self._ended:

@@ -20,7 +20,7 @@ from fallow.worker.block import BLOCK_TASKS, Block
 from fallow.worker.failures import make_failure
 from fallow.worker.fold import Fold
 from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT
-from fallow.worker.outbox import HELD_BYTES, Outbox
+from fallow.worker.outbox import HELD_BYTES, LONGEST_INTERVAL_S, Outbox
 
 CHUNK_S = 0.0075
 CHUNK_GROWTH = 8
@@ -32,6 +32,7 @@ WAIT_HERE_S = 1.0
 RETRY_LATER_LIMIT = 256
 """Tasks of one order that go back with a delay; more of them wait here."""
 _NEARLY_DONE_S = 0.15
+"""An order that ends so soon, or within the interval between hand-ins, hands in all at its end."""
 
 
 class Runner:
@@ -55,15 +56,15 @@ class Runner:
         self._attempts: dict[int, int] = {}
         self._again: list[int] = []
         self._inputs: dict[int, Any] = {}
-        self._deadline = 0.0
+        self._began = self._deadline = 0.0
         self._given_back: tuple[tuple[int, int], ...] = ()
         self._limited = False
         self.chunk = chunk
 
     def run(self) -> None:
         """Run the range, until it ends, or the budget, or at the limit."""
-        began = time.perf_counter()
-        self._deadline = began + self._order.budget_s
+        self._began = time.perf_counter()
+        self._deadline = self._began + self._order.budget_s
         for page in self._order.pages:
             first = max(self._order.start, page.start)
             last = min(self._order.stop, page.stop)
@@ -142,11 +143,12 @@ class Runner:
             if self._fold is not None:
                 self._fold.add(outbox.drain())
             elif outbox.due(now):
-                left = (self._order.stop - index) * (now - before) / count
-                if left > _NEARLY_DONE_S:
+                ran_s = max(now - before, (now - self._began) * count / (index - self._order.start))
+                left = (self._order.stop - index) * ran_s / count
+                if left > max(_NEARLY_DONE_S, outbox.interval_s):
                     outbox.hand_in()
                 else:
-                    outbox.postpone(2 * left + CHUNK_S)
+                    outbox.postpone(min(2 * left, LONGEST_INTERVAL_S) + CHUNK_S)
         return True
 
     def _run_chunk(self, chunk: Iterator[Any], items: Sequence[Any], first: int, index: int) -> int:
