@@ -119,6 +119,7 @@ class Worker:
         words = self._words
         function = self._function(order)
         self._writer.plain = order.plain
+        self._writer.files_from = order.files_from
         outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s)
         words[PHASE] = RUNNING
         state.begin(order)
