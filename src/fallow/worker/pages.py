@@ -33,6 +33,11 @@ class PageWriter:
         self.files_from = INLINE_LIMIT_BYTES
         """Larger pages go into files; set for each order."""
 
+    @property
+    def page_tasks(self) -> int:
+        """Results that a page holds, as far as the last ones tell."""
+        return int(TARGET_BYTES / self._item_bytes)
+
     def write(
         self, start: int, values: list[Any], failures: Mapping[int, Failure], strict: bool = False
     ) -> list[WrittenPage]:
