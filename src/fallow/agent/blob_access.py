@@ -72,6 +72,17 @@ class BlobAccess:
             self._client = asyncio.ensure_future(self._open())
         return await asyncio.shield(self._client)
 
+    @property
+    def is_local(self) -> bool:
+        """The store is a folder of this machine. While that is not known it is found out, and the answer is no."""
+        if self._client is None:
+            self._client = asyncio.ensure_future(self._open())
+            self._client.add_done_callback(lambda done: done.cancelled() or done.exception())
+        client = self._client
+        return (
+            client.done() and not client.cancelled() and client.exception() is None and client.result().is_local
+        )
+
     async def _open(self) -> BlobClient:
         from fallow.wire.blobs import open_blob_client
 

@@ -12,6 +12,7 @@ from fallow.agent.slot_effects import Held
 from fallow.agent.worker_api import OutputLine, Report, RunOrder, WorkerProcess
 from fallow.agent.workers import WorkerKind
 from fallow.model.ids import JobId, Token
+from fallow.model.job import INLINE_LIMIT_BYTES, JobSpec
 from fallow.model.parts import Death
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ KILL_AFTER_S = 0.3
 """A revoked task that has not ended so long after it was limited is killed."""
 RESTART_MAX_S = 5.0
 GPU_AGAIN_S = 0.1
+FILES_FROM_BYTES = 48 * 1024
+"""Of results that client and node may share as files: smaller ones cost less in messages."""
+FILES_FROM_TASKS = 64
+"""Shorter leases are not worth finding out whether the blob store is a folder of this machine."""
 LIVED_S = 5.0
 """A worker that lived for so long does not count as one that could not start."""
 
@@ -240,6 +245,7 @@ class Lane:
             alone=held.alone,
             attempt=held.attempt,
             checkpoints=held.checkpoints,
+            files_from=self._files_from(job.spec, held.stop - held.start),
         )
         self.waiting = None
         self.running = held
@@ -247,6 +253,12 @@ class Lane:
         self.slot.forget_paths(held)
         self.seat.relay.account = job.spec.account
         process.run(job.spec, job.function, order)
+
+    def _files_from(self, spec: JobSpec, tasks: int) -> int:
+        """What is written where its reader finds it need not pass through the coordinator and its journal."""
+        if spec.beside and tasks >= FILES_FROM_TASKS and self.slot.node.blobs.is_local:
+            return FILES_FROM_BYTES
+        return INLINE_LIMIT_BYTES
 
     def reported(self, report: Report) -> None:
         if report.results:

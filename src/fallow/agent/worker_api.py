@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from fallow.model.ids import Interval, JobId, Token
-from fallow.model.job import Blob, JobSpec
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
 from fallow.wire.messages import Death, InputPage, ResultPage, RetryLater
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class RunOrder(Struct, frozen=True):
     attempt: int = 0
     checkpoints: tuple[tuple[int, Blob], ...] = ()
     """(task, what it saved of its state when it was begun before)"""
+    files_from: int = INLINE_LIMIT_BYTES
+    """Pages of results of more bytes than this are handed in as files."""
 
 
 class Report(Struct, frozen=True):

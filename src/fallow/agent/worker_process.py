@@ -18,7 +18,7 @@ from fallow.agent.worker_files import WorkerFiles, WorkerMap
 from fallow.agent.worker_output import OutputPipe
 from fallow.agent.worker_reports import report_of
 from fallow.model.ids import JobId, Token
-from fallow.model.job import JobSpec
+from fallow.model.job import INLINE_LIMIT_BYTES, JobSpec
 from fallow.model.tiers import Tier
 from fallow.wire.messages import Death
 from fallow.worker import orders
@@ -182,6 +182,7 @@ class Process:
                 spec.reduce,
                 order.checkpoints,
                 spec.least_tier >= Tier.ISOLATED,
+                order.files_from if self.confined is None else INLINE_LIMIT_BYTES,
             )
         )
         self._zygote.watch(spec.timeout_s, bool(spec.resources.memory_bytes))

@@ -115,6 +115,9 @@ class JobSpec(Struct, frozen=True, array_like=True):
     """Its tasks want to reach public addresses; matters only inside a sandbox."""
     single: bool = False
     """One spawned call: whoever finds the job again gets its value, not a list of one."""
+    beside: bool = False
+    """Its client has the blob store's folder at hand, and nobody misses results that a loss of power takes: nodes that
+    have it too hand in results of some size as files."""
 
 
 class AccountLimits(Struct, frozen=True):

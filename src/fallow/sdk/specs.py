@@ -77,7 +77,18 @@ def make_spec(
         least_tier=_least_tier(client, options),
         network=options.network,
         account=_account(),
+        beside=kind is JobKind.MAP and not detached and _is_beside(client),
     )
+
+
+def _is_beside(client: Client) -> bool:
+    """Whether the pool's blob store is a folder of this machine, as that of a script's own pool always is."""
+    if client.nested:
+        return False
+    if client.found is not None and client.found.embedded is not None:
+        return True
+    client.ready()
+    return client.blobs.local_files is not None
 
 
 def _account() -> str:

@@ -129,23 +129,25 @@ class BlobFiles:
 
     def move(self, source: Path, digest: str, size: int, durable: bool = True) -> None:
         """Put a file by moving it, without reading it: its writer vouches for the digest."""
+        if not self.rename(source, digest, size, durable):
+            self.copy(source, digest, durable)
+            source.unlink()
+
+    def rename(self, source: Path, digest: str, size: int, durable: bool = True) -> bool:
+        """As `move`, but False, with nothing done, for a file of another file system. Takes microseconds where it need
+        not be durable."""
         with self._no_room_in_words():
             if source.stat().st_size != size:
                 raise PoolRefused(f"{source} has not the size of its blob: it was cut, or is still written.", "invalid")
-            if self._renew(self.path(digest), size, 0.0):
-                source.unlink()
-                if durable:
-                    self.sync(digest)
-                return
-            if self._durable and durable:
+            if self._durable and durable and not self.path(digest).exists():
                 _sync_file(source)
             try:
                 self._place(source, digest, size, durable)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                self.copy(source, digest, durable)
-                source.unlink()
+                return False
+        return True
 
     def sync(self, digest: str) -> None:
         """From now on the blob survives a loss of power, though it was put with durable=False. One that is gone is

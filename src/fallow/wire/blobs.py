@@ -108,6 +108,8 @@ class BlobClient:
         which its writer vouches for, it is then not even read where the store is local."""
         if self._files is not None:
             if move and digest is not None and size is not None:
+                if not durable and self._files.rename(path, digest, size, durable=False):
+                    return Blob(digest, size)  # here and now: no other thread is woken for it
                 await asyncio.to_thread(self._files.move, path, digest, size, durable)
                 return Blob(digest, size)
             blob = Blob(*await asyncio.to_thread(self._files.copy, path, digest, durable))

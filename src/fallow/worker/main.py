@@ -20,7 +20,7 @@ from fallow.worker.block import Block
 from fallow.worker.channel import Channel
 from fallow.worker.failures import traceback_text
 from fallow.worker.orders import IDLE, LOADED_FUNCTIONS, LOADING, NOTICE, PHASE, RUNNING
-from fallow.worker.outbox import FIRST_HAND_IN_S, Outbox
+from fallow.worker.outbox import FIRST_HAND_IN_S, FLOW_S, Outbox
 from fallow.worker.output import Output
 from fallow.worker.pages import PageWriter
 from fallow.worker.runner import Runner
@@ -79,12 +79,13 @@ class Helper:
 
 
 class Function:
-    """A loaded function, and the chunk and the interval of hand-ins that its last order ended with."""
+    """A loaded function, and the chunk and the intervals of hand-ins that its last order ended with."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.chunk = 1
         self.interval_s = FIRST_HAND_IN_S
+        self.flow_s = FLOW_S
 
 
 class Worker:
@@ -119,7 +120,15 @@ class Worker:
         words = self._words
         function = self._function(order)
         self._writer.plain = order.plain
-        outbox = Outbox(order, self._channel.send, self._writer, early=not order.reduce, interval_s=function.interval_s)
+        self._writer.files_from = order.files_from
+        outbox = Outbox(
+            order,
+            self._channel.send,
+            self._writer,
+            early=not order.reduce,
+            interval_s=function.interval_s,
+            flow_s=function.flow_s,
+        )
         words[PHASE] = RUNNING
         state.begin(order)
         self._helper.begin(outbox)
@@ -131,7 +140,7 @@ class Worker:
         self._output.finish()
         runner.end(later)
         function.chunk = max(1, runner.chunk)
-        function.interval_s = outbox.interval_s
+        function.interval_s, function.flow_s = outbox.interval_s, outbox.flow_s
         words[PHASE] = IDLE
 
     def _function(self, order: orders.Run) -> Function:

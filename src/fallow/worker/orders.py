@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from fallow.model.ids import Interval
-from fallow.model.job import Blob, RetryPolicy
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, RetryPolicy
 
 
 class _Frame(Struct, array_like=True, tag=True, gc=False):
@@ -60,6 +60,8 @@ class Run(_Frame):
     """(task, its saved state)"""
     plain: bool = False
     """Results and failures go out as plain data (see wire.plain)."""
+    files_from: int = INLINE_LIMIT_BYTES
+    """Pages of results of more bytes than this go into files."""
 
 
 class Tell(_Frame):

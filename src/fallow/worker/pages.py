@@ -30,6 +30,13 @@ class PageWriter:
         self._item_bytes: float = _FIRST_GUESS_BYTES
         self.plain = False
         """As plain data alone; set for each order."""
+        self.files_from = INLINE_LIMIT_BYTES
+        """Larger pages go into files; set for each order."""
+
+    @property
+    def page_tasks(self) -> int:
+        """Results that a page holds, as far as the last ones tell."""
+        return int(TARGET_BYTES / self._item_bytes)
 
     def write(
         self, start: int, values: list[Any], failures: Mapping[int, Failure], strict: bool = False
@@ -83,10 +90,14 @@ class PageWriter:
             digest.update(segment)
         size = page_size(segments)
         data, path = None, ""
-        if size <= INLINE_LIMIT_BYTES:
+        if size > self.files_from:
+            try:
+                path = self._write_file(segments)
+            except OSError:
+                if size > INLINE_LIMIT_BYTES:
+                    raise
+        if not path:
             data = bytes(segments[0]) if len(segments) == 1 else b"".join(segments)
-        else:
-            path = self._write_file(segments)
         return WrittenPage(
             start, stop, digest.hexdigest(), size, data, path, len(failed), tuple(failed[:FAILED_LIST_LIMIT])
         )

@@ -20,13 +20,14 @@ from fallow.worker.block import BLOCK_TASKS, Block
 from fallow.worker.failures import make_failure
 from fallow.worker.fold import Fold
 from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT
-from fallow.worker.outbox import HELD_BYTES, LONGEST_INTERVAL_S, Outbox
+from fallow.worker.outbox import FLOW_S, HELD_BYTES, LONGEST_INTERVAL_S, Outbox
 
 CHUNK_S = 0.0075
 CHUNK_GROWTH = 8
-MOST_CHUNK = 1 << 20
 LEAST_CHUNK_IN_BLOCKS = 64 * BLOCK_TASKS
 """Tasks so short that a chunk has this many run in blocks, of about 0.1 ms each."""
+MOST_CHUNK = LEAST_CHUNK_IN_BLOCKS
+"""The outbox looks between chunks whether there are enough results to be encoded."""
 WAIT_HERE_S = 1.0
 """Back-offs up to this are waited for in the worker; longer ones go back to the coordinator."""
 RETRY_LATER_LIMIT = 256
@@ -129,7 +130,7 @@ class Runner:
                 outbox.chunk_ends()
                 self._give_back(index)
                 return False
-            if count < LEAST_CHUNK_IN_BLOCKS:
+            if self.chunk < LEAST_CHUNK_IN_BLOCKS:
                 reached = self._run_chunk(islice(rest, count), items, first, index)
             else:
                 reached = self._run_blocks(rest, items, first, index, index + count)
@@ -142,14 +143,25 @@ class Runner:
             self._adapt(now - before)
             if self._fold is not None:
                 self._fold.add(outbox.drain())
-            elif outbox.due(now):
+            else:
                 ran_s = max(now - before, (now - self._began) * count / (index - self._order.start))
-                left = (self._order.stop - index) * ran_s / count
-                if left > max(_NEARLY_DONE_S, outbox.interval_s):
-                    outbox.hand_in()
-                else:
-                    outbox.postpone(min(2 * left, LONGEST_INTERVAL_S) + CHUNK_S)
+                self._hand_in_some(now, (self._order.stop - index) * ran_s / count)
         return True
+
+    def _hand_in_some(self, now: float, left_s: float) -> None:
+        """Between two chunks: `left_s` is what the rest of the order is thought to take."""
+        outbox = self._outbox
+        if outbox.has_many():
+            self._words[ENCODING] = outbox.first_held()
+            outbox.press()
+            self._words[ENCODING] = -1
+        if outbox.due(now):
+            if left_s > max(_NEARLY_DONE_S, outbox.interval_s):
+                outbox.hand_in()
+            else:
+                outbox.postpone(min(2 * left_s, LONGEST_INTERVAL_S) + CHUNK_S)
+        elif outbox.flows(now) and left_s > FLOW_S:
+            outbox.let_flow()
 
     def _run_chunk(self, chunk: Iterator[Any], items: Sequence[Any], first: int, index: int) -> int:
         """Run a chunk that begins at task `index`; returns the index after it. Sets _limited at the limit."""
@@ -182,41 +194,48 @@ class Runner:
 
     def _run_blocks(self, rest: Iterator[Any], items: Sequence[Any], first: int, index: int, stop: int) -> int:
         """As _run_chunk, for tasks [index, stop) that seem to be very short. May stop early."""
-        words = self._words
+        words, claim, outbox = self._words, self._block.claim, self._outbox
+        call = self._loaded.call
+        append = outbox.open(index).append
         while index < stop:
             block = list(islice(rest, min(BLOCK_TASKS, stop - index)))
-            reach = index + len(block)
-            iterator = self._block.claim(index, block)
+            count = len(block)
+            reach = index + count
+            iterator = claim(index, block)
             if reach > words[LIMIT]:
                 self._release(index)
                 index = self._run_chunk(iterator, items, first, index)
                 if self._limited:
                     return index
+                append = outbox.open(index).append
                 continue
-            index = self._run_block(block, iterator, items, first, index)
-            if index < reach:
-                break
-        self._release(index)
-        return index
-
-    def _run_block(
-        self, block: list[Any], iterator: Iterator[Any], items: Sequence[Any], first: int, index: int
-    ) -> int:
-        call = self._loaded.call
-        outbox = self._outbox
-        reach = index + len(block)
-        count = len(block)
-        while True:
-            append = outbox.open(index).append
             try:
                 for item in iterator:
                     append(call(item))
-                break
             except BaseException as error:
-                index = self._block.in_progress()
-                self._failed(index, items[index - first], error)
-                index += 1
-        return reach if len(block) == count else max(index, outbox.position())
+                self._go_on(iterator, items, first, error)
+                append = outbox.open(outbox.position()).append
+            if len(block) < count:  # it was cut short after the task in progress
+                index = max(index, outbox.position())
+                break
+            index = reach
+        self._release(index)
+        return index
+
+    def _go_on(self, iterator: Iterator[Any], items: Sequence[Any], first: int, error: BaseException) -> None:
+        """The rest of a block in which the task in progress has raised."""
+        call = self._loaded.call
+        outbox = self._outbox
+        while True:
+            index = self._block.in_progress()
+            self._failed(index, items[index - first], error)
+            append = outbox.open(index + 1).append
+            try:
+                for item in iterator:
+                    append(call(item))
+                return
+            except BaseException as raised:
+                error = raised
 
     def _release(self, index: int) -> None:
         self._block.release(index - 1 if index > self._order.start else -1)
