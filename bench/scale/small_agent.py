@@ -27,6 +27,7 @@ from fallow.wire import subjects
 from fallow.wire.page import encode_results
 
 REPEAT_S = 5.0
+SLOW_S = 0.01
 
 
 class Tally:
@@ -42,6 +43,8 @@ class Tally:
         self.ahead_s: list[float] = []
         """From a pull that asks ahead to its lease."""
         self.ack_s: list[float] = []
+        self.slow: list[tuple[float, float, str, int]] = []
+        """Of leases that took SLOW_S: (how long, when the pull was sent, node, the pull's number)."""
         self.busy_s = 0.0
         self.since_s = time.monotonic()
 
@@ -144,6 +147,8 @@ class SmallAgent:
                 self.tally.leases += 1
                 pulled = self._pulled_at.pop(message.pull_seq, None)
                 if pulled is not None:
+                    if now - pulled[0] >= SLOW_S:
+                        self.tally.slow.append((now - pulled[0], pulled[0], self.node_id, message.pull_seq))
                     (self.tally.idle_s if pulled[1] else self.tally.ahead_s).append(now - pulled[0])
                 self.perform(self.machine.lease(message, now))
             case wire.HandInAck():
