@@ -29,7 +29,7 @@ from bench.scale.small_agent import SmallAgent, Tally
 from bench.scale.timeline import slowest_leases
 
 LEAST_TASKS = 100_000
-SETTLED_S = 3.0
+SETTLED_S = 4.0
 """A coordinator that has just started loads some things behind its first answers."""
 
 

@@ -71,6 +71,7 @@ class SmallAgent:
         self._interval_s = wire.BEAT_INTERVAL_S
         self._heard = False
         self._tell_spec = True
+        self._is_fresh = True
         self._beating: asyncio.TimerHandle | None = None
         self._running: tuple[Held, float, asyncio.TimerHandle] | None = None
         self._pulled_at: dict[int, tuple[float, bool]] = {}
@@ -207,6 +208,10 @@ class SmallAgent:
 
     def _begin(self, held: Held) -> None:
         length_s = (held.cut - held.start) * self.task_s
+        if self._is_fresh:
+            # Nodes that get their first lease in one moment would otherwise hand in together for ever.
+            self._is_fresh = False
+            length_s += random.uniform(0.0, length_s)
         timer = self._loop.call_later(min(length_s, held.budget_s), self._finish, held)
         self._running = (held, time.monotonic(), timer)
 

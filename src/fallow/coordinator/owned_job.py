@@ -11,14 +11,13 @@ import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from msgspec.structs import replace
-
 from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import shown_reason, stored_reason
+from fallow.coordinator.stored_inputs import StoredInputs
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
@@ -26,7 +25,7 @@ from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob, StoreError
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
@@ -72,6 +71,7 @@ class OwnedJob:
         first = secrets.randbits(30) << 24 if context.session.shared and epoch == 1 else 0
         self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0, tokens_above=first)
         self.inputs = InputIndex()
+        self._stored_inputs = StoredInputs(context, spec.job_id, self.inputs)
         self.results = ResultIndex()
         self.ended_unix_s = 0.0
         self.client_seen = now
@@ -400,27 +400,11 @@ class OwnedJob:
         if grant.again and sum(len(page.page.data or b"") for page in pages) > AGAIN_BYTES:
             return  # on a narrow way it may well be coming; it is given to another soon, if not
         wanted = [page for page in pages if page.start not in grant.held_pages]
-        missing = [page.start for page in wanted if page.page.data is None and self.inputs.is_let_go(page.start)]
-        if missing:
-            read = self.context.loop.run_in_executor(
-                self.context.reader, self.context.store.read_input, self.job_id, missing
-            )
-            read.add_done_callback(lambda future: self._grant_read(grant, wanted, future))
-        else:
-            self._send_lease(grant, wanted)
+        self._stored_inputs.fill(wanted, partial(self._send_lease, grant))
 
     def grant_pages(self, start: int, stop: int) -> list[InputPage]:
         """The input pages that hold [start, stop)."""
         return self.inputs.covering(start, stop)
-
-    def _grant_read(self, grant: Grant, pages: list[InputPage], future: object) -> None:
-        try:
-            blobs = future.result()  # type: ignore[attr-defined]
-        except StoreError as error:
-            log.warning("cannot read inputs of %s, whose lease will be given again: %s", self.job_id, error)
-            return
-        filled = [replace(page, page=blobs.get(page.start, page.page)) for page in pages]
-        self._send_lease(grant, filled)
 
     def _send_lease(self, grant: Grant, pages: Sequence[InputPage]) -> None:
         lease = Lease(
