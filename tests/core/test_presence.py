@@ -138,6 +138,9 @@ def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_n
     assert again.again, "inputs that the node has by now"
     assert again.held_pages == frozenset()
     assert job.beat(slot[0], (), 10.6) == [], "once for each time that it may take"
+    (again,) = job.beat(slot[0], (), 10.6, anew=True)
+    assert isinstance(again, Grant), "what was on its way to a connection that is gone is lost for certain"
+    assert again.token == first.token
     held = HeldLease(job.spec.job_id, first.token, 0, 0, 1, 0, 0.1)
     assert job.beat(slot[0], (held,), 11.5) == []
     assert job.beat(slot[0], (), 16.0) == [], "unnamed for too long: it is to do again"

@@ -166,7 +166,8 @@ class OwnedJob:
         self._sessions[node_id] = message.session
         self._intervals_s[node_id] = message.interval_s
         self._hear_of(node_id)
-        self.perform(self.progress.beat(node_id, message.leases, self.context.now(), message.interval_s))
+        now = self.context.now()
+        self.perform(self.progress.beat(node_id, message.leases, now, message.interval_s, message.anew))
         if self.progress.pulls:
             self.dispatch()
 
