@@ -29,6 +29,7 @@ from bench.scale.small_agent import SmallAgent, Tally
 from bench.scale.timeline import slowest_leases
 
 LEAST_TASKS = 100_000
+WARM_SHARE = 0.4
 SETTLED_S = 4.0
 """A coordinator that has just started loads some things behind its first answers."""
 
@@ -44,7 +45,7 @@ async def _measure(pool: BenchPool, options: argparse.Namespace) -> dict[str, An
     try:
         if not options.idle:
             client = _client(pool, options)
-        pace = options.warm_up * 0.6 / max(1, options.agents)
+        pace = options.warm_up * (1 - WARM_SHARE) / max(1, options.agents)
         for number in range(options.agents):
             agent = SmallAgent(number, (python,), options.task_s, tally)
             server = pool.servers[number % len(pool.servers)]
@@ -60,7 +61,8 @@ async def _measure(pool: BenchPool, options: argparse.Namespace) -> dict[str, An
             idle = await _used(pool, options.idle)
             client = _client(pool, options)
             started = time.monotonic()
-        await asyncio.sleep(max(0.0, started + options.warm_up - time.monotonic()))
+        # Where the machine is busy they have joined late: some time to come to rest all the same.
+        await asyncio.sleep(max(WARM_SHARE * options.warm_up, started + options.warm_up - time.monotonic()))
         _settle()
         generator_before, waited_before = _cpu_s(), _waited_s()
         tally.clear()
@@ -123,7 +125,7 @@ def _summary(
     rest: list[dict[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     def total(of: list[dict[str, Any]], key: str) -> float:
-        return sum(one.get(key, 0.0) for one in of)
+        return float(sum(one.get(key, 0.0) for one in of))
 
     leases = max(1, tally.leases)
     rate = leases / elapsed

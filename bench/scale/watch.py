@@ -50,13 +50,13 @@ class LoopWatch:
 
         tick = Service.tick
 
-        def tick_and_look(service: Service) -> None:
+        def tick_and_look(service: Any) -> None:
             if not self._looks_at:
                 self._looks_at = True
                 asyncio.get_running_loop().create_task(self._look())
             tick(service)
 
-        Service.tick = tick_and_look  # type: ignore[method-assign]
+        Service.tick = tick_and_look  # type: ignore[method-assign, assignment]
 
     def dump(self, path: Path) -> None:
         content = {

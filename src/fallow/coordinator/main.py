@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 GC_THRESHOLDS = (20_000, 20, 20)
 """A coordinator of many nodes lives with many objects and makes no cycles to speak of: looking through them all, which
 stops it for tens of milliseconds, is to be rare."""
+SWITCH_S = 0.0005
+"""A thread that wants the interpreter gets it after so long (Python's own: 5 ms). The journal's thread works for
+milliseconds, and the event loop, which gives the interpreter up with every message that it writes, would wait for all
+of them each time."""
 EMBEDDED_HTTP_DELAY_S = 5.0
 MEET_S = 1.0
 
@@ -235,6 +239,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     await connection.flush()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_S)
     if options.ready is not None:
         options.ready()
     housekeeping.start()

@@ -20,7 +20,8 @@ from fallow.coordinator.stored_info import shown_reason, stored_reason
 from fallow.coordinator.stored_inputs import StoredInputs
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
-from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
+from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, lost_after_s, quiet_after_s
+from fallow.core.silence import Silences
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
@@ -89,6 +90,8 @@ class OwnedJob:
         self._sessions: dict[NodeId, str] = {}
         self._intervals_s: dict[NodeId, float] = {}
         """How often nodes beat, by their own word."""
+        self._quiet = Silences(quiet_after_s, self._presence)
+        self._silent = Silences(lost_after_s, self._presence)
         self.closed = False
         self.states = SavedStates(context.blobs)
         self.acks = Acknowledgements(context.loop, self.job_id, epoch, self._send_node)
@@ -164,8 +167,9 @@ class OwnedJob:
             return
         self.node_anew(NodeAnew(node_id, message.name, message.session))
         self._sessions[node_id] = message.session
+        is_oftener = message.interval_s < self._interval_s(node_id)
         self._intervals_s[node_id] = message.interval_s
-        self._hear_of(node_id)
+        self._hear_of(node_id, is_oftener)
         now = self.context.now()
         self.perform(self.progress.beat(node_id, message.leases, now, message.interval_s, message.anew))
         if self.progress.pulls:
@@ -187,21 +191,31 @@ class OwnedJob:
         op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
         self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
 
-    def _hear_of(self, node_id: NodeId) -> None:
+    def _hear_of(self, node_id: NodeId, is_oftener: bool = False) -> None:
+        is_news = is_oftener or node_id not in self.nodes_seen
         self.nodes_seen[node_id] = self.context.now()
-        if self.progress.quiet:
+        if is_news or self.progress.quiet:
             self.progress.node_heard(node_id)
+            self._quiet.watch(node_id)
+            self._silent.watch(node_id)
+
+    def _interval_s(self, node_id: NodeId) -> float:
+        return self._intervals_s.get(node_id, LEAST_INTERVAL_S)
+
+    def _presence(self, node_id: NodeId) -> tuple[float, float] | None:
+        seen = self.nodes_seen.get(node_id)
+        return (seen, self._interval_s(node_id)) if seen is not None else None
 
     def check_nodes(self, now: float) -> None:
         """Nodes that are silent get nothing; those that have been for too long are lost."""
         if self.context.connection.has_listened(QUIET_LEAST_S):
-            quiet = quiet_nodes(self.nodes_seen, self._intervals_s, now)
-            fresh = [node_id for node_id in quiet if node_id not in self.progress.quiet]
-            for node_id in fresh:
+            quiet = self._quiet.take(now)
+            for node_id in quiet:
                 self.progress.node_quiet(node_id)
-            if fresh:
+            if quiet:
                 self.context.kick_matcher()
-        for node_id, limit_s in silent_nodes(self.nodes_seen, self._intervals_s, now):
+        for node_id in self._silent.take(now):
+            limit_s = lost_after_s(self._interval_s(node_id))
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
     def forget_node(self, node_id: NodeId, reason: str) -> None:
@@ -246,7 +260,7 @@ class OwnedJob:
         for node_id, lease in leases:
             by_node.setdefault(node_id, []).append(lease)
         for node_id, held in by_node.items():
-            self.nodes_seen[node_id] = self.context.now()
+            self._hear_of(node_id)
             self.perform(self.progress.beat(node_id, held, self.context.now()))
 
     def close(self) -> None:
@@ -446,10 +460,11 @@ class OwnedJob:
 
     # ------------------------------------------------------------ what is known
 
-    def info(self) -> JobInfo:
+    def info(self, by_node: bool = True) -> JobInfo:
+        """`by_node`: with how many tasks each node did."""
         progress = self.progress
         names: dict[str, int] = {}
-        for node_id, count in self._nodes_by_name.items():
+        for node_id, count in self._nodes_by_name.items() if by_node else ():
             name = self.node_name(node_id)
             names[name] = names.get(name, 0) + count
         return JobInfo(
@@ -470,6 +485,7 @@ class OwnedJob:
             slots=self._slots(),
             single=self.spec.single,
             least_tier=self.spec.least_tier,
+            node_count=len(self._nodes_by_name),
         )
 
     def _slots(self) -> int:
