@@ -29,6 +29,7 @@ from bench.scale.small_agent import SmallAgent, Tally
 from bench.scale.timeline import slowest_leases
 
 LEAST_TASKS = 100_000
+AFTER_SETTLING_S = 2.0
 WARM_SHARE = 0.4
 SETTLED_S = 4.0
 """A coordinator that has just started loads some things behind its first answers."""
@@ -64,6 +65,7 @@ async def _measure(pool: BenchPool, options: argparse.Namespace) -> dict[str, An
         # Where the machine is busy they have joined late: some time to come to rest all the same.
         await asyncio.sleep(max(WARM_SHARE * options.warm_up, started + options.warm_up - time.monotonic()))
         _settle()
+        await asyncio.sleep(AFTER_SETTLING_S if options.seconds > AFTER_SETTLING_S else 0.0)
         generator_before, waited_before = _cpu_s(), _waited_s()
         tally.clear()
         began = time.monotonic()

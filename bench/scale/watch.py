@@ -22,8 +22,8 @@ class LoopWatch:
     """`install` before the coordinator runs; `dump` from any thread."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[str, float, float]] = []
-        """(name, when it began, how long it took) of those that took LONG_S."""
+        self.steps: list[tuple[str, float, float, float]] = []
+        """(name, when it began, how long it took, CPU time of that) of those that took LONG_S."""
         self.pulls: list[tuple[str, int, float]] = []
         self.leases: list[tuple[str, int, float]] = []
         self.messages: Counter[str] = Counter()
@@ -33,6 +33,7 @@ class LoopWatch:
     def install(self) -> None:
         from fallow.coordinator.acknowledgements import Acknowledgements
         from fallow.coordinator.journal import Journal
+        from fallow.coordinator.map_job import MapJob
         from fallow.coordinator.matcher import Matcher
         from fallow.coordinator.owned_job import OwnedJob
         from fallow.coordinator.service import Service
@@ -40,7 +41,12 @@ class LoopWatch:
         from fallow.wire.direct_client import DirectClient
 
         self._time(Service, "tick")
+        self._time(Service, "_tick_nodes")
         self._time(Matcher, "_run")
+        self._time(Matcher, "tick")
+        self._time(MapJob, "tick")
+        self._time(OwnedJob, "check_nodes")
+        self._time(OwnedJob, "info")
         self._time(Acknowledgements, "flush")
         self._time(DirectClient, "_take_messages")
         self._time_callbacks(Journal)
@@ -67,20 +73,20 @@ class LoopWatch:
 
     # ------------------------------------------------------------ what is noted
 
-    def _note(self, name: str, began: float) -> None:
+    def _note(self, name: str, began: float, cpu_began: float) -> None:
         took = time.monotonic() - began
         if took >= LONG_S:
-            self.steps.append((name, began, took))
+            self.steps.append((name, began, took, time.thread_time() - cpu_began if cpu_began else 0.0))
 
     def _time(self, kind: type, name: str) -> None:
         plain: Callable[..., Any] = getattr(kind, name)
 
-        def timed(*arguments: Any) -> Any:
-            began = time.monotonic()
+        def timed(*arguments: Any, **options: Any) -> Any:
+            began, cpu_began = time.monotonic(), time.thread_time()
             try:
-                return plain(*arguments)
+                return plain(*arguments, **options)
             finally:
-                self._note(f"{kind.__name__}.{name}", began)
+                self._note(f"{kind.__name__}.{name}", began, cpu_began)
 
         setattr(kind, name, timed)
 
@@ -89,9 +95,9 @@ class LoopWatch:
 
         def call(journal: Any, callback: Callable[[], object]) -> None:
             def timed() -> None:
-                began = time.monotonic()
+                began, cpu_began = time.monotonic(), time.thread_time()
                 callback()
-                self._note("Journal callback", began)
+                self._note("Journal callback", began, cpu_began)
 
             plain(journal, timed)
 
@@ -133,7 +139,7 @@ class LoopWatch:
         if phase == "start":
             self._collecting_s = time.monotonic()
         else:
-            self._note(f"gc of generation {info['generation']}", self._collecting_s)
+            self._note(f"gc of generation {info['generation']}", self._collecting_s, 0.0)
 
     async def _look(self) -> None:
         """How late the loop comes to what is due."""
@@ -141,4 +147,4 @@ class LoopWatch:
         while True:
             due = loop.time() + LOOK_S
             await asyncio.sleep(LOOK_S)
-            self._note("late", due)
+            self._note("late", due, 0.0)

@@ -129,7 +129,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.blob_store import open_blob_store
     from fallow.coordinator.context import Context
     from fallow.coordinator.housekeeping import Housekeeping
-    from fallow.coordinator.journal import Journal
+    from fallow.coordinator.journal import OWN, SHARED, Journal
     from fallow.coordinator.load import LoadWatch
     from fallow.coordinator.nodes import NodeRegistry
     from fallow.coordinator.questions import Questions
@@ -191,7 +191,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         ) from error
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
-    journal = Journal(store, loop, lost_ownership, gathers=session.shared)
+    journal = Journal(store, loop, lost_ownership, gathering=SHARED if session.shared else OWN)
     reader = ThreadPoolExecutor(1, "reader")
     context = Context(
         connection=connection,
