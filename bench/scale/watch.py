@@ -27,7 +27,7 @@ class LoopWatch:
         self.pulls: list[tuple[str, int, float]] = []
         self.leases: list[tuple[str, int, float]] = []
         self.messages: Counter[str] = Counter()
-        self._collecting_s = 0.0
+        self._collecting = 0.0, 0.0
         self._looks_at = False
 
     def install(self) -> None:
@@ -137,9 +137,9 @@ class LoopWatch:
 
     def _collected(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
-            self._collecting_s = time.monotonic()
+            self._collecting = time.monotonic(), time.thread_time()
         else:
-            self._note(f"gc of generation {info['generation']}", self._collecting_s, 0.0)
+            self._note(f"gc of generation {info['generation']}", *self._collecting)
 
     async def _look(self) -> None:
         """How late the loop comes to what is due."""

@@ -38,7 +38,8 @@ class Gathering:
 
 
 SHARED = Gathering(0.1, 50.0)
-"""An engine that several coordinators share: many of them, with few changes each, would else commit each by itself. From GATHER_OPS / wait_s changes a second on, a change costs the same on one coordinator and on many."""
+"""An engine that several coordinators share: many of them, with few changes each, would else commit each by itself.
+From GATHER_OPS / wait_s changes a second on, a change costs the same on one coordinator and on many."""
 OWN = Gathering(0.02, 200.0)
 """A store of one's own: a commit is cheap, but the event loop waits for the interpreter while it is prepared."""
 
