@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,21 @@ class Coordinator:
         if self.process.stdout.readline() != b"ready\n":
             raise SystemExit(f"bench: a coordinator does not start:\n{self._log.read_text()[-2000:]}")
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, Any]:
         return dict(json.loads(self._stats.read_text()))
+
+    def timeline(self) -> dict[str, Any]:
+        """What its loop did since it began (it runs with BENCH_TIMELINE=1)."""
+        found = self._stats.with_suffix(".timeline.json")
+        self._stats.with_suffix(".timeline").touch()
+        deadline = time.monotonic() + 30.0
+        while not found.exists():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"bench: {self.owner} does not say what its loop did")
+            time.sleep(0.05)
+        content = dict(json.loads(found.read_text()))
+        found.unlink()
+        return content
 
     def log(self) -> str:
         return self._log.read_text()

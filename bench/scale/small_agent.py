@@ -27,6 +27,7 @@ from fallow.wire import subjects
 from fallow.wire.page import encode_results
 
 REPEAT_S = 5.0
+SLOW_S = 0.01
 
 
 class Tally:
@@ -42,6 +43,8 @@ class Tally:
         self.ahead_s: list[float] = []
         """From a pull that asks ahead to its lease."""
         self.ack_s: list[float] = []
+        self.slow: list[tuple[float, float, str, int]] = []
+        """Of leases that took SLOW_S: (how long, when the pull was sent, node, the pull's number)."""
         self.busy_s = 0.0
         self.since_s = time.monotonic()
 
@@ -68,6 +71,7 @@ class SmallAgent:
         self._interval_s = wire.BEAT_INTERVAL_S
         self._heard = False
         self._tell_spec = True
+        self._is_fresh = True
         self._beating: asyncio.TimerHandle | None = None
         self._running: tuple[Held, float, asyncio.TimerHandle] | None = None
         self._pulled_at: dict[int, tuple[float, bool]] = {}
@@ -151,6 +155,8 @@ class SmallAgent:
                 self.tally.leases += 1
                 pulled = self._pulled_at.pop(message.pull_seq, None)
                 if pulled is not None:
+                    if now - pulled[0] >= SLOW_S:
+                        self.tally.slow.append((now - pulled[0], pulled[0], self.node_id, message.pull_seq))
                     (self.tally.idle_s if pulled[1] else self.tally.ahead_s).append(now - pulled[0])
                 self.perform(self.machine.lease(message, now))
             case wire.HandInAck():
@@ -206,6 +212,10 @@ class SmallAgent:
 
     def _begin(self, held: Held) -> None:
         length_s = (held.cut - held.start) * self.task_s
+        if self._is_fresh:
+            # Nodes that get their first lease in one moment would otherwise hand in together for ever.
+            self._is_fresh = False
+            length_s += random.uniform(0.0, length_s)
         timer = self._loop.call_later(min(length_s, held.budget_s), self._finish, held)
         self._running = (held, time.monotonic(), timer)
 

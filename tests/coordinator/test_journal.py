@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
-from fallow.coordinator.journal import GATHER_OPS, Journal
+from fallow.coordinator.journal import GATHER_OPS, Gathering, Journal
 from fallow.store.open import open_store
 from fallow.store.protocol import CreateJob, Op, PutInputPage, Store
 from tests.store.conformance import give, job_id, spec
@@ -26,13 +24,12 @@ class Counted:
         self.store.commit(ops)
 
 
-async def test_what_may_wait_is_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fallow.coordinator.journal.GATHER_S", 1000.0)
+async def test_what_may_wait_is_gathered(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     store = open_store(f"sqlite:///{tmp_path}/store.sqlite")
     counted, job = Counted(store), job_id()
     store.commit([CreateJob(spec(job), "me", 1.0)])
-    journal = Journal(counted, loop, lambda lost: None, gathers=True)  # type: ignore[arg-type]
+    journal = Journal(counted, loop, lambda lost: None, gathering=Gathering(1000.0, 100.0))  # type: ignore[arg-type]
     start = 0
 
     def pages(count: int) -> list[PutInputPage]:
@@ -48,7 +45,7 @@ async def test_what_may_wait_is_gathered(tmp_path: Path, monkeypatch: pytest.Mon
 
     try:
         await written(pages(1), may_wait=True)  # few changes: at once
-        monkeypatch.setattr("fallow.coordinator.journal.GATHER_FROM_OPS_S", 0.0)  # these count as many
+        journal._gathering = Gathering(1000.0, 0.0)  # these count as many
         counted.sizes.clear()
         for _ in range(3):
             journal.append(pages(1), may_wait=True)

@@ -8,7 +8,8 @@ import pytest
 
 from fallow.core.effects import Drop, Grant, Record
 from fallow.core.job import JobProgress
-from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_nodes
+from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_after_s
+from fallow.core.silence import Silences
 from fallow.core.sizing import MAP_TARGET_S, budget_s, target_s
 from fallow.model.ids import ClientId, Digest, JobId, NodeId, SlotKey
 from fallow.model.job import Blob, JobKind, JobSpec
@@ -96,8 +97,6 @@ def test_a_node_that_may_be_gone_gets_nothing_until_it_is_heard_of() -> None:
     blob = Blob(Digest("00"), 1, b"x")
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
     one, other = (NodeId("one"), 0), (NodeId("two"), 0)
-    assert quiet_nodes({one[0]: 10.0, other[0]: 9.0}, {other[0]: 10.0}, 12.1) == []
-    assert quiet_nodes({one[0]: 10.0, other[0]: 9.0}, {other[0]: 10.0}, 12.3) == [one[0]]
     job.pull(one, 1, True, (), 10.0)
     job.pull(other, 1, True, (), 10.1)
     job.node_quiet(one[0])
@@ -122,6 +121,50 @@ def test_a_node_that_may_be_gone_gets_nothing_until_it_is_heard_of() -> None:
     assert not job.pulls, "it was taken back meanwhile"
 
 
+def test_each_silence_is_told_once_and_as_early_as_it_lasts_too_long() -> None:
+    seen = {NodeId("often"): (10.0, 1.0), NodeId("seldom"): (9.0, 10.0)}
+    quiet = Silences(quiet_after_s, lambda node_id: seen.get(node_id))
+    for node_id in seen:
+        quiet.watch(node_id)
+    assert quiet.take(12.1) == []
+    assert quiet.take(12.3) == ["often"]
+    assert quiet.take(12.4) == [], "that is known"
+    seen[NodeId("often")] = (13.0, 1.0)
+    assert quiet.take(20.0) == [], "it was not watched again"
+    quiet.watch(NodeId("often"))
+    assert quiet.take(20.0) == ["often"]
+    seen[NodeId("seldom")] = (25.0, 1.0)
+    quiet.watch(NodeId("seldom"))
+    assert quiet.take(27.1) == []
+    assert quiet.take(27.3) == ["seldom"], "it was to speak more often since"
+    assert NodeId("seldom") not in quiet
+    seen[NodeId("seldom")] = (28.0, 1.0)
+    quiet.watch(NodeId("seldom"))
+    del seen[NodeId("seldom")]
+    assert quiet.take(1e9) == [], "it is nobody's concern any more"
+
+
+def test_ten_thousand_that_speak_in_time_cost_no_look_at_all_of_them() -> None:
+    looked = 0
+    seen = {NodeId(f"{number:05}"): number / 1_000 for number in range(10_000)}
+
+    def presence(node_id: NodeId) -> tuple[float, float]:
+        nonlocal looked
+        looked += 1
+        return seen[node_id], 10.0
+
+    lost = Silences(lost_after_s, presence)
+    for node_id in seen:
+        lost.watch(node_id)
+    looked, now = 0, 10.0
+    while now < 70.0:
+        now += 0.25
+        for node_id in [node_id for node_id, at in seen.items() if now - at >= 10.0]:
+            seen[node_id] = now
+        assert lost.take(now) == []
+    assert looked <= 3 * len(seen), "once for each time that it may be silent"
+
+
 def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_name_it() -> None:
     blob = Blob(Digest("00"), 1, b"x")
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
@@ -138,6 +181,9 @@ def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_n
     assert again.again, "inputs that the node has by now"
     assert again.held_pages == frozenset()
     assert job.beat(slot[0], (), 10.6) == [], "once for each time that it may take"
+    (again,) = job.beat(slot[0], (), 10.6, anew=True)
+    assert isinstance(again, Grant), "what was on its way to a connection that is gone is lost for certain"
+    assert again.token == first.token
     held = HeldLease(job.spec.job_id, first.token, 0, 0, 1, 0, 0.1)
     assert job.beat(slot[0], (held,), 11.5) == []
     assert job.beat(slot[0], (), 16.0) == [], "unnamed for too long: it is to do again"

@@ -134,6 +134,8 @@ class Node:
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
         self._sweeping: asyncio.Future[None] | None = None
         self._tell_spec = True
+        self._anew_beats = 0
+        """How many of the next beats say that the connection is a new one."""
         self._said_away = False
         self._drained_by_operator = False
         self._drained_by_owner = False
@@ -346,9 +348,10 @@ class Node:
             withheld=self.gpus.withheld,
         )
         self.send(subjects.BEAT, beat)
-        self._tell_owners()
+        self._tell_owners(anew=self._anew_beats > 0)
+        self._anew_beats = max(0, self._anew_beats - 1)
 
-    def _tell_owners(self, gone: bool = False, only: JobId | None = None) -> None:
+    def _tell_owners(self, gone: bool = False, only: JobId | None = None, anew: bool = False) -> None:
         """Name to the owner of each job (or of one) what this node holds of it."""
         held: dict[JobId, list[HeldLease]] = {
             job_id: [] for slot in self.slots if (job_id := slot.machine.job_id) is not None
@@ -363,8 +366,9 @@ class Node:
         for job_id, leases in held.items():
             if only is not None and job_id != only:
                 continue
-            message = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, self._rhythm.interval_s)
-            self.send(subjects.job(job_id), message)
+            interval_s = self._rhythm.interval_s
+            held_now = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, interval_s, anew)
+            self.send(subjects.job(job_id), held_now)
 
     # ------------------------------------------------------------ messages
 
@@ -395,7 +399,7 @@ class Node:
                     self._revoke(message)
             case NameLeases():
                 if self._accepts(message):
-                    self._tell_owners(only=message.job_id)
+                    self._tell_owners(only=message.job_id, anew=True)
                     self._send_all_again(message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
@@ -435,7 +439,10 @@ class Node:
     def _reconnected(self) -> None:
         log.info("connected again")
         self._tell_spec = True
+        self._anew_beats = 2  # an owner that lost the same server may not be back yet, and hears the second one
         self.beat()
+        self._rhythm.hurry(time.monotonic())
+        self.pulse.within(self._rhythm.wait_s(time.monotonic()))
         self._send_all_again()
 
     def _send_all_again(self, only: JobId | None = None) -> None:

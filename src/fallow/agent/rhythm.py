@@ -10,6 +10,7 @@ from fallow.wire.messages import BEAT_INTERVAL_S, BeatAck
 AWAY_AFTER_INTERVALS = 2.5
 """Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
 AWAY_INTERVALS = 0.25
+"""The pause between beats then, and after the first one on a new connection."""
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 
@@ -40,6 +41,10 @@ class Rhythm:
     def wait_s(self, now: float) -> float:
         """Time until the next look: at most BEAT_INTERVAL_S."""
         return min(BEAT_INTERVAL_S, max(0.0, self._next_s - now))
+
+    def hurry(self, now: float) -> None:
+        """The last beat may have been lost: the next one comes soon."""
+        self._next_s = min(self._next_s, now + AWAY_INTERVALS * self.interval_s)
 
     def is_away(self, now: float) -> bool:
         """The coordinator has not answered of late."""

@@ -75,9 +75,13 @@ class Directory:
         """Jobs that have not ended and are nobody's (on a store of one's own: all that this process has not got)."""
         context = self._context
         if context.session.shared:
-            found: list[JobId] = await self._read(context.store.jobs_of_dead_owners, TTL_S, LIST_LIMIT)
+            found: list[JobId] = await self._read(self.read_orphans)
             return found
         return [stored.spec.job_id for stored in await self._read(context.store.list_jobs, LIST_LIMIT * 10, True)]
+
+    def read_orphans(self) -> list[JobId]:
+        """The same for a shared store, from whichever thread may wait for it. Raises StoreError."""
+        return self._context.store.jobs_of_dead_owners(TTL_S, LIST_LIMIT)
 
     async def unread(self) -> list[JobId]:
         """Jobs that ended lately under an owner that is dead: somebody may be reading their results."""

@@ -9,9 +9,10 @@ from fallow.model.parts import InputPage
 
 
 class InputIndex:
-    """Consecutive pages. Inline bytes beyond `keep_bytes` are let go (the store has them); `missing` says where."""
+    """Consecutive pages. Inline bytes beyond `keep_bytes` are let go (the store has them); `is_let_go` says which. Of
+    what was read again, the last `again_bytes` are kept."""
 
-    def __init__(self, keep_bytes: int = 32 * 1024 * 1024) -> None:
+    def __init__(self, keep_bytes: int = 32 * 1024 * 1024, again_bytes: int = 8 * 1024 * 1024) -> None:
         self._starts: list[int] = []
         self._pages: list[InputPage] = []
         self._keep_bytes = keep_bytes
@@ -19,6 +20,10 @@ class InputIndex:
         self._let_go = 0
         """Position up to which bytes were let go."""
         self._in_store: set[int] = set()
+        self._again_bytes = again_bytes
+        self._again: dict[int, int] = {}
+        """Sizes of pages that were read again, by their start, oldest first."""
+        self._again_kept = 0
 
     def __len__(self) -> int:
         return len(self._pages)
@@ -41,11 +46,30 @@ class InputIndex:
             self._kept += len(page.page.data)
         while durable and self._kept > self._keep_bytes and self._let_go < len(self._pages) - 1:
             old = self._pages[self._let_go]
-            if old.page.data is not None and old.page.size:
+            if old.page.data is not None and old.page.size and old.start not in self._again:
                 self._kept -= len(old.page.data)
-                self._in_store.add(old.start)
-                self._pages[self._let_go] = InputPage(old.start, old.stop, Blob(old.page.digest, old.page.size))
+                self._forget_bytes(self._let_go)
             self._let_go += 1
+
+    def put_back(self, start: int, blob: Blob) -> None:
+        """The page's bytes were read from the store: they are kept for a while, since the next leases want the same."""
+        if start not in self._in_store or blob.data is None:
+            return
+        at = bisect_right(self._starts, start) - 1
+        page = self._pages[at]
+        self._pages[at] = InputPage(page.start, page.stop, blob)
+        self._in_store.discard(start)
+        self._again[start] = len(blob.data)
+        self._again_kept += len(blob.data)
+        while self._again_kept > self._again_bytes and len(self._again) > 1:
+            oldest = next(iter(self._again))
+            self._again_kept -= self._again.pop(oldest)
+            self._forget_bytes(bisect_right(self._starts, oldest) - 1)
+
+    def _forget_bytes(self, at: int) -> None:
+        page = self._pages[at]
+        self._in_store.add(page.start)
+        self._pages[at] = InputPage(page.start, page.stop, Blob(page.page.digest, page.page.size))
 
     def covering(self, start: int, stop: int) -> list[InputPage]:
         """The pages that hold [start, stop)."""
@@ -61,9 +85,12 @@ class InputIndex:
         """Forget the pages that end at or before `index`."""
         count = 0
         while count < len(self._pages) and self._pages[count].stop <= index:
-            data = self._pages[count].page.data
-            self._kept -= len(data) if data is not None else 0
-            self._in_store.discard(self._pages[count].start)
+            page = self._pages[count]
+            if page.start in self._again:
+                self._again_kept -= self._again.pop(page.start)
+            elif page.page.data is not None:
+                self._kept -= len(page.page.data)
+            self._in_store.discard(page.start)
             count += 1
         gone = self._pages[:count]
         del self._pages[:count]

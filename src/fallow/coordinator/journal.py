@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fallow.model.ids import JobId
@@ -23,12 +24,24 @@ BATCH_OPS = 2000
 BACKLOG_OPS = 50_000
 """Beyond this many waiting operations, new work is refused until the journal has caught up."""
 RETRY_S = 0.5
-GATHER_OPS = 8
-GATHER_S = 0.03
-"""Where commits are dear (an engine that several coordinators share), what nobody waits for is written when there is so
-much of it, or after so long: many coordinators with few changes each would else commit each change by itself."""
-GATHER_FROM_OPS_S = 50.0
-"""Changes a second from which that is worth while."""
+GATHER_OPS = 20
+"""What nobody waits for is written when there is so much of it, or after a while: see Gathering."""
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """For how long what nobody waits for is kept back (`wait_s`), once so many changes a second are written that it is
+    worth while (`from_ops_s`)."""
+
+    wait_s: float
+    from_ops_s: float
+
+
+SHARED = Gathering(0.1, 50.0)
+"""An engine that several coordinators share: many of them, with few changes each, would else commit each by itself.
+From GATHER_OPS / wait_s changes a second on, a change costs the same on one coordinator and on many."""
+OWN = Gathering(0.02, 200.0)
+"""A store of one's own: a commit is cheap, but the event loop waits for the interpreter while it is prepared."""
 
 Callback = Callable[[], None]
 
@@ -42,12 +55,12 @@ class Journal:
         loop: asyncio.AbstractEventLoop,
         on_lost: Callable[[Sequence[JobId]], None],
         *,
-        gathers: bool = False,
+        gathering: Gathering = OWN,
     ) -> None:
         self._store = store
         self._loop = loop
         self._on_lost = on_lost
-        self._gathers = gathers
+        self._gathering = gathering
         self._hurries = False
         """Somebody waits for something of what waits."""
         self._recent_ops = 0.0
@@ -70,9 +83,9 @@ class Journal:
     def append(
         self, ops: Sequence[Op], then: Callback | None = None, *, may_wait: bool = False, within_s: float = 0.0
     ) -> None:
-        """Write these, then call `then` on the loop. `may_wait`: nobody misses it for a moment (GATHER_S). `within_s`:
+        """Write these, then call `then` on the loop. `may_wait`: nobody misses it for a moment (Gathering). `within_s`:
         nor for so long, where one coordinator has the engine to itself. From the loop's thread."""
-        is_late = within_s > 0.0 and not self._gathers
+        is_late = within_s > 0.0 and self._gathering is OWN
         if is_late:
             self._ripen_in(within_s)
         with self._condition:
@@ -82,7 +95,7 @@ class Journal:
                 return
             self._is_ripe = True
             self._hurries = self._hurries or not may_wait
-            if self._hurries or not self._gathers or self._waiting_ops >= GATHER_OPS or len(self._waiting) == 1:
+            if self._hurries or self._waiting_ops >= GATHER_OPS or len(self._waiting) == 1:
                 self._condition.notify()
 
     def run(self, action: Callable[[], None], then: Callback | None = None) -> None:
@@ -139,8 +152,7 @@ class Journal:
             with self._condition:
                 while not self._is_ripe and not self._withdrawals and not self._closing:
                     self._condition.wait()
-                if self._gathers:
-                    self._gather()
+                self._gather()
                 self._hurries = False
                 self._withdraw([])
                 if not self._waiting:
@@ -175,9 +187,9 @@ class Journal:
         now = time.monotonic()
         self._recent_ops *= max(0.0, 1.0 - (now - self._recent_at))
         self._recent_at = now
-        if self._recent_ops >= GATHER_FROM_OPS_S:
+        if self._recent_ops >= self._gathering.from_ops_s:
             self._condition.wait_for(
-                lambda: self._hurries or self._closing or self._waiting_ops >= GATHER_OPS, GATHER_S
+                lambda: self._hurries or self._closing or self._waiting_ops >= GATHER_OPS, self._gathering.wait_s
             )
         self._recent_ops += self._waiting_ops
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fallow.coordinator.nodes import NodeRegistry
 from fallow.core.matching import JobDemand, Plan, Planner
-from fallow.model.ids import JobId
+from fallow.model.ids import JobId, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ class KeptPlanner:
         self._planner = Planner()
         self._era = -1
         """The registry's, of which the planner knows; -1: none."""
+        self._to_compare: list[NodeId] = []
 
     def plan(self, demands: Sequence[JobDemand]) -> Plan:
         """What changes, given every job that has not ended. Whoever calls applies it to the nodes at once."""
@@ -54,24 +55,34 @@ class KeptPlanner:
         """Of a job of the last plan: see Books.surely_fits."""
         return self._planner.surely_fits(job_id)
 
-    def compare(self) -> bool:
-        """Whether the planner believes what the nodes have, right after its plan was applied. Where it does not, the
-        next plan is made anew."""
+    def compare(self, most: int = 1 << 62) -> bool:
+        """Whether the planner believes what the nodes have. Where it does not, the next plan is made anew. At most so
+        many nodes are looked at, the next ones with the next call."""
         nodes, planner = self._nodes, self._planner
-        here = 0
-        for view in nodes.views():
-            here += 1
-            node_id = view.spec.node_id
-            if node_id in nodes.changed or not view.open:
+        if self._era != nodes.era or nodes.forgotten:
+            return True  # the next plan settles that
+        if not self._to_compare:
+            here = sum(1 for node_id in nodes.entries if nodes.is_here(node_id))
+            if not nodes.changed and here != len(planner.nodes):
+                return self._doubt(f"{here} nodes, not {len(planner.nodes)}")
+            self._to_compare = list(nodes.entries)
+        for _ in range(min(most, len(self._to_compare))):
+            node_id = self._to_compare.pop()
+            view = nodes.view(node_id) if node_id not in nodes.changed else None
+            if view is None or not view.open:
                 continue
             assigned = {slot: job_id for slot, job_id in view.assigned.items() if job_id is not None}
-            if assigned != planner.assigned(node_id) and not nodes.forgotten:
+            if assigned != planner.assigned(node_id):
                 return self._doubt(f"slots of node {node_id}")
-        if not nodes.changed and here != len(planner.nodes):
-            return self._doubt(f"{here} nodes, not {len(planner.nodes)}")
         return True
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the last comparison has gone through all nodes."""
+        return not self._to_compare
 
     def _doubt(self, words: str) -> bool:
         log.warning("the plan was not what the nodes have (%s): the next is made anew from all nodes", words)
         self._era = -1
+        self._to_compare.clear()
         return False

@@ -35,9 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GC_THRESHOLDS = (20_000, 20, 20)
+GC_THRESHOLDS = (5_000, 40, 40)
 """A coordinator of many nodes lives with many objects and makes no cycles to speak of: looking through them all, which
-stops it for tens of milliseconds, is to be rare."""
+stops it for tens of milliseconds, is to be rare. Even the youngest take some 10 microseconds each, where all the rest
+has pushed them out of the processor's caches."""
+SWITCH_S = 0.0005
+"""A thread that wants the interpreter gets it after so long (Python's own: 5 ms). The journal's thread works for
+milliseconds, and the event loop, which gives the interpreter up with every message that it writes, would wait for all
+of them each time."""
 EMBEDDED_HTTP_DELAY_S = 5.0
 MEET_S = 1.0
 
@@ -137,7 +142,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.blob_store import open_blob_store
     from fallow.coordinator.context import Context
     from fallow.coordinator.housekeeping import Housekeeping
-    from fallow.coordinator.journal import Journal
+    from fallow.coordinator.journal import OWN, SHARED, Journal
     from fallow.coordinator.load import LoadWatch
     from fallow.coordinator.nodes import NodeRegistry
     from fallow.coordinator.questions import Questions
@@ -199,7 +204,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         ) from error
     if options.identity is not None:
         options.identity.write_text(f"{pool_id}\n")  # only now: a store that is another pool's was refused
-    journal = Journal(store, loop, lost_ownership, gathers=session.shared)
+    journal = Journal(store, loop, lost_ownership, gathering=SHARED if session.shared else OWN)
     reader = ThreadPoolExecutor(1, "reader")
     context = Context(
         connection=connection,
@@ -247,6 +252,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     await connection.flush()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_S)
     if options.ready is not None:
         options.ready()
     housekeeping.start()

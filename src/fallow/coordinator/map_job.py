@@ -48,7 +48,11 @@ WINDOW_BYTES = 64 * 1024 * 1024
 PARKED_LIMIT = 64
 """Fetches of one job that wait at once; beyond it the oldest is answered empty."""
 TRIM_S = 0.5
+TRIM_S_PER_NODE = 0.0002
+"""What is trimmed is written with the counts of all nodes."""
 INFO_S_PER_NODE = 0.0002
+INFO_NODES = 1_000
+"""With more nodes than these, a client is told how many tasks each did when it has everything, and not on the way."""
 CLIENT_SILENT_S = 60.0
 
 
@@ -226,7 +230,7 @@ class MapJob(OwnedJob):
             for parked in due:
                 self._send_results(parked.message, parked.reply, [], parked.message.cursor, False)
         if now >= self._trim_at:
-            self._trim_at = now + TRIM_S
+            self._trim_at = now + max(TRIM_S, len(self._taken_by_node) * TRIM_S_PER_NODE)
             self._trim()
 
     def _answer(self, message: FetchResults, reply: str) -> bool:
@@ -321,8 +325,9 @@ class MapJob(OwnedJob):
         now = self.context.now()
         if now < self._info_due and not exhausted and not self.known_state.is_final:
             return None
+        is_over = exhausted or self.known_state.is_final
         self._info_due = now + len(self.nodes_seen) * INFO_S_PER_NODE
-        return self.info()
+        return self.info(by_node=is_over or len(self._nodes_by_name) <= INFO_NODES)
 
     # ------------------------------------------------------------ what the client has
 

@@ -37,6 +37,8 @@ MISFIT_SETTLED_GRACE_S = 1.0
 DEMAND_LIMIT = 1 << 20
 COMPARE_S = 60.0
 """Between two comparisons of all that the kept planner believes with what the nodes have."""
+COMPARE_NODES = 256
+"""So many of them at a time: nobody is to wait for it."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ class Matcher:
 
     def tick(self, now: float) -> None:
         self._capability.tick(now)
+        if self._context.session.leads and (not self._kept.is_compared or now - self._compared_at >= COMPARE_S):
+            self._compared_at = now
+            self._kept.compare(COMPARE_NODES)
         interval_s = min(TICK_MOST_S, max(TICK_S, self._took_s / TICK_SHARE_OF_TIME))
         if self._context.session.leads and now - self._ran_at >= interval_s and not self._scheduled:
             self.kick()
@@ -107,9 +112,6 @@ class Matcher:
         for job_id, owned in self._directory.active.items():
             owned.progress.slots = max(1, result.shares.get(job_id, 0))
         nodes.assign(result.moves, now)
-        if now - self._compared_at >= COMPARE_S:
-            self._compared_at = now
-            self._kept.compare()
         self._check_misfits(jobs, now)
         self._took_s = time.perf_counter() - started
 

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from fallow.core.capability import implausible
 from fallow.core.demand import Moves, NodeView
-from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, beat_interval_s, lost_after_s, quiet_after_s
+from fallow.core.presence import LEAST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_after_s
+from fallow.core.silence import Silences
 from fallow.model.ids import JobId, NodeId, SlotKey
 from fallow.model.job import JobSpec
 from fallow.model.node import NodeInfo, NodeSpec
@@ -20,6 +21,7 @@ from fallow.wire.messages import Assign, Beat, BeatAck, NodeAnew, Place
 
 REASSIGN_AFTER_S = 1.5
 """An assignment that a beat does not show by then is sent again."""
+HERE = (NodeState.ALIVE, NodeState.DRAINING)
 WITHHELD = "the machine's owner uses it"
 SHOW_LOST_S = 3600.0
 """Listings show a lost or departed node for so long."""
@@ -107,6 +109,9 @@ class NodeRegistry:
         self._seq = 0
         self._gone = 0
         """Entries of nodes that are here no more, as of the last look."""
+        self._gone_as_of = 0
+        self._quiet = Silences(quiet_after_s, self._presence)
+        self._silent = Silences(lost_after_s, self._presence)
         self.entries: dict[NodeId, NodeEntry] = {}
         self.era = 0
         """Goes up when all that was known is forgotten."""
@@ -130,6 +135,8 @@ class NodeRegistry:
         self._epoch = epoch
         self.entries.clear()
         self._gone = 0
+        self._quiet = Silences(quiet_after_s, self._presence)
+        self._silent = Silences(lost_after_s, self._presence)
         self.era += 1
         self.membership += 1
         self.changed.clear()
@@ -178,6 +185,7 @@ class NodeRegistry:
         changed = changed or entry.is_quiet
         entry.is_quiet = False
         entry.seen = now
+        is_oftener = beat.interval_s < entry.interval_s
         entry.interval_s = beat.interval_s
         entry.seen_unix_s = unix_s
         entry.load = beat.load
@@ -191,6 +199,9 @@ class NodeRegistry:
         elif not beat.draining and entry.state is NodeState.DRAINING:
             entry.state = node_transition(entry.state, NodeEvent.RESUME, beat.node_id)
             entry.reason = ""
+        if is_oftener or beat.node_id not in self._quiet or beat.node_id not in self._silent:
+            self._quiet.watch(beat.node_id)
+            self._silent.watch(beat.node_id)
         paused_slots = frozenset(slot.slot for slot in beat.slots if slot.paused and 0 <= slot.slot < entry.spec.slots)
         changed = changed or entry.state is not before or bool(entry.paused) != bool(beat.paused)
         changed = changed or (entry.paused_slots, entry.withheld) != (paused_slots, beat.withheld)
@@ -236,34 +247,32 @@ class NodeRegistry:
     def note_quiet(self, now: float) -> bool:
         """Nodes that are silent get nothing new. Returns whether there are others than before."""
         news = False
-        for entry in self.entries.values():
-            if (
-                not entry.is_quiet
-                and now - entry.seen > QUIET_LEAST_S
-                and entry.state is NodeState.ALIVE
-                and now - entry.seen > quiet_after_s(entry.interval_s)
-            ):
+        for node_id in self._quiet.take(now):
+            entry = self.entries[node_id]
+            if entry.state is NodeState.ALIVE and not entry.is_quiet:
                 entry.is_quiet = news = True
-                self._is_another(entry.spec.node_id)
+                self._is_another(node_id)
         return news
 
     def silent(self, now: float) -> list[NodeEntry]:
         """Nodes that have just been silent for too long: they are lost now."""
         lost = []
-        here = 0
-        for entry in self.entries.values():
-            if entry.state not in (NodeState.ALIVE, NodeState.DRAINING):
-                continue
-            here += 1
-            if now - entry.seen > (limit_s := lost_after_s(entry.interval_s)):
-                entry.state = node_transition(entry.state, NodeEvent.SILENCE, entry.spec.node_id)
-                entry.reason = f"silent for {limit_s:g} s"
-                entry.assigned.clear()
-                self._tie(entry, {})
-                self._is_another(entry.spec.node_id)
-                lost.append(entry)
-        self._gone = len(self.entries) - here + len(lost)
+        for node_id in self._silent.take(now):
+            entry = self.entries[node_id]
+            entry.state = node_transition(entry.state, NodeEvent.SILENCE, node_id)
+            entry.reason = f"silent for {lost_after_s(entry.interval_s):g} s"
+            entry.assigned.clear()
+            self._tie(entry, {})
+            self._is_another(node_id)
+            lost.append(entry)
+        if self._gone_as_of != self.membership:
+            self._gone_as_of = self.membership
+            self._gone = sum(1 for entry in self.entries.values() if entry.state not in HERE)
         return lost
+
+    def _presence(self, node_id: NodeId) -> tuple[float, float] | None:
+        entry = self.entries.get(node_id)
+        return (entry.seen, entry.interval_s) if entry is not None and entry.state in HERE else None
 
     def drain(self, node_id: NodeId, wanted: bool) -> bool:
         entry = self.entries.get(node_id)
@@ -282,10 +291,13 @@ class NodeRegistry:
 
     # ------------------------------------------------------------ assignments
 
+    def is_here(self, node_id: NodeId) -> bool:
+        return self.entries[node_id].state in HERE
+
     def view(self, node_id: NodeId) -> NodeView | None:
         """For the matcher; None: the node is not here."""
         entry = self.entries.get(node_id)
-        if entry is None or entry.state not in (NodeState.ALIVE, NodeState.DRAINING):
+        if entry is None or entry.state not in HERE:
             return None
         is_open = entry.state is NodeState.ALIVE and not (entry.drain_wanted or entry.paused or entry.is_quiet)
         if entry.paused:

@@ -11,22 +11,22 @@ import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from msgspec.structs import replace
-
 from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
 from fallow.coordinator.stored_info import shown_reason, stored_reason
+from fallow.coordinator.stored_inputs import StoredInputs
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
-from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
+from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, lost_after_s, quiet_after_s
+from fallow.core.silence import Silences
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
-from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob, StoreError
+from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
@@ -73,6 +73,7 @@ class OwnedJob:
         first = secrets.randbits(30) << 24 if context.session.shared and epoch == 1 else 0
         self.progress = JobProgress(spec, epoch, hold_until=now + adoption_s if adopt else 0.0, tokens_above=first)
         self.inputs = InputIndex()
+        self._stored_inputs = StoredInputs(context, spec.job_id, self.inputs)
         self.results = ResultIndex()
         self.ended_unix_s = 0.0
         self.client_seen = now
@@ -90,6 +91,8 @@ class OwnedJob:
         self._sessions: dict[NodeId, str] = {}
         self._intervals_s: dict[NodeId, float] = {}
         """How often nodes beat, by their own word."""
+        self._quiet = Silences(quiet_after_s, self._presence)
+        self._silent = Silences(lost_after_s, self._presence)
         self.closed = False
         self.states = SavedStates(context.blobs)
         self.acks = Acknowledgements(context.loop, self.job_id, epoch, self._send_node)
@@ -170,9 +173,11 @@ class OwnedJob:
             return
         self.node_anew(NodeAnew(node_id, message.name, message.session))
         self._sessions[node_id] = message.session
+        is_oftener = message.interval_s < self._interval_s(node_id)
         self._intervals_s[node_id] = message.interval_s
-        self._hear_of(node_id)
-        self.perform(self.progress.beat(node_id, message.leases, self.context.now(), message.interval_s))
+        self._hear_of(node_id, is_oftener)
+        now = self.context.now()
+        self.perform(self.progress.beat(node_id, message.leases, now, message.interval_s, message.anew))
         if self.progress.pulls:
             self.dispatch()
 
@@ -192,21 +197,31 @@ class OwnedJob:
         op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
         self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
 
-    def _hear_of(self, node_id: NodeId) -> None:
+    def _hear_of(self, node_id: NodeId, is_oftener: bool = False) -> None:
+        is_news = is_oftener or node_id not in self.nodes_seen
         self.nodes_seen[node_id] = self.context.now()
-        if self.progress.quiet:
+        if is_news or self.progress.quiet:
             self.progress.node_heard(node_id)
+            self._quiet.watch(node_id)
+            self._silent.watch(node_id)
+
+    def _interval_s(self, node_id: NodeId) -> float:
+        return self._intervals_s.get(node_id, LEAST_INTERVAL_S)
+
+    def _presence(self, node_id: NodeId) -> tuple[float, float] | None:
+        seen = self.nodes_seen.get(node_id)
+        return (seen, self._interval_s(node_id)) if seen is not None else None
 
     def check_nodes(self, now: float) -> None:
         """Nodes that are silent get nothing; those that have been for too long are lost."""
         if self.context.connection.has_listened(QUIET_LEAST_S):
-            quiet = quiet_nodes(self.nodes_seen, self._intervals_s, now)
-            fresh = [node_id for node_id in quiet if node_id not in self.progress.quiet]
-            for node_id in fresh:
+            quiet = self._quiet.take(now)
+            for node_id in quiet:
                 self.progress.node_quiet(node_id)
-            if fresh:
+            if quiet:
                 self.context.kick_matcher()
-        for node_id, limit_s in silent_nodes(self.nodes_seen, self._intervals_s, now):
+        for node_id in self._silent.take(now):
+            limit_s = lost_after_s(self._interval_s(node_id))
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
     def forget_node(self, node_id: NodeId, reason: str) -> None:
@@ -251,7 +266,7 @@ class OwnedJob:
         for node_id, lease in leases:
             by_node.setdefault(node_id, []).append(lease)
         for node_id, held in by_node.items():
-            self.nodes_seen[node_id] = self.context.now()
+            self._hear_of(node_id)
             self.perform(self.progress.beat(node_id, held, self.context.now()))
 
     def close(self) -> None:
@@ -412,27 +427,11 @@ class OwnedJob:
         if grant.again and sum(len(page.page.data or b"") for page in pages) > AGAIN_BYTES:
             return  # on a narrow way it may well be coming; it is given to another soon, if not
         wanted = [page for page in pages if page.start not in grant.held_pages]
-        missing = [page.start for page in wanted if page.page.data is None and self.inputs.is_let_go(page.start)]
-        if missing:
-            read = self.context.loop.run_in_executor(
-                self.context.reader, self.context.store.read_input, self.job_id, missing
-            )
-            read.add_done_callback(lambda future: self._grant_read(grant, wanted, future))
-        else:
-            self._send_lease(grant, wanted)
+        self._stored_inputs.fill(wanted, partial(self._send_lease, grant))
 
     def grant_pages(self, start: int, stop: int) -> list[InputPage]:
         """The input pages that hold [start, stop)."""
         return self.inputs.covering(start, stop)
-
-    def _grant_read(self, grant: Grant, pages: list[InputPage], future: object) -> None:
-        try:
-            blobs = future.result()  # type: ignore[attr-defined]
-        except StoreError as error:
-            log.warning("cannot read inputs of %s, whose lease will be given again: %s", self.job_id, error)
-            return
-        filled = [replace(page, page=blobs.get(page.start, page.page)) for page in pages]
-        self._send_lease(grant, filled)
 
     def _send_lease(self, grant: Grant, pages: Sequence[InputPage]) -> None:
         lease = Lease(
@@ -474,10 +473,11 @@ class OwnedJob:
 
     # ------------------------------------------------------------ what is known
 
-    def info(self) -> JobInfo:
+    def info(self, by_node: bool = True) -> JobInfo:
+        """`by_node`: with how many tasks each node did."""
         progress = self.progress
         names: dict[str, int] = {}
-        for node_id, count in self._nodes_by_name.items():
+        for node_id, count in self._nodes_by_name.items() if by_node else ():
             name = self.node_name(node_id)
             names[name] = names.get(name, 0) + count
         return JobInfo(
@@ -498,6 +498,7 @@ class OwnedJob:
             slots=self._slots(),
             single=self.spec.single,
             least_tier=self.spec.least_tier,
+            node_count=len(self._nodes_by_name),
         )
 
     def _slots(self) -> int:

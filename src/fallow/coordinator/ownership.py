@@ -24,7 +24,7 @@ from fallow.wire.messages import Handover, Msg, NameLeases
 
 log = logging.getLogger(__name__)
 
-TAKE_OVER_S = 0.25
+SPREAD_S = 0.25
 REBALANCE_S = 2.5
 """One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
 ANNOUNCE_AFTER_S = 0.3
@@ -53,13 +53,20 @@ class Ownership:
         directory.on_loaded = self.listen
         peers.on_handover = self._on_handover
         peers.on_lost = self._on_lost_peer
+        context.session.orphans = directory.read_orphans
+        context.session.on_orphans = self._on_orphans
 
     def tick(self, now: float) -> None:
-        """On a shared store: look for jobs that have no owner, and pass on what is more than a fair share."""
-        if self.context.session.shared and now - self._last_pass >= TAKE_OVER_S:
+        """On a shared store: look for jobs that ended under an owner that died, and pass on what is more than a fair
+        share. (Jobs without an owner are found with every renewal of the session.)"""
+        if self.context.session.shared and now - self._last_pass >= SPREAD_S:
             self._last_pass = now
-            self.context.loop.create_task(self.take_over())
+            if self._unread_at and self._unread_at[0] <= now:
+                self.context.loop.create_task(self.take_over())
             self._rebalance()
+
+    def _on_orphans(self, job_ids: Sequence[JobId]) -> None:
+        self.context.loop.create_task(self.take_over(job_ids))
 
     # ------------------------------------------------------------ listening
 
@@ -106,14 +113,14 @@ class Ownership:
         self.context.loop.call_later(ANNOUNCE_AFTER_S, self.directory.active[job_id].announce)
         self.context.kick_matcher()
 
-    async def take_over(self) -> None:
-        """Become the owner of jobs that have none: all of them at the start on a store of one's own, and those of
-        dead coordinators on a shared one."""
+    async def take_over(self, orphans: Sequence[JobId] | None = None) -> None:
+        """Become the owner of jobs that have none (None: look which those are): all of them at the start on a store
+        of one's own, and those of dead coordinators on a shared one."""
         if self._taking_over:
             return
         self._taking_over = True
         try:
-            for job_id in await self.directory.orphans():
+            for job_id in await self.directory.orphans() if orphans is None else orphans:
                 await self._take(job_id)
             if self._unread_at and self._unread_at[0] <= self.context.now():
                 del self._unread_at[0]

@@ -183,7 +183,8 @@ class Service:
         entry, changed = self.context.nodes.beat(beat, self.context.now(), self.context.unix_s())
         if entry is not None and changed:
             spec: NodeSpec = entry.spec
-            self.context.journal.append([PutNode(spec=spec, unix_s=self.context.unix_s(), state=str(entry.state))])
+            put = PutNode(spec=spec, unix_s=self.context.unix_s(), state=str(entry.state))
+            self.context.journal.append([put], may_wait=True)
             self.matcher.kick()
 
     def _place_elsewhere(self, place: Place) -> bool:
@@ -384,9 +385,8 @@ class Service:
         quiet = self.context.connection.has_listened(QUIET_LEAST_S) and self.context.nodes.note_quiet(now)
         lost = self.context.nodes.silent(now)
         for entry in lost:
-            self.context.journal.append(
-                [PutNode(spec=entry.spec, unix_s=self.context.unix_s(), state=str(entry.state))]
-            )
+            put = PutNode(spec=entry.spec, unix_s=self.context.unix_s(), state=str(entry.state))
+            self.context.journal.append([put], may_wait=True)
         if lost or quiet:
             self.matcher.kick()
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from fallow.model.ids import JobId
 from fallow.store.protocol import Store, StoreError, WrongPool
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,9 @@ class Session:
         self.hears: Callable[[], bool] = lambda: True
         """Whether clients and agents can reach this coordinator. One that nobody reaches lets its session lapse, so
         that others take over what it owns."""
+        self.orphans: Callable[[], list[JobId]] = list
+        """Reads which jobs nobody owns: with every renewal, since that is on the way to the store anyway."""
+        self.on_orphans: Callable[[list[JobId]], None] = lambda _: None
         self.trouble: StoreError | None = None
         """Why it cannot be renewed at the moment."""
         self._store = store
@@ -107,12 +112,44 @@ class Session:
     async def _renew(self) -> None:
         assert self._pool is not None
         started = self._loop.time()
+        if 0.0 < self._valid_until <= started:
+            await self._renew_after_lapse()
+            return
+        in_time = await self._loop.run_in_executor(self._pool, self._renew_in_time, started)
+        if in_time is None:
+            await self._renew_after_lapse()
+            return
+        term, orphans = in_time
+        self._leads_on(started, term)
+        if orphans and self.valid:
+            self.on_orphans(orphans)
+
+    def _renew_in_time(self, started: float) -> tuple[int | None, list[JobId]] | None:
+        """On the session's thread: (term or None, jobs that nobody owns), or None where the session had lapsed before
+        it was renewed."""
+        self._store.renew_session(self.owner, TTL_S, self._pool_mark)
+        if 0.0 < self._valid_until <= time.monotonic():
+            return None
+        self._valid_until = started + TTL_S - MARGIN_S
+        term = self._store.acquire_leadership(self.owner, TTL_S)
+        try:
+            return term, self.orphans()
+        except StoreError as error:
+            log.warning("cannot look for jobs without an owner: %s", error)
+            return term, []
+
+    async def _renew_after_lapse(self) -> None:
+        """Others may own by now what was owned here: that is looked up before anything is said."""
+        assert self._pool is not None
+        started = self._loop.time()
         await self._loop.run_in_executor(self._pool, self._store.renew_session, self.owner, TTL_S, self._pool_mark)
-        if 0.0 < self._valid_until <= self._loop.time():
-            log.warning("this coordinator's session lapsed: it looks up what it still owns before it speaks again")
-            await self._lapsed()
+        log.warning("this coordinator's session lapsed: it looks up what it still owns before it speaks again")
+        await self._lapsed()
         self._valid_until = started + TTL_S - MARGIN_S
         term = await self._loop.run_in_executor(self._pool, self._store.acquire_leadership, self.owner, TTL_S)
+        self._leads_on(started, term)
+
+    def _leads_on(self, started: float, term: int | None) -> None:
         before = self.leader_term
         self.leader_term = term or 0
         if term:

@@ -27,16 +27,20 @@ more. (Its node takes a lease once.)"""
 class HeldProgress(Progress):
     """See the module. All times are monotonic seconds of the caller."""
 
-    def beat(self, node: NodeId, held: Sequence[HeldLease], now: float, interval_s: float = 0.0) -> list[Effect]:
+    def beat(
+        self, node: NodeId, held: Sequence[HeldLease], now: float, interval_s: float = 0.0, anew: bool = False
+    ) -> list[Effect]:
         """A heartbeat names the leases of this job that the node holds: known ones live on, unknown ones are
         adopted where their tasks are free, and told to stop where they are not. `interval_s`: how often the node
-        beats; where that is seldom there are many nodes, and messages may have waited long behind each other's."""
+        beats; where that is seldom there are many nodes, and messages may have waited long behind each other's.
+        `anew`: what was sent to it before was lost with its connection."""
         effects: list[Effect] = []
         if self.is_final:
             if held:
                 effects.append(Drop(node, (), f"the job is {self.state}"))
             return effects
         named = set()
+        again_after_s = 0.0 if anew else SENT_AGAIN_AFTER_S
         for lease in held:
             named.add(lease.token)
             known = self.leases.get(lease.token)
@@ -56,7 +60,7 @@ class HeldProgress(Progress):
             if now - lost.seen_at > max(UNNAMED_GRACE_S, interval_s):
                 self._close(lost)
                 lost.place.seq = -1  # the slot repeats the pull that this lease was to answer
-            elif lost.pull_seq >= 0 and lost.is_whole and now - lost.sent_at > SENT_AGAIN_AFTER_S:
+            elif lost.pull_seq >= 0 and lost.is_whole and now - lost.sent_at > again_after_s:
                 lost.sent_at = now
                 effects.append(granted(lost, frozenset(), again=True))
         return effects

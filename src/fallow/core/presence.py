@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from fallow.model.ids import NodeId
-
 LEAST_INTERVAL_S = 1.0
 MOST_INTERVAL_S = 30.0
 BEATS_PER_S = 1_000.0
@@ -37,27 +33,3 @@ def quiet_after_s(interval_s: float) -> float:
 def lost_after_s(interval_s: float) -> float:
     """Seconds of silence after which a node that was to beat every `interval_s` is lost."""
     return LOST_AFTER_INTERVALS * min(MOST_INTERVAL_S, max(LEAST_INTERVAL_S, interval_s)) + LOST_AFTER_MORE_S
-
-
-LEAST_LOST_AFTER_S = lost_after_s(LEAST_INTERVAL_S)
-
-
-def quiet_nodes(seen: Mapping[NodeId, float], intervals_s: Mapping[NodeId, float], now: float) -> list[NodeId]:
-    """Those last `seen` so long ago that they may be gone, by how often they beat."""
-    return [
-        node_id
-        for node_id, at in seen.items()
-        if now - at > QUIET_LEAST_S and now - at > quiet_after_s(intervals_s.get(node_id, LEAST_INTERVAL_S))
-    ]
-
-
-def silent_nodes(
-    seen: Mapping[NodeId, float], intervals_s: Mapping[NodeId, float], now: float
-) -> list[tuple[NodeId, float]]:
-    """(node, after how long that is) of those last `seen` so long ago that they are lost, by how often they beat."""
-    return [
-        (node_id, limit_s)
-        for node_id, at in seen.items()
-        if now - at > LEAST_LOST_AFTER_S
-        and now - at > (limit_s := lost_after_s(intervals_s.get(node_id, LEAST_INTERVAL_S)))
-    ]

@@ -171,3 +171,5 @@ class JobInfo(Struct, frozen=True):
     """One spawned call, not a map."""
     least_tier: int = 0
     """As its JobSpec has it: above PROCESS its results are plain data."""
+    node_count: int = 0
+    """How many nodes did tasks of it, even where `nodes` does not name them."""

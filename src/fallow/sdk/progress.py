@@ -135,7 +135,7 @@ class Progress:
             parts.append(f"{info.counts.failed:,} failed")
         if info.counts.retried:
             parts.append(f"{info.counts.retried:,} run again")
-        nodes = len(info.nodes)
+        nodes = len(info.nodes) or info.node_count
         parts.append(f"{nodes} node{'s' if nodes != 1 else ''}")
         return parts
 

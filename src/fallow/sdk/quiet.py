@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 QUIET_S = 0.4
 """A call that nobody has spoken of for so long may be lost: it is asked about, soon and then more seldom."""
+MORE_SELDOM = 1.5
+CLOCK_S = 0.001
+"""A timer may be early by so much."""
 QUIET_MOST_S = 2.0
 """From then on the client's tick is often enough."""
 
@@ -30,16 +33,23 @@ class Quiet:
     def arm(self) -> None:
         """From any thread: something was sent."""
         self.is_armed = True
-        self._thread.call(self._wait, QUIET_S)
+        self._thread.call(self._wait, QUIET_S, QUIET_S)
 
-    def _wait(self, quiet_s: float) -> None:
-        self._thread.loop.call_later(quiet_s, self._look, quiet_s)
+    def _wait(self, quiet_s: float, wait_s: float) -> None:
+        self._thread.loop.call_later(wait_s, self._look, quiet_s)
 
     def _look(self, quiet_s: float) -> None:
-        if self._waits() and self._thread.loop.time() - self._heard() >= quiet_s:
+        if not self._waits():
+            self.is_armed = False
+            return
+        silent_s = self._thread.loop.time() - self._heard()
+        if silent_s < QUIET_S:
+            quiet_s = QUIET_S
+        wait_s = quiet_s - silent_s
+        if wait_s <= CLOCK_S:
             self._repair()
-            quiet_s *= 2
-        if self._waits() and quiet_s < QUIET_MOST_S:
-            self._wait(quiet_s)
+            wait_s = quiet_s = quiet_s * MORE_SELDOM
+        if quiet_s < QUIET_MOST_S:
+            self._wait(quiet_s, wait_s)
         else:
             self.is_armed = False

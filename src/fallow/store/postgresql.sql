@@ -471,6 +471,11 @@ SELECT leaderships.owner, leaderships.term
 FROM leaderships
 WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C"
 
+-- name: present_leader
+SELECT leaderships.owner
+FROM leaderships
+WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C" AND leaderships.until_unix_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)
+
 -- name: end_leadership
 UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = %(ended_owner)s::VARCHAR COLLATE "C"
 

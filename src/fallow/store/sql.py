@@ -210,6 +210,11 @@ class SqlStore:
             session.run("lead", {"role": role, "owner": owner, "ttl_s": ttl_s})
             return session.run("leader", {"role": role})
 
+        if not self._database.one_writer:
+            # Most coordinators do not lead: they look, and leave the row alone.
+            present = self._read("present_leader", role=role)
+            if present and present[0][0] != owner:
+                return None
         leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
 

@@ -471,6 +471,11 @@ SELECT leaderships.owner, leaderships.term
 FROM leaderships
 WHERE leaderships.role = :role
 
+-- name: present_leader
+SELECT leaderships.owner
+FROM leaderships
+WHERE leaderships.role = :role AND leaderships.until_unix_s > ((julianday('now') - 2440587.5) * 86400.0)
+
 -- name: end_leadership
 UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = :ended_owner
 

@@ -330,6 +330,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     ),
     "lead": _led(),
     "leader": select(_leaders.owner, _leaders.term).where(_leaders.role == bindparam("role")),
+    "present_leader": select(_leaders.owner).where(_leaders.role == bindparam("role"), _leaders.until_unix_s > Now()),
     "end_leadership": update(tables.leaderships)
     .where(_leaders.owner == bindparam("ended_owner"))
     .values(until_unix_s=literal_column("0.0")),

@@ -381,6 +381,8 @@ class Held(Msg, frozen=True):
     gone: bool = False
     interval_s: float = BEAT_INTERVAL_S
     """As in Beat."""
+    anew: bool = False
+    """This node's connection, or the owner's, is a new one: leases that are not named were lost with the old one."""
 
 
 class Bye(Msg, frozen=True):
