@@ -124,9 +124,16 @@ def test_run_a_function_of_a_file(pool: Pool, tmp_path: Path) -> None:
         "@app.function()\ndef scale(x: int, by: float = 2.0, *, loud: bool = False) -> str:\n"
         "    return helper_of_work.shout(str(x * by), loud)\n"
     )
+    with path.open("a") as file:
+        file.write(
+            "\n\n@app.cls()\nclass Model:\n    def __init__(self, factor: float): self.factor = factor\n\n"
+            "    @fallow.method\n"
+            "    def predict(self, x: int): return helper_of_work.shout(str(x * self.factor), True)\n"
+        )
     (tmp_path / "helper_of_work.py").write_text("def shout(text, loud):\n    return text + '!' * loud\n")
     assert pool.cli("run", f"{path}::scale", "4", "--by", "1.5", "--loud").stdout == "6.0!\n"
     assert pool.cli("run", str(path), "--x=3").stdout == "6.0\n"
+    assert pool.cli("run", f"{path}::Model.predict", "3", "--factor", "0.5").stdout == "1.5!\n"
     wrong = pool.cli("run", str(path), "four")
     assert wrong.returncode == 1
     assert "x must be int, not 'four'" in wrong.stderr

@@ -277,8 +277,9 @@ class SlotMachine:
         return effects
 
     def preempted(self, index: int, token: Token, wasted_s: float, now: float) -> list[Effect]:
-        """The worker of lane `index` was ended for the machine's owner, in the middle of `token`. That is nobody's
-        failure: what it did not report goes back. `wasted_s`: run time that is lost by that."""
+        """The worker of lane `index` was ended for the machine's owner, in the middle of `token`, or by one of its
+        inputs, nobody knows which. That is no task's failure: what it did not report goes back. `wasted_s`: run time
+        that is lost by that."""
         lane = self.lanes.at(index)
         held = lane.held if lane else None
         if lane is None or held is None or held.token != (token[0], token[1]):

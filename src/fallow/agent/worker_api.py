@@ -29,6 +29,8 @@ class RunOrder(Struct, frozen=True):
     attempt: int = 0
     checkpoints: tuple[tuple[int, Blob], ...] = ()
     """(task, what it saved of its state when it was begun before)"""
+    singly: frozenset[int] = frozenset()
+    """Starts of the pages whose inputs are unpickled one after the other."""
 
 
 class Report(Struct, frozen=True):
@@ -114,6 +116,9 @@ class WorkerProcess(Protocol):
 
     lost_s: float
     """Seconds of the task in progress since its state was last saved, once the process has ended."""
+
+    was_unpickling: bool
+    """It ended while it unpickled the inputs of a page together: any of them may be to blame."""
 
     exited: Future[int]
     """Done when the process is gone."""

@@ -162,7 +162,7 @@ def decode_items(buffer: Buffer | Any, plain: bool = False) -> Sequence[object]:
 
 
 def decode_page(
-    buffer: Buffer | Any, plain: bool = False, load: Callable[..., list[object]] = pickle.loads
+    buffer: Buffer | Any, plain: bool = False, load: Callable[..., list[Any]] = pickle.loads
 ) -> Sequence[object]:
     """The items of a page: a list, or a range. Failures appear as Failure objects. Large arrays lie in `buffer`
     itself, which must stay unchanged while they live; they are read-only where it is (but see WRITABLE_COPY_BYTES).

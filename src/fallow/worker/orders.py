@@ -25,6 +25,8 @@ class OrderPage(Struct, frozen=True, array_like=True, gc=False):
     stop: int
     data: bytes | None
     path: str = ""
+    singly: bool = False
+    """Unpickle one input after the other: a worker has died while it unpickled them together."""
 
 
 class WrittenPage(Struct, frozen=True, array_like=True, gc=False):
@@ -180,7 +182,8 @@ ENCODING = 4
 """worker: first index of the results that are being encoded by the main thread; else -1"""
 PHASE = 5
 """worker: one of the numbers below"""
-IDLE, LOADING, RUNNING = 0, 1, 2
+IDLE, LOADING, RUNNING, UNPICKLING = 0, 1, 2, 3
+"""UNPICKLING: the inputs of a page together; INDEX is the first of them, but it may be any that fails"""
 NOTICE = 6
 """agent: the machine's owner wants it back, and the worker is killed at this time of CLOCK_MONOTONIC, in ns; else 0"""
 SETTLED = 7
