@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -465,3 +466,33 @@ def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path, how: 
     assert "interrupted; cancelled interrupted_nap" in said
     jobs = [job for job in json.loads(pool.cli("jobs", "--json").stdout) if job["name"] == "interrupted_nap"]
     assert {job["state"] for job in jobs} == {"cancelled"}
+
+
+def test_the_jobs_of_a_killed_script_end_long_before_a_silent_client_is_given_up(pool: Pool) -> None:
+    script = pool.start_script("""
+        import time
+        import fallow
+        app = fallow.App("killed")
+
+        @app.function()
+        def killed_nap(x):
+            time.sleep(600)
+
+        with fallow.Executor() as executor:
+            executor.submit(killed_nap.fn, 1)
+            print(list(killed_nap.map(range(10))))
+    """)
+
+    def mine() -> list[dict[str, Any]]:
+        return [job for job in pool.json("jobs") if job["name"] in ("killed_nap", "executor")]
+
+    try:
+        wait_for("both jobs", lambda: len([job for job in mine() if job["counts"]["running"]]) == 2)
+    finally:
+        script.terminate()
+        script.wait()
+    began = time.monotonic()
+    wait_for("their end", lambda: all(job["state"] == "cancelled" for job in mine()))
+    if time.monotonic() - began < 55:  # else the machine was so slow that it could not be told from a cut
+        assert {job["reason"] for job in mine()} == {"its script ended without a word"}
+    assert script.returncode == -signal.SIGTERM
