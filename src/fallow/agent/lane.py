@@ -260,6 +260,8 @@ class Lane:
                 self.seat = None  # it closes when the process is gone
                 self._warm_up()
         self.slot.reported(self, held, report)
+        if report.no_room_bytes:
+            self.slot.node.fullness.met(report.no_room_bytes)
 
     def died(self, token: Token | None, death: Death, lost_s: float, was_unpickling: bool) -> None:
         """The worker is gone: tell it, and have a new one at once. `lost_s`: what its task ran in vain."""

@@ -248,13 +248,15 @@ class SlotMachine:
             held.covered.add(start, stop)
         for later in report.retry_later:
             held.covered.add(later.index, later.index + 1)
+        for death in report.deaths:
+            held.covered.add(death.index, death.index + 1)
         if report.ended:
             # What a limit cut off was never begun; the worker does not speak of it.
             give_back += held.missing(held.start, held.cut)
             self._end(lane)
             self._begin_next(effects, now)
         pull = self._next_pull(now) if report.ended else None
-        effects += self._deliver(held, report, give_back, pull)
+        effects += self._deliver(held, report, give_back, pull, report.deaths)
         self._ask_ahead_later(effects, now)
         return effects
 

@@ -46,6 +46,10 @@ class Report(Struct, frozen=True):
     run_s: float = 0.0
     cpu_s: float = 0.0
     reduced: bool = False
+    deaths: tuple[Death, ...] = ()
+    """Of kind 'no_room': tasks whose results could not be kept on this node's disk."""
+    no_room_bytes: int = 0
+    """The largest of these."""
 
 
 class OutputLine(Struct, frozen=True):

@@ -365,7 +365,8 @@ class Service:
                     self._forget(job_id)
                 continue
             owned.check_nodes(now)
-            if owned.progress.pulls and (owned.progress.todo or owned.progress.failures.delayed):
+            failures = owned.progress.failures
+            if owned.progress.pulls and (owned.progress.todo or failures.delayed or failures.waiting):
                 owned.dispatch()
             if not owned.spec.detached and now - owned.client_seen > CLIENT_SILENT_S:
                 reason = f"its client was silent for {CLIENT_SILENT_S:g} s"

@@ -28,7 +28,8 @@ import nats.errors
 
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
-from fallow.wire.direct_client import DirectClient, NobodyListens
+from fallow.wire.direct_client import DirectClient
+from fallow.wire.direct_client import NobodyListens as NobodyListens
 from fallow.wire.messages import Msg, decode, encode
 
 log = logging.getLogger("fallow.wire")

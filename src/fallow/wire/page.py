@@ -74,7 +74,7 @@ class Unreadable:
 class Failure(Struct, frozen=True, array_like=True):
     """What stands in a page in place of the result of a task that failed.
 
-    kind: 'raised', 'timeout', 'memory', 'worker_lost', 'node_lost', 'cancelled' or 'unserialisable'.
+    kind: 'raised', 'timeout', 'memory', 'worker_lost', 'node_lost', 'no_room', 'cancelled' or 'unserialisable'.
     exception: cloudpickle of the exception, where it can be brought over.
     type_name: of the exception; of 'unserialisable' the path to the object that is to blame."""
 

@@ -92,6 +92,8 @@ class Report(_Frame):
     run_s: float = 0.0
     cpu_s: float = 0.0
     reduced: bool = False
+    no_room: tuple[tuple[int, int, str], ...] = ()
+    """(task, bytes of its result, words): the disk had no room for it, so that it is to run elsewhere"""
 
 
 class Ask(_Frame):
