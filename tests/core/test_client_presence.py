@@ -58,4 +58,4 @@ def test_it_is_asked_when_it_is_silent_and_not_too_often() -> None:
     assert not presence.is_to_be_asked(100.1 + ASK_AFTER_S)
     assert presence.is_to_be_asked(100.0 + 2 * ASK_AFTER_S)
     presence.heard(105.0)
-    assert not presence.is_to_be_asked(106.0)
+    assert not presence.is_to_be_asked(105.9)

@@ -8,7 +8,7 @@ connection may break and be made anew). One that is cut off keeps the longer tim
 
 from __future__ import annotations
 
-ASK_AFTER_S = 2.0
+ASK_AFTER_S = 1.0
 """A client that is silent for so long is asked whether it is there."""
 CLOSED_WITHIN_S = 3.5
 """Nobody listens so soon after it was heard of: its connection was closed, and not given up."""
