@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fallow.cli.arguments import beside, parse_call
 from fallow.cli.main import split_command
 from fallow.cli.run import RunOptions, choose_function, file_shape, function_options, refuse_own_flags, run_target
 from fallow.model.errors import SettingError
@@ -89,3 +90,40 @@ def test_a_failure_shows_the_users_frames_alone(tmp_path: Path, capsys: pytest.C
         assert said.startswith("Traceback")
         assert said.rstrip().endswith("ZeroDivisionError: division by zero")
         assert {line.split('"')[1] for line in said.splitlines() if line.startswith("  File")} == {str(path)}
+
+
+class Scaled:
+    def __init__(self, factor: float, *, fast: bool = False) -> None: ...
+
+    def predict(self, x: int, *more: int, label: str = "") -> float:
+        return x
+
+    def clash(self, factor: int) -> None: ...
+
+
+def test_what_a_class_is_made_with_stands_beside_what_its_method_takes() -> None:
+    makes, call = beside(Scaled, "predict")
+    assert makes == ("factor", "fast")
+    assert parse_call(call, ["3", "4", "--factor", "2", "--fast"]) == ([3, 4], {"factor": 2.0, "fast": True})
+    with pytest.raises(SettingError, match=r"Scaled\.predict: missing a required .*'factor'.* Usage: --x INT .*FLOAT"):
+        parse_call(call, ["3"])
+    with pytest.raises(SettingError, match=r"Scaled\.predict has no parameter --depth"):
+        parse_call(call, ["3", "--depth", "1"])
+    with pytest.raises(SettingError, match=r"factor of Scaled\.clash cannot be told from"):
+        beside(Scaled, "clash")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("Model", r"is a class: name a method .*::Model\.go or .*::Model\.stop"),
+        ("Model.start", "Model has no method 'start' for the pool; it has go, stop"),
+        ("Model.go", r"--out was given, which is for commands, but what runs is a method"),
+    ],
+)
+def test_a_method_that_cannot_be_run_is_refused_in_words(tmp_path: Path, target: str, words: str) -> None:
+    path = tmp_path / "class-file.py"
+    methods = "".join(f"    @fallow.method\n    def {name}(self): ...\n" for name in ("go", "stop"))
+    path.write_text(f"{APP}@app.cls()\nclass Model:\n{methods}")
+    with pytest.raises(SettingError, match=words):
+        run_target(f"{path}::{target}", [], None, RunOptions(given=frozenset({"--out"})))

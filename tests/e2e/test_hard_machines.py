@@ -30,6 +30,10 @@ def state_of(pool: Pool, name: str) -> str:
     return next((str(node["state"]) for node in pool.json("nodes") if node["spec"]["name"] == name), "")
 
 
+def paused_of(pool: Pool, name: str) -> str:
+    return next((str(node["paused"]) for node in pool.json("nodes") if node["spec"]["name"] == name), "")
+
+
 def end(pool: Pool, name: str) -> None:
     """The node leaves, so that the next test has the pool for itself."""
     pool.joined[-1].terminate()
@@ -85,6 +89,26 @@ def test_a_disk_that_fills_while_a_result_is_written_costs_that_task_alone(pool:
     left = [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20]
     assert not left, "what was written in vain is gone"
     end(pool, "full")
+
+
+def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
+    pool: Pool, small_disk: Path, tmp_path: Path
+) -> None:
+    pool.join("full", 1, small_disk)
+    wait_for("the node", lambda: any(n["spec"]["name"] == "full" and n["spec"]["speed"] for n in pool.json("nodes")))
+    script = pool.start_script(FILLS)
+    try:
+        wait_for("its words", lambda: "is full" in paused_of(pool, "full"))
+        pool.join("roomy", 1, tmp_path / "roomy")
+        said, complained = script.communicate(timeout=90)
+    finally:
+        script.kill()
+        script.wait()
+    assert said.splitlines() == [str(40 << 20), str([2] * 4), str(sum(range(1, 1001)))], complained
+    wait_for("room or another try", lambda: not paused_of(pool, "full"))
+    pool.joined[-2].terminate()
+    pool.joined[-2].wait(60)
+    end(pool, "roomy")
 
 
 def test_a_broken_driver_is_told_and_the_machine_works_without(

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,9 +125,16 @@ def test_run_a_function_of_a_file(pool: Pool, tmp_path: Path) -> None:
         "@app.function()\ndef scale(x: int, by: float = 2.0, *, loud: bool = False) -> str:\n"
         "    return helper_of_work.shout(str(x * by), loud)\n"
     )
+    with path.open("a") as file:
+        file.write(
+            "\n\n@app.cls()\nclass Model:\n    def __init__(self, factor: float): self.factor = factor\n\n"
+            "    @fallow.method\n"
+            "    def predict(self, x: int): return helper_of_work.shout(str(x * self.factor), True)\n"
+        )
     (tmp_path / "helper_of_work.py").write_text("def shout(text, loud):\n    return text + '!' * loud\n")
     assert pool.cli("run", f"{path}::scale", "4", "--by", "1.5", "--loud").stdout == "6.0!\n"
     assert pool.cli("run", str(path), "--x=3").stdout == "6.0\n"
+    assert pool.cli("run", f"{path}::Model.predict", "3", "--factor", "0.5").stdout == "1.5!\n"
     wrong = pool.cli("run", str(path), "four")
     assert wrong.returncode == 1
     assert "x must be int, not 'four'" in wrong.stderr
@@ -458,3 +466,33 @@ def test_an_interrupted_script_cancels_its_job(pool: Pool, tmp_path: Path, how: 
     assert "interrupted; cancelled interrupted_nap" in said
     jobs = [job for job in json.loads(pool.cli("jobs", "--json").stdout) if job["name"] == "interrupted_nap"]
     assert {job["state"] for job in jobs} == {"cancelled"}
+
+
+def test_the_jobs_of_a_killed_script_end_long_before_a_silent_client_is_given_up(pool: Pool) -> None:
+    script = pool.start_script("""
+        import time
+        import fallow
+        app = fallow.App("killed")
+
+        @app.function()
+        def killed_nap(x):
+            time.sleep(600)
+
+        with fallow.Executor() as executor:
+            executor.submit(killed_nap.fn, 1)
+            print(list(killed_nap.map(range(10))))
+    """)
+
+    def mine() -> list[dict[str, Any]]:
+        return [job for job in pool.json("jobs") if job["name"] in ("killed_nap", "executor")]
+
+    try:
+        wait_for("both jobs", lambda: len([job for job in mine() if job["counts"]["running"]]) == 2)
+    finally:
+        script.terminate()
+        script.wait()
+    began = time.monotonic()
+    wait_for("their end", lambda: all(job["state"] == "cancelled" for job in mine()))
+    if time.monotonic() - began < 55:  # else the machine was so slow that it could not be told from a cut
+        assert {job["reason"] for job in mine()} == {"its script ended without a word"}
+    assert script.returncode == -signal.SIGTERM

@@ -31,6 +31,7 @@ ARROWS: dict[str, tuple[set[str], str]] = {
 WORKER_MAY_IMPORT = {
     "fallow.wire.page",
     "fallow.wire.salvage",
+    "fallow.wire.apart",
     "fallow.wire.plain",
     "fallow.wire.code",
     "fallow.wire.by_value",

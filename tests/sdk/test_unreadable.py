@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -29,6 +31,20 @@ class Ends:
         return sys.exit, (3,)
 
 
+class Kills:
+    """Kills the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
+
+
+class Hangs:
+    """Whoever unpickles it waits for long."""
+
+    def __reduce__(self) -> Any:
+        return time.sleep, (600,)
+
+
 class EndsHere:
     """Ends whoever pickles it."""
 
@@ -49,6 +65,11 @@ def same(x: Any) -> Any:
 @app.function()
 def ends(x: int) -> Any:
     return Ends() if x else x
+
+
+@app.function(timeout=2.0)
+def same_soon(x: Any) -> Any:
+    return x
 
 
 def test_items_beside_one_that_cannot_be_read() -> None:
@@ -100,6 +121,21 @@ def test_a_task_that_raises_stopiteration_does_not_end_the_loop() -> None:
         with pytest.raises(RuntimeError, match="raised StopIteration"):
             next(buffered)
         assert list(buffered) == [3]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("connected")
+def test_an_input_that_ends_its_worker_or_hangs_while_it_is_unpickled() -> None:
+    inputs: list[Any] = [*range(1000)]
+    inputs[700] = {"deep": [Kills()]}
+    inputs[400] = Hangs()
+    results = list(same_soon.map(inputs, return_exceptions=True))
+    assert isinstance(results[700], errors.WorkerLost)
+    assert isinstance(results[400], errors.TaskTimeout)
+    assert (results[700].index, results[400].index) == (700, 400)
+    results[700] = results[400] = None
+    inputs[700] = inputs[400] = None
+    assert results == inputs
 
 
 @pytest.mark.usefixtures("connected")

@@ -215,11 +215,25 @@ def test_reports_are_bounded() -> None:
     assert [report.ended for report in reports][-2:] == [False, True]
 
 
-def test_a_full_disk_fails_the_task_and_not_the_worker() -> None:
-    pages = PageWriter("/nonexistent/folder", "x").write(5, [bytes(1_000_000)], {})
-    assert (pages[0].start, pages[0].failed) == (5, (5,))
-    assert pages[0].data is not None
-    (failure,) = decode_page(pages[0].data)
+def test_a_result_that_the_disk_has_no_room_for_is_named_and_left_out() -> None:
+    order = orders.Run("j", (1, 1), 5, 8, 60.0, ())
+    reports: list[Any] = []
+    outbox = Outbox(order, reports.append, PageWriter("/nonexistent/folder", "x"), early=True)
+    outbox.open(5).extend([1, bytes(1_000_000), 2])
+    outbox.end((), ())
+    (report,) = reports
+    assert [(page.start, page.stop) for page in report.results] == [(5, 6), (7, 8)]
+    ((index, size, words),) = report.no_room
+    assert index == 6
+    assert size > 1_000_000
+    assert words.startswith("the node could not keep a result of 1,000,0")
+
+
+def test_a_combined_result_that_the_disk_has_no_room_for_fails_its_tasks_and_not_the_worker() -> None:
+    page = PageWriter("/nonexistent/folder", "x").write_reduced(5, 7, bytes(1_000_000))
+    assert (page.start, page.failed) == (5, (5, 6))
+    assert page.data is not None
+    failure, _ = decode_page(page.data)
     assert isinstance(failure, Failure)
     assert "could not keep a result" in failure.message
 

@@ -88,7 +88,7 @@ class Doubts:
     def _about_report(self, report: orders.Report) -> str:
         if self._token is None or tuple(report.token) != self._token:
             return "it reports on a lease that it does not have"
-        if not report.results and not report.ended:
+        if not report.results and not report.ended and not report.no_room:
             return "it reports nothing"
         for page in report.results:
             if words := self._about_page(page):
@@ -126,6 +126,12 @@ class Doubts:
             return "it gives back more than it can"
         if any(not self._start <= start <= stop <= self._stop for start, stop in report.give_back):
             return "it gives back tasks that are not in its lease"
+        for index, size, words in report.no_room:
+            if not self._start <= index < self._stop or self._covered.intersects(index, index + 1):
+                return "it has no room for results of tasks that are not in its lease"
+            self._covered.add(index, index + 1)
+            if not 0 < size <= RESULT_BYTES_MAX or len(words) > WORDS_LIMIT:
+                return "it has no room for results that cannot be"
         for index, attempt, delay_s in report.retry_later:
             if not self._start <= index < self._stop or not 0 <= attempt <= 1_000_000:
                 return "it puts off tasks that are not in its lease"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from msgspec import Struct
@@ -17,11 +17,14 @@ from fallow.agent.workers import WorkerKind
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.ids import JobId
 from fallow.model.job import JobSpec
+from fallow.model.parts import Death, InputPage
 
 log = logging.getLogger("fallow.agent")
 
 EPOCHS_LIMIT = 10_000
 NO_ROOM_WORDS = ("No space left on device", "Disk quota exceeded")
+BLAMED_LIMIT = 1000
+"""Pages of one job that are remembered because a worker died while it unpickled them."""
 READY_LIMIT = 64
 """Jobs that are kept ready though no slot works for them now."""
 
@@ -63,6 +66,8 @@ class Jobs:
         self._ready: dict[JobId, Ready] = {}
         self._preparing: dict[JobId, asyncio.Task[Ready | NotReady]] = {}
         self._epochs: OrderedDict[JobId, int] = OrderedDict()
+        self._blamed: dict[JobId, set[int]] = {}
+        """A task of each page whose inputs are unpickled one after the other."""
 
     def get(self, job_id: JobId) -> Ready | None:
         return self._ready.get(job_id)
@@ -77,6 +82,22 @@ class Jobs:
         while len(self._epochs) > EPOCHS_LIMIT:
             self._epochs.popitem(last=False)
         return True
+
+    def blame_inputs(self, job_id: JobId, death: Death) -> bool:
+        """A worker died while it unpickled the inputs of a page together. From now on they are unpickled one after the
+        other, which names the task. False: that has been tried, or says nothing."""
+        blamed = self._blamed.setdefault(job_id, set())
+        if death.kind == "cancelled" or death.index in blamed or len(blamed) >= BLAMED_LIMIT:
+            return False
+        blamed.add(death.index)
+        return True
+
+    def to_unpickle_singly(self, job_id: JobId, pages: Iterable[InputPage]) -> frozenset[int]:
+        """Starts of those of these pages whose inputs are to be unpickled one after the other."""
+        blamed = self._blamed.get(job_id)
+        if not blamed:
+            return frozenset()
+        return frozenset(page.start for page in pages if any(page.start <= index < page.stop for index in blamed))
 
     def paths_in_use(self) -> set[str]:
         """Interpreters and folders of modules of the jobs that slots work for, and of those that are being prepared."""
@@ -123,6 +144,7 @@ class Jobs:
     def forget(self, job_id: JobId) -> None:
         """The job has ended. Its epoch is remembered."""
         self._ready.pop(job_id, None)
+        self._blamed.pop(job_id, None)
         task = self._preparing.pop(job_id, None)
         if task is not None:
             task.cancel()

@@ -72,11 +72,12 @@ class Seat:
 
     def died(self, token: Token | None, death: Death) -> None:
         self.death = death
-        lost_s = self.process.lost_s if self.process is not None else 0.0
+        process = self.process
         self._flush_lines()
         self.close()
         if self.lane.seat is self:
-            self.lane.died(token, death, lost_s)
+            lost_s, was_unpickling = (process.lost_s, process.was_unpickling) if process is not None else (0.0, False)
+            self.lane.died(token, death, lost_s, was_unpickling)
 
     def asked(self, kind: str, body: bytes, answer: Callable[[bytes], None]) -> None:
         self.lane.slot.node.desk.asked(self, kind, body, answer)
@@ -246,6 +247,7 @@ class Lane:
             attempt=held.attempt,
             checkpoints=held.checkpoints,
             files_from=self._files_from(job.spec, held.stop - held.start),
+            singly=self.slot.node.jobs.to_unpickle_singly(held.job_id, held.pages),
         )
         self.waiting = None
         self.running = held
@@ -270,8 +272,10 @@ class Lane:
                 self.seat = None  # it closes when the process is gone
                 self._warm_up()
         self.slot.reported(self, held, report)
+        if report.no_room_bytes:
+            self.slot.node.fullness.met(report.no_room_bytes)
 
-    def died(self, token: Token | None, death: Death, lost_s: float) -> None:
+    def died(self, token: Token | None, death: Death, lost_s: float, was_unpickling: bool) -> None:
         """The worker is gone: tell it, and have a new one at once. `lost_s`: what its task ran in vain."""
         if self.seat is not None and time.monotonic() - self.seat.since_s > LIVED_S:
             self._failures = 0
@@ -284,6 +288,10 @@ class Lane:
             if held is not None:
                 self.slot.node.wasted_s += lost_s
                 self.slot.perform(self.slot.machine.preempted(self.index, held.token, lost_s, time.monotonic()))
+            self._warm_up()
+            return
+        if was_unpickling and held is not None and self.slot.node.jobs.blame_inputs(held.job_id, death):
+            self.slot.perform(self.slot.machine.preempted(self.index, held.token, 0.0, time.monotonic()))
             self._warm_up()
             return
         if death.kind == "setup" and held is not None and not held.revoked:

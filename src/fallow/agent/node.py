@@ -20,6 +20,7 @@ from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
 from fallow.agent.devices.gpus import Gpus, Tenant
 from fallow.agent.environments import Environments
+from fallow.agent.fullness import Fullness
 from fallow.agent.jobs import Jobs
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
@@ -127,6 +128,7 @@ class Node:
         self.after_stop: list[Callable[[int], None]] = []
         """Called with a slot's number when it was preempted and all of its workers are gone."""
         self._pauses = Pauses(self.slots)
+        self.fullness = Fullness(home, self._drain_slots, takes_words=not confined)
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
         self._looked_s = 0.0
@@ -344,7 +346,7 @@ class Node:
             draining=self._drained_by_operator or self._drained_by_owner or self._ending,
             spec=spec,
             interval_s=self._rhythm.interval_s,
-            paused=self.paused,
+            paused=self.paused or self.fullness.words,
             withheld=self.gpus.withheld,
         )
         self.send(subjects.BEAT, beat)
@@ -428,8 +430,7 @@ class Node:
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
-            for slot in self.slots:
-                slot.drain(message.drain or self._drained_by_owner or self._ending)
+            self._drain_slots()
         if message.want_spec and not self._tell_spec:
             self._tell_spec = True
             self.beat()
@@ -456,8 +457,12 @@ class Node:
     def drain_by_owner(self, on: bool) -> None:
         """Finish what runs and take no more, or take work again."""
         self._drained_by_owner = on
+        self._drain_slots()
+
+    def _drain_slots(self) -> None:
+        drained = self._drained_by_operator or self._drained_by_owner or self._ending or bool(self.fullness.words)
         for slot in self.slots:
-            slot.drain(on or self._drained_by_operator or self._ending)
+            slot.drain(drained)
         self.beat()
 
     def offer(self, spec: NodeSpec) -> None:

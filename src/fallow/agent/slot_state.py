@@ -253,6 +253,8 @@ class SlotMachine:
             held.covered.add(start, stop)
         for later in report.retry_later:
             held.covered.add(later.index, later.index + 1)
+        for death in report.deaths:
+            held.covered.add(death.index, death.index + 1)
         if report.ended:
             # What a limit cut off was never begun; the worker does not speak of it.
             give_back += held.missing(held.start, held.cut)
@@ -260,7 +262,7 @@ class SlotMachine:
             self._end(lane)
             self._begin_next(effects, now)
         pull = self._next_pull(now) if report.ended else None
-        effects += self._deliver(held, report, give_back, pull)
+        effects += self._deliver(held, report, give_back, pull, report.deaths)
         self._ask_ahead_later(effects, now)
         return effects
 
@@ -283,8 +285,9 @@ class SlotMachine:
         return effects
 
     def preempted(self, index: int, token: Token, wasted_s: float, now: float) -> list[Effect]:
-        """The worker of lane `index` was ended for the machine's owner, in the middle of `token`. That is nobody's
-        failure: what it did not report goes back. `wasted_s`: run time that is lost by that."""
+        """The worker of lane `index` was ended for the machine's owner, in the middle of `token`, or by one of its
+        inputs, nobody knows which. That is no task's failure: what it did not report goes back. `wasted_s`: run time
+        that is lost by that."""
         lane = self.lanes.at(index)
         held = lane.held if lane else None
         if lane is None or held is None or held.token != (token[0], token[1]):

@@ -31,6 +31,8 @@ class RunOrder(Struct, frozen=True):
     """(task, what it saved of its state when it was begun before)"""
     files_from: int = INLINE_LIMIT_BYTES
     """Pages of results of more bytes than this are handed in as files."""
+    singly: frozenset[int] = frozenset()
+    """Starts of the pages whose inputs are unpickled one after the other."""
 
 
 class Report(Struct, frozen=True):
@@ -46,6 +48,10 @@ class Report(Struct, frozen=True):
     run_s: float = 0.0
     cpu_s: float = 0.0
     reduced: bool = False
+    deaths: tuple[Death, ...] = ()
+    """Of kind 'no_room': tasks whose results could not be kept on this node's disk."""
+    no_room_bytes: int = 0
+    """The largest of these."""
 
 
 class OutputLine(Struct, frozen=True):
@@ -116,6 +122,9 @@ class WorkerProcess(Protocol):
 
     lost_s: float
     """Seconds of the task in progress since its state was last saved, once the process has ended."""
+
+    was_unpickling: bool
+    """It ended while it unpickled the inputs of a page together: any of them may be to blame."""
 
     exited: Future[int]
     """Done when the process is gone."""

@@ -112,6 +112,7 @@ class Process:
         self._preempt_words = ""
         self.lost_s = 0.0
         """Run time of the task in progress, since its state was last saved, when the process ended."""
+        self.was_unpickling = False
         self.saved_s = 0.0
         """When a checkpoint of the task in progress was saved."""
         self._grace: asyncio.TimerHandle | None = None
@@ -166,7 +167,8 @@ class Process:
         for pipe in self._pipes:
             pipe.last_words.clear()
         pages = tuple(
-            orders.OrderPage(page.start, page.stop, page.page.data, paths.get(page.start, "")) for page in order.pages
+            orders.OrderPage(p.start, p.stop, p.page.data, paths.get(p.start, ""), p.start in order.singly)
+            for p in order.pages
         )
         self._send(
             orders.Run(
@@ -457,6 +459,7 @@ class Process:
         if self._token is not None and self._observe(time.monotonic()) >= 0:
             self.lost_s = max(0.0, time.monotonic() - max(self._since, self.saved_s))
         token, self._token = self._token, None
+        self.was_unpickling = token is not None and self._words[orders.PHASE] == orders.UNPICKLING
         self._callbacks.died(token, self._death(status, oom, words, task_stack(last_words), token))
 
     def _death(self, status: int, oom: bool, words: str, detail: str, token: Token | None) -> Death:

@@ -6,6 +6,7 @@ from fallow.agent.worker_api import Report
 from fallow.agent.worker_files import WorkerFiles
 from fallow.model.ids import Digest, Interval
 from fallow.model.job import Blob
+from fallow.model.parts import Death
 from fallow.wire.messages import ResultPage, RetryLater
 from fallow.worker import orders
 
@@ -22,6 +23,8 @@ def report_of(report: orders.Report, give_back: tuple[Interval, ...], files: Wor
         run_s=report.run_s,
         cpu_s=report.cpu_s,
         reduced=report.reduced,
+        deaths=tuple(Death(index, "no_room", words) for index, _, words in report.no_room),
+        no_room_bytes=max((size for _, size, _ in report.no_room), default=0),
     )
 
 

@@ -23,10 +23,7 @@ def parse_call(fn: Callable[..., Any], words: Sequence[str]) -> tuple[list[Any],
     Values are converted by annotations (without one: a Python literal where it is one, else text). Raises
     SettingError that names the parameter, what it got and what it wants."""
     signature = inspect.signature(fn)
-    try:
-        hints = typing.get_type_hints(fn)
-    except Exception:
-        hints = {}
+    hints = _hints(fn)
     parameters = signature.parameters
     takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     name_of_fn = getattr(fn, "__name__", "the function")
@@ -71,6 +68,37 @@ def parse_call(fn: Callable[..., Any], words: Sequence[str]) -> tuple[list[Any],
     except TypeError as error:
         raise SettingError(f"{name_of_fn}: {error}. {usage_words(fn)}") from None
     return positional, named
+
+
+def beside(klass: type, method: str) -> tuple[tuple[str, ...], Callable[..., Any]]:
+    """The names of the parameters that an object of the class is made with, and what stands for the method as far as
+    parse_call looks at it: it takes these as well, by name. Raises SettingError where both want the same name."""
+    function = getattr(klass, method)
+    own = [*inspect.signature(function).parameters.values()][1:]
+    makes = [p for p in inspect.signature(klass).parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    both = {p.name for p in own} & {p.name for p in makes}
+    name = f"{klass.__name__}.{method}"
+    if both:
+        raise SettingError(
+            f"{' and '.join(sorted(both))} of {name} cannot be told from what {klass.__name__} is made with: both have "
+            "that name. Give the class another, or write a function that makes and calls it."
+        )
+
+    def call(*_args: Any, **_kwargs: Any) -> None: ...
+
+    call.__name__ = name
+    named = [p.replace(kind=p.KEYWORD_ONLY) for p in makes]
+    rest = [p for p in own if p.kind is p.VAR_KEYWORD]
+    call.__signature__ = inspect.Signature([*(p for p in own if p not in rest), *named, *rest])  # type: ignore[attr-defined]
+    call.__annotations__ = {**_hints(inspect.getattr_static(klass, "__init__")), **_hints(function)}
+    return tuple(p.name for p in makes), call
+
+
+def _hints(fn: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(fn)
+    except Exception:  # names that exist for type checkers alone
+        return {}
 
 
 def usage_words(fn: Callable[..., Any]) -> str:

@@ -329,7 +329,7 @@ def top(
 )
 def run(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(metavar="FILE.py[::FUNCTION]", help="What to run.")] = "",
+    target: Annotated[str, typer.Argument(metavar="FILE.py[::FUNCTION|::CLASS.METHOD]", help="What to run.")] = "",
     env: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Requirements or pyproject.toml to install on the nodes.")
     ] = None,

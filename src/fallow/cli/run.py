@@ -46,7 +46,7 @@ class FileShape(Struct, frozen=True):
     """What a file offers, read from its syntax alone."""
 
     decorated: tuple[str, ...]
-    """Module-level functions under a decorator `@something.function(...)`, and classes under `@something.cls(...)`."""
+    """Module-level functions under a decorator `@something.function(...)`."""
     functions: tuple[str, ...]
     """All module-level functions."""
     has_guard: bool
@@ -260,13 +260,19 @@ def refuse_own_flags(fn: Callable[..., Any], words: Sequence[str], target: str) 
 
 def _run_function(path: Path, name: str, words: list[str], options: RunOptions) -> int:
     from fallow.cli.arguments import parse_call
+    from fallow.sdk.cls import RemoteClass
     from fallow.sdk.function import Function
 
     sys.argv = [str(path), *words]
     module = _load(path)
     fn: Any = module
     for part in name.split("."):
+        if isinstance(fn, RemoteClass):
+            return _run_method(fn, part, words, options, path)
         fn = getattr(fn, part, None)
+    if isinstance(fn, RemoteClass):
+        methods = " or ".join(f"{path}::{name}.{method}" for method in fn.names("method"))
+        raise SettingError(f"{name} is a class: name a method of it that runs in the pool, {methods}.")
     if fn is None or not callable(fn):
         names = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise SettingError(f"{path} has no function {name!r}. It has: {names or 'none'}.")
@@ -283,8 +289,30 @@ def _run_function(path: Path, name: str, words: list[str], options: RunOptions) 
     refuse_own_flags(plain, words, f"{path}::{name}")
     remote = getattr(fn, "remote", None)
     positional, named = parse_call(plain, words)
+    return _call(remote if remote is not None else fn, positional, named, options)
+
+
+def _run_method(remote_class: Any, name: str, words: list[str], options: RunOptions, path: Path) -> int:
+    """A method of a class: what the class is made with is given by name, beside what the method takes."""
+    from fallow.cli.arguments import beside, parse_call
+
+    target = f"{path}::{remote_class.__name__}.{name}"
+    methods = remote_class.names("method")
+    if name not in methods:
+        raise SettingError(f"{remote_class.__name__} has no method {name!r} for the pool; it has {', '.join(methods)}.")
+    _refuse(options, COMMAND_FLAGS, "which is for commands, but what runs is a method")
+    makes, plain = beside(remote_class.klass, name)
+    refuse_own_flags(plain, words, target)
+    positional, named = parse_call(plain, words)
+    instance = remote_class(**{key: named.pop(key) for key in makes if key in named})
+    fn = getattr(instance, name).with_options(**function_options(options))
+    return _call(fn.remote, positional, named, options)
+
+
+def _call(fn: Callable[..., Any], positional: list[Any], named: dict[str, Any], options: RunOptions) -> int:
+    """Call it, and print what it returns."""
     try:
-        result = remote(*positional, **named) if remote is not None else fn(*positional, **named)
+        result = fn(*positional, **named)
     except FallowError:
         raise
     except Exception as error:

@@ -262,8 +262,10 @@ class MapJob(OwnedJob):
     ) -> None:
         missing = [entry.start for entry in entries if entry.inline and entry.page.data is None and not entry.fault]
         if missing:
+            # By the time that these are read, the others may have been let go of.
+            pages = {entry.start: entry.page for entry in entries}
             read = self.context.questions.ask(self.context.store.read_results, self.job_id, missing)
-            self.context.loop.create_task(self._read_results(message, reply, entries, cursor, read))
+            self.context.loop.create_task(self._read_results(message, reply, entries, pages, cursor, read))
             return
         self._reply_results(message, reply, entries, {}, cursor, exhausted)
 
@@ -272,23 +274,24 @@ class MapJob(OwnedJob):
         message: FetchResults,
         reply: str,
         entries: list[Recorded],
+        pages: dict[int, Blob],
         cursor: int,
         read: Awaitable[dict[int, Blob]],
     ) -> None:
         try:
-            blobs = await read
+            pages.update(await read)
         except StoreError as error:
             log.warning("cannot read results of %s: %s", self.job_id, error)
             self._reply(reply, Refused("overloaded", f"the store cannot be read: {error}", self.epoch, 1.0))
             return
-        self._reply_results(message, reply, entries, blobs, cursor, False)
+        self._reply_results(message, reply, entries, pages, cursor, False)
 
     def _reply_results(
         self,
         message: FetchResults,
         reply: str,
         entries: list[Recorded],
-        blobs: dict[int, Blob],
+        read: dict[int, Blob],
         cursor: int,
         exhausted: bool,
     ) -> None:
@@ -299,7 +302,7 @@ class MapJob(OwnedJob):
                 faults.append(FaultPage(entry.start, *entry.fault))
                 continue
             start = max(entry.start, message.cursor) if message.ordered else entry.start
-            page = blobs.get(entry.start, entry.page)
+            page = read.get(entry.start, entry.page)
             pages.append(ResultPage(start, entry.stop, entry.page_start, page, entry.failed_count, entry.failed))
         if message.ordered and faults and pages:
             pages, faults, cursor = _in_order(pages, faults, message.cursor)

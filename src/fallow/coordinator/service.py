@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
+from fallow.coordinator.client_watch import ClientWatch
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.job_logs import JobLogs
@@ -99,6 +100,7 @@ class Service:
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
         self.peers.on_node_anew = self._node_anew
+        self._clients = ClientWatch(context)
         self._leading: list[Any] = []
         self._door: Any = None
         self._turning = False
@@ -367,11 +369,13 @@ class Service:
                     self._forget(job_id)
                 continue
             owned.check_nodes(now)
-            if owned.progress.pulls and (owned.progress.todo or owned.progress.failures.delayed):
+            failures = owned.progress.failures
+            if owned.progress.pulls and (owned.progress.todo or failures.delayed or failures.waiting):
                 owned.dispatch()
             if not owned.spec.detached and now - owned.client_seen > CLIENT_SILENT_S:
                 reason = f"its client was silent for {CLIENT_SILENT_S:g} s"
                 owned.perform(owned.progress.cancel(reason, "client_silent"))
+        self._clients.look(self.directory.active.values(), now)
         self.logs.flush()
         self.matcher.tick(now)
         self.peers.tick(now)

@@ -1,12 +1,13 @@
 """Tasks that did not simply succeed: suspects of a worker's death, attempts so far, and retries that wait.
 
 A task in progress when its worker died runs alone, elsewhere where there is an elsewhere; after two lone deaths it is
-poison. Timeouts count against the customer's retries, deaths and lost nodes do not.
+poison. Timeouts count against the customer's retries; deaths, lost nodes and full disks do not.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 from fallow.core.lease import Delayed, Suspect
@@ -17,6 +18,8 @@ from fallow.model.parts import Death
 LONE_DEATHS_LIMIT = 2
 """Deaths alone after which a task is poison."""
 MEMORY_DEATHS_LIMIT = 2
+FULL_NODES_LIMIT = 5
+"""Nodes that had no room for a task's result, after which it is failed; or one that has not, twice."""
 NODE_LOSSES_LIMIT = 5
 """Nodes lost under one task after which it is failed."""
 DELAYED_LIMIT = 100_000
@@ -45,15 +48,20 @@ class FailureBook:
             self.delay(index, tried, now + self._retry.delay_s(tried))
             return "delayed"
         suspect = self.suspects.setdefault(index, Suspect(index))
-        suspect.nodes.add(node)
-        if death.kind == "memory":
-            suspect.memory_deaths += 1
-            if suspect.memory_deaths >= MEMORY_DEATHS_LIMIT or alone:
+        if death.kind == "no_room":
+            if node in suspect.full_nodes or len(suspect.full_nodes) + 1 >= FULL_NODES_LIMIT:
                 return "fault"
-        elif alone:
-            suspect.lone_deaths += 1
-            if suspect.lone_deaths >= LONE_DEATHS_LIMIT:
-                return "fault"
+            suspect.full_nodes.add(node)
+        else:
+            suspect.nodes.add(node)
+            if death.kind == "memory":
+                suspect.memory_deaths += 1
+                if suspect.memory_deaths >= MEMORY_DEATHS_LIMIT or alone:
+                    return "fault"
+            elif alone:
+                suspect.lone_deaths += 1
+                if suspect.lone_deaths >= LONE_DEATHS_LIMIT:
+                    return "fault"
         if runs_on:
             return "runs_on"
         self.waiting.append(index)
@@ -82,11 +90,16 @@ class FailureBook:
             found.append(task.index)
         return found
 
-    def take_waiting(self, node: NodeId, idle_nodes: set[NodeId]) -> int | None:
-        """The first suspect that has not died on this node; one that has, if no other node is idle."""
+    def take_waiting(
+        self, node: NodeId, idle_nodes: set[NodeId], busy_nodes: Callable[[], set[NodeId]]
+    ) -> int | None:
+        """The first suspect that has not died on this node; one that has, if no other node is idle. One for whose
+        result it had no room, if no other node is there, idle or busy."""
         for at, index in enumerate(self.waiting):
             suspect = self.suspects[index]
             if node in suspect.nodes and not idle_nodes <= suspect.nodes:
+                continue
+            if node in suspect.full_nodes and not idle_nodes | busy_nodes() <= suspect.full_nodes:
                 continue
             del self.waiting[at]
             return index

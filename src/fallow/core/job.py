@@ -172,7 +172,11 @@ class JobProgress(HeldProgress):
         """A task that is to run alone, for an idle slot."""
         if not self.failures.waiting or not place.idle:
             return None
-        index = self.failures.take_waiting(place.node, {other.node for other in self._idle})
+        index = self.failures.take_waiting(
+            place.node,
+            {other.node for other in self._idle},
+            lambda: {lease.node for lease in self.leases.values()},
+        )
         if index is None:
             return None
         lease = self._new_lease(place, index, index + 1, now)
@@ -351,7 +355,7 @@ class JobProgress(HeldProgress):
                 self.failures.delay(later.index, later.attempt, now + later.delay_s)
 
     def _died(self, lease: LiveLease, death: Death, now: float) -> list[Effect]:
-        self.worker_deaths += 1
+        self.worker_deaths += death.kind != "no_room"
         if death.count == 1:
             return self._died_under(lease, death, now)
         effects: list[Effect] = []
@@ -387,7 +391,7 @@ class JobProgress(HeldProgress):
             self._drop_copies(index, effects)
             return effects + self._fault(index, death, lease.node)
         self.retried += 1
-        if verdict == "suspect" and not lease.alone:
+        if verdict == "suspect" and not lease.alone and death.kind != "no_room":
             self._size_cap = max(1, (lease.stop - lease.start) // 2)
         return effects
 

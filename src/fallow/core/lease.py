@@ -104,3 +104,5 @@ class Suspect:
     memory_deaths: int = 0
     node_losses: int = 0
     nodes: set[NodeId] = field(default_factory=set)
+    full_nodes: set[NodeId] = field(default_factory=set)
+    """Those that had no room for its result."""

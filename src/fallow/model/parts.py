@@ -46,7 +46,8 @@ class Death(Struct, frozen=True, array_like=True, gc=False):
     """A worker ended while it ran task `index` (-1: outside any task).
 
     kind: 'worker_lost' (died by itself), 'timeout' (killed for the task's time limit), 'memory' (killed for the
-    memory limit, or by the kernel), 'setup' (environment or function could not be loaded: detail has the words)."""
+    memory limit, or by the kernel), 'setup' (environment or function could not be loaded: detail has the words). Or the
+    task ran, and the node's disk has no room for its result: 'no_room'."""
 
     index: int
     kind: str

@@ -225,10 +225,12 @@ class Client:
         self.info = await self.ask(subjects.POOL, GetPool(), patience_s=FIRST_ANSWER_S)
         self.blobs = NestedBlobs(transport)
 
-    def _on_message(self, message: Any, _reply: str) -> None:
+    def _on_message(self, message: Any, reply: str) -> None:
         target = self.attached.get(getattr(message, "job_id", JobId("")))
         if target is not None:
             target.message(message)
+        elif reply:  # an owner asks whether this script is there still
+            self.transport.send(reply, message)
 
     async def _tick(self) -> None:
         from fallow.wire import subjects

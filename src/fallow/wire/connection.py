@@ -30,6 +30,7 @@ import nats.errors
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.wire.address import PoolAddress
 from fallow.wire.direct_client import DirectClient
+from fallow.wire.direct_client import NobodyListens as NobodyListens
 from fallow.wire.messages import Msg, decode, encode
 
 log = logging.getLogger("fallow.wire")
@@ -74,6 +75,11 @@ class Connection:
         return self.is_connected and time.monotonic() - self._since >= seconds
 
     @property
+    def is_clustered(self) -> bool:
+        """The server is one of several that pass messages on to each other."""
+        return bool(self._client._server_info.get("cluster"))
+
+    @property
     def server_host(self) -> str:
         """The host that the pool is reached by at present; '' while not connected."""
         url = self._client.connected_url
@@ -100,7 +106,7 @@ class Connection:
         return self._client.send_now(*[(subject, encode(message)) for subject, message in publications])
 
     async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
-        """Ask and wait for one reply. Raises TimeoutError; no responder counts as one. `again_s`: sent again that often
+        """Ask and wait for one reply. Raises TimeoutError; NobodyListens is one. `again_s`: sent again that often
         while there is no answer (0: once)."""
         data = await self.request_bytes(subject, encode(message), timeout_s, again_s)
         return decode(data)
@@ -108,6 +114,8 @@ class Connection:
     async def request_bytes(self, subject: str, data: bytes, timeout_s: float, again_s: float = 0.0) -> bytes:
         try:
             return await self._client.ask(subject, data, timeout_s, again_s)
+        except NobodyListens:
+            raise
         except TimeoutError as error:
             raise TimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
         except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError) as error:

@@ -45,6 +45,10 @@ AGAIN_BYTES = 64 * 1024
 """Larger requests are not repeated while they may still be answered."""
 
 
+class NobodyListens(TimeoutError):
+    """The server says so: there will be no answer."""
+
+
 class _Asked:
     """A request that waits for its answer, and how to send it again."""
 
@@ -264,7 +268,7 @@ class DirectClient(Client):
         asked = self._asked.get(subject)
         if asked is not None and not asked.answer.done():
             if headers and not data:
-                asked.answer.set_exception(TimeoutError("nobody listens"))  # the server says so by a status of 503
+                asked.answer.set_exception(NobodyListens("nobody listens"))  # the server says so by a status of 503
             else:
                 asked.answer.set_result(data)
 

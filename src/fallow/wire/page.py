@@ -74,7 +74,7 @@ class Unreadable:
 class Failure(Struct, frozen=True, array_like=True):
     """What stands in a page in place of the result of a task that failed.
 
-    kind: 'raised', 'timeout', 'memory', 'worker_lost', 'node_lost', 'cancelled' or 'unserialisable'.
+    kind: 'raised', 'timeout', 'memory', 'worker_lost', 'node_lost', 'no_room', 'cancelled' or 'unserialisable'.
     exception: cloudpickle of the exception, where it can be brought over.
     type_name: of the exception; of 'unserialisable' the path to the object that is to blame."""
 
@@ -162,7 +162,7 @@ def decode_items(buffer: Buffer | Any, plain: bool = False) -> Sequence[object]:
 
 
 def decode_page(
-    buffer: Buffer | Any, plain: bool = False, load: Callable[..., list[object]] = pickle.loads
+    buffer: Buffer | Any, plain: bool = False, load: Callable[..., list[Any]] = pickle.loads
 ) -> Sequence[object]:
     """The items of a page: a list, or a range. Failures appear as Failure objects. Large arrays lie in `buffer`
     itself, which must stay unchanged while they live; they are read-only where it is (but see WRITABLE_COPY_BYTES).

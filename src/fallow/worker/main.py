@@ -101,7 +101,7 @@ class Worker:
 
     def _index(self) -> int:
         words = self._words
-        return self._block.in_progress() if words[PHASE] == RUNNING else -1
+        return self._block.in_progress() if words[PHASE] >= RUNNING else -1
 
     def serve(self) -> None:
         """Run orders until told to stop."""

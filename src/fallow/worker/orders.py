@@ -25,6 +25,8 @@ class OrderPage(Struct, frozen=True, array_like=True, gc=False):
     stop: int
     data: bytes | None
     path: str = ""
+    singly: bool = False
+    """Unpickle one input after the other: a worker has died while it unpickled them together."""
 
 
 class WrittenPage(Struct, frozen=True, array_like=True, gc=False):
@@ -92,6 +94,8 @@ class Report(_Frame):
     run_s: float = 0.0
     cpu_s: float = 0.0
     reduced: bool = False
+    no_room: tuple[tuple[int, int, str], ...] = ()
+    """(task, bytes of its result, words): the disk had no room for it, so that it is to run elsewhere"""
 
 
 class Ask(_Frame):
@@ -182,7 +186,8 @@ ENCODING = 4
 """worker: first index of the results that are being encoded by the main thread; else -1"""
 PHASE = 5
 """worker: one of the numbers below"""
-IDLE, LOADING, RUNNING = 0, 1, 2
+IDLE, LOADING, RUNNING, UNPICKLING = 0, 1, 2, 3
+"""UNPICKLING: the inputs of a page together; INDEX is the first of them, but it may be any that fails"""
 NOTICE = 6
 """agent: the machine's owner wants it back, and the worker is killed at this time of CLOCK_MONOTONIC, in ns; else 0"""
 SETTLED = 7

@@ -272,7 +272,8 @@ class Outbox:
         token, reduced = self._order.token, self._order.reduce
         for batch in early:
             self._send(orders.Report(token, batch, reduced=reduced))
-        self._send(orders.Report(token, last, give_back, retry_later, ended, ran, max(0.0, used), reduced))
+        no_room, self.writer.no_room = tuple(self.writer.no_room), []
+        self._send(orders.Report(token, last, give_back, retry_later, ended, ran, max(0.0, used), reduced, no_room))
 
 
 def _batches(pages: list[orders.WrittenPage]) -> list[tuple[orders.WrittenPage, ...]]:

@@ -37,12 +37,15 @@ class PageWriter:
     def page_tasks(self) -> int:
         """Results that a page holds, as far as the last ones tell."""
         return int(TARGET_BYTES / self._item_bytes)
+        self.no_room: list[tuple[int, int, str]] = []
+        """As orders.Report has it: tasks whose results could not be kept, until they are reported."""
 
     def write(
         self, start: int, values: list[Any], failures: Mapping[int, Failure], strict: bool = False
     ) -> list[WrittenPage]:
         """Pages of the results from task `start` on; `failures` by task number. A value that cannot be encoded
-        becomes a Failure, or raises UnserialisableResult where `strict`."""
+        becomes a Failure, or raises UnserialisableResult where `strict`. One for which there is no room on the disk is
+        left out, and named in `no_room`."""
         pages: list[WrittenPage] = []
         at = 0
         while at < len(values):
@@ -58,21 +61,20 @@ class PageWriter:
                     break
                 count = max(1, min(len(part) // 2, int(TARGET_BYTES / self._item_bytes)))
             failed = sorted(first + offset for offset in found)
-            pages.append(self._kept_or_failed(first, first + len(part), segments, failed))
+            try:
+                pages.append(self._page(first, first + len(part), segments, failed))
+            except OSError as error:  # (what does not go inline is one result)
+                self.no_room.append((first, size, _no_room(size, error)))
             at += len(part)
         return pages
 
     def write_reduced(self, start: int, stop: int, value: Any) -> WrittenPage:
         """The combined result of tasks [start, stop): a page of one item."""
         segments, found = _encode([value], {}, False, self.plain)
-        return self._kept_or_failed(start, stop, segments, list(range(start, stop)) if found else [])
-
-    def _kept_or_failed(self, start: int, stop: int, segments: Sequence[Buffer], failed: list[int]) -> WrittenPage:
         try:
-            return self._page(start, stop, segments, failed)
-        except OSError as error:  # a full disk: the task is told, instead of the worker being lost over and over
-            words = f"the node could not keep a result of {page_size(segments):,} bytes: {error}"
-            failure = Failure("raised", type(error).__name__, words)
+            return self._page(start, stop, segments, list(range(start, stop)) if found else [])
+        except OSError as error:  # a full disk: the tasks are told, instead of the worker being lost over and over
+            failure = Failure("raised", type(error).__name__, _no_room(page_size(segments), error))
             segments, _ = _encode(
                 [None] * (stop - start), dict.fromkeys(range(stop - start), failure), False, self.plain
             )
@@ -117,6 +119,10 @@ class PageWriter:
                 os.unlink(path)
             raise
         return path
+
+
+def _no_room(size: int, error: OSError) -> str:
+    return f"the node could not keep a result of {size:,} bytes: {error}"
 
 
 def rough_bytes(value: Any, depth: int = 3) -> int:

@@ -14,12 +14,12 @@ from itertools import islice
 from typing import Any
 
 from fallow.wire.code import Loaded
-from fallow.wire.page import Partial, Unreadable, decode_items
+from fallow.wire.page import Partial, Unreadable, decode_items, decode_page
 from fallow.worker import orders
 from fallow.worker.block import BLOCK_TASKS, Block
 from fallow.worker.failures import make_failure
 from fallow.worker.fold import Fold
-from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT
+from fallow.worker.orders import BEGUN, ENCODING, INDEX, LIMIT, PHASE, RUNNING, UNPICKLING
 from fallow.worker.outbox import FLOW_S, HELD_BYTES, LONGEST_INTERVAL_S, Outbox
 
 CHUNK_S = 0.0075
@@ -88,18 +88,42 @@ class Runner:
             self._give_back(first)
             return False
         try:
-            whole = decode_items(buffer)
+            if not page.singly and page.stop - page.start > 1:
+                words[PHASE] = UNPICKLING
+            whole = _decode_singly(buffer) if page.singly else decode_items(buffer)
+            words[PHASE] = RUNNING
             items = whole[first - page.start : last - page.start]
             if len(items) != last - first:
                 raise ValueError(f"the inputs end at task {first + len(items)}, before {last}")
         except BaseException as error:
+            words[PHASE] = RUNNING
             failure = make_failure(error)
             for index in range(first, last):
                 self._outbox.fail(index, failure)
             return True
         if isinstance(whole, Partial):
             return self._run_readable(items, first, last)
-        return self._run_items(items, first, last)
+        return self._run_singly(items, first, last) if page.singly else self._run_items(items, first, last)
+
+    def _run_singly(self, items: Sequence[Any], first: int, last: int) -> bool:
+        """As _run_items, where each item is unpickled as its task begins: should it end the process, that task is to
+        blame."""
+        from fallow.wire.apart import Item
+
+        words = self._words
+        for index in range(first, last):
+            if index >= words[LIMIT]:
+                self._limited = True
+                return False
+            words[INDEX] = index
+            item = items[index - first]
+            try:
+                item = item.make() if type(item) is Item else item
+            except BaseException as error:
+                item = Unreadable(error)
+            if not self._run_readable([item], index, index + 1):
+                return False
+        return True
 
     def _run_readable(self, items: Sequence[Any], first: int, last: int) -> bool:
         """As _run_items, where some items are Unreadable: their tasks fail."""
@@ -317,6 +341,16 @@ class Runner:
             self._outbox.end(self._given_back, tuple(later), pages)
         finally:
             words[ENCODING] = -1
+
+
+def _decode_singly(buffer: bytes | mmap.mmap) -> Sequence[Any]:
+    """The items of a page, those that a pickle holds each still to be unpickled (see wire.apart)."""
+    from fallow.wire.apart import NotTakenApart, take_apart
+
+    try:
+        return decode_page(buffer, load=take_apart)
+    except NotTakenApart:
+        return decode_items(buffer)
 
 
 def _open_page(page: orders.OrderPage) -> bytes | mmap.mmap:
