@@ -20,8 +20,8 @@ from fallow.cli.nats_server import CLUSTER_NAME, monitor_path
 LIMIT_S = 1.0
 FIRST_S = 1.0
 """Until the second look; servers that start together need about so long to find each other."""
-WHILE_ALONE_S = 4.0
-JOINED_S = 10.0
+WHILE_ALONE_S = 2.0
+JOINED_S = 5.0
 REFUSED_LOOKS = 3
 """So many looks in a row it must answer and not have joined: a route is dialled again after a second or two."""
 
@@ -51,6 +51,7 @@ class RouteWatch:
         self._told: dict[str, str] = {}
         self._answering: dict[str, int] = {}
         self._ids: dict[str, str] = {}
+        self._routes_before: set[tuple[str, str]] = set()
         self._looks = 0
         self.next_s = 0.0
         """When (monotonic) to look again."""
@@ -77,11 +78,14 @@ class RouteWatch:
         try:
             connection.request("GET", f"/{monitor_path(self._token)}/routez")
             told = json.loads(connection.getresponse().read())
-            return str(told["server_id"]), {str(route["remote_id"]) for route in told.get("routes") or ()}
+            routes = {(str(route["remote_id"]), str(route["rid"])) for route in told.get("routes") or ()}
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             return "", set()
         finally:
             connection.close()
+        # A route that is about to be refused is one of them for a moment, and the next attempt is another.
+        steady, self._routes_before = routes & self._routes_before, routes
+        return str(told["server_id"]), {server_id for server_id, _ in steady}
 
     def _greetings(self, joined: set[str]) -> Mapping[str, Greeting]:
         """Of those routes whose server is not known to have joined: each look is a line in the other's log."""
