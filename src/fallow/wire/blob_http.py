@@ -55,6 +55,7 @@ _BACKOFF_LIMIT_S = 5.0
 _CONNECTIONS = 8
 
 _S3 = "X-Amz-Signature"
+_S3_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 Signer = Callable[[str, Digest, int], Awaitable[str]]
@@ -98,6 +99,10 @@ class _Cut(Exception):
     """The transfer did not come to its end; another attempt may."""
 
 
+class _Troubled(_Cut):
+    """The S3 service answered that it cannot: many say no more where their disk is full."""
+
+
 class _Attempts:
     """Attempts of one transfer in a row that brought nothing."""
 
@@ -114,9 +119,11 @@ class _Attempts:
         """Wait before the next attempt, or raise PoolUnreachable if this was the last."""
         self._failures += 1
         if self._failures >= self._limit:
+            hint = "Is the pool's HTTP port open to this machine?"
+            if isinstance(error, _Troubled):
+                hint = "It may be out of room: its log says more. Free some room there, and run again."
             raise PoolUnreachable(
-                f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. "
-                "Is the pool's HTTP port open to this machine?"
+                f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. {hint}"
             ) from error
         delay_s = min(_BACKOFF_LIMIT_S, self._backoff_s * 2 ** (self._failures - 1))
         await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
@@ -336,7 +343,13 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if code := _S3_CODE.search(words):
         if code[1] == "EntityTooLarge":
             raise PoolRefused(f"blob {digest[:16]} is larger than the S3 service takes in one piece.", "invalid")
+        if code[1] in _S3_FULL or answer.status == 507:
+            raise PoolRefused(
+                f"the disk of the pool's S3 service is full ({code[1]}). Free some room there.", "store_full"
+            )
         words = f"the S3 service answered {code[1]}"
+        if answer.status >= 500:
+            raise _Troubled(words)
         if kind == "not_found" and code[1] == "NoSuchKey":
             words = f"the pool no longer has the blob {digest[:16]}: it was deleted as unused, or its job ended."
         elif kind == "not_found":
