@@ -21,7 +21,15 @@ from fallow.coordinator import blob_server
 from fallow.coordinator.blob_server import BlobServer
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.model.ids import Digest
-from fallow.wire.blob_http import UPLOAD_ID, UPLOAD_OFFSET, pool_signer, reachable
+from fallow.wire.blob_http import (
+    ATTEMPTS,
+    PATIENT_ATTEMPTS,
+    UPLOAD_ID,
+    UPLOAD_OFFSET,
+    HttpBlobs,
+    pool_signer,
+    reachable,
+)
 from fallow.wire.blobs import hash_segments
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
 from tests.blobs.conftest import Served, noise
@@ -144,6 +152,20 @@ async def test_a_server_that_never_answers_is_given_up(served: Served, tmp_path:
     with pytest.raises(PoolUnreachable, match="3 times"):
         await served.client(attempts=3).fetch_file(Digest("a" * 64), 500_000, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+async def test_a_store_that_is_away_is_spoken_of_once_and_waited_for(served: Served, tmp_path: Path) -> None:
+    blob = await served.local().put_segments([noise(500_000)])
+    await served.with_proxy(*[0] * 2 * ATTEMPTS)
+    said: list[str] = []
+    http = HttpBlobs(served.sign, backoff_s=1e-6, attempts=PATIENT_ATTEMPTS, say=said.append)
+    try:
+        await http.get(blob.digest, blob.size, tmp_path / "got")
+    finally:
+        await http.close()
+    assert (tmp_path / "got").read_bytes() == noise(500_000)
+    assert len(said) == 1
+    assert f"failed {ATTEMPTS} times in a row" in said[0]
 
 
 async def test_cancelling_leaves_nothing(served: Served, tmp_path: Path) -> None:

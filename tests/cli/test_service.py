@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import plistlib
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fallow.cli.join_address import address_from
 from fallow.cli.main import main
 from fallow.cli.service_manager import Wanted, service_state, unit_path, wanted_service
 from fallow.cli.service_units import Service, launchd_plist, systemd_unit, windows_task
@@ -75,3 +77,35 @@ def test_without_a_manager_the_way_out_is_told(
     with pytest.raises(SystemExit):
         main(["service", "install"])
     assert "which pool?" in capsys.readouterr().err
+
+
+def test_an_address_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FALLOW_URL", "secret@127.0.0.1:4222")
+    assert address_from("other@127.0.0.1:4222", "") == "other@127.0.0.1:4222"
+    assert address_from("", "") == "secret@127.0.0.1:4222"
+    assert "FALLOW_URL" not in os.environ, "what is started here need not know"
+    file = tmp_path / "pool"
+    file.write_text("secret@127.0.0.1:4222\n")
+    file.chmod(0o644)
+    assert address_from("", str(file)) == "secret@127.0.0.1:4222"
+    assert "others can read the pool's token" in capsys.readouterr().err
+    file.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))  # the mode of what systemd hands in
+    assert address_from("", str(file)) == "secret@127.0.0.1:4222"
+    assert capsys.readouterr().err == ""
+
+
+def test_what_up_is_given_may_stand_in_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their values are taken, and are gone from what children get."""
+    from typer.testing import CliRunner
+
+    from fallow.cli.main import app
+
+    monkeypatch.setenv("FALLOW_HOME", str(tmp_path))
+    monkeypatch.setenv("FALLOW_UP_NATS", "secret@127.0.0.1:4222")
+    monkeypatch.setenv("FALLOW_UP_STORE", "sqlite:///x")
+    refused = CliRunner().invoke(app, ["up", "--coordinator-only", "--blobs", "/tmp/x"])
+    assert "SQLite holds a pool of one coordinator" in str(refused.exception)
+    assert not {"FALLOW_UP_NATS", "FALLOW_UP_STORE"} & set(os.environ)

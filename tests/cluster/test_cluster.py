@@ -183,17 +183,13 @@ def test_a_coordinator_of_another_pool_is_refused(large: Large) -> None:
     assert "and this coordinator to pool-another" in refused(large.coordinator("moved"))
 
 
-def test_a_nats_server_says_which_route_is_silent(large: Large, tmp_path: Path) -> None:
-    from tests.engines.postgres import free_port
+def test_status_says_whether_the_servers_see_each_other(large: Large) -> None:
+    assert "3, which see each other" in large.cli("status").stdout
+    sees = {one["server"]: len(one["sees"]) for one in status(large)["servers"]}  # type: ignore[attr-defined]
+    assert sees == {f"127.0.0.1:{port}": 2 for port in large.nats_ports}
+    assert "Its 3 NATS servers see each other." in large.parts["c1"].said()
 
-    port, cluster, nobody = free_port(), free_port(), free_port()
-    part = large._part(
-        "nats9", "A NATS server is up", large.home,
-        "nats", "--listen", f"127.0.0.1:{port}", "--cluster", f"127.0.0.1:{cluster}", "--route", f"127.0.0.1:{nobody}",
-    )  # fmt: skip
-    part.start()
-    wait_for("its words", lambda: f"nothing answers yet at the route 127.0.0.1:{nobody}" in part.said())
-    assert part.end() == 0
-    large.parts.pop("nats9")
+
+def test_a_nats_server_needs_a_port(large: Large) -> None:
     done = large.cli("nats", "--listen", "127.0.0.1", "--home", str(large.home))
     assert "names no port" in done.stderr

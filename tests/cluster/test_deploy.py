@@ -40,12 +40,16 @@ def test_units(unit: Path) -> None:
     service = section(text, "Service")
     words = shlex.split(service["ExecStart"])
     assert words[0] == "/opt/fallow/bin/fallow"
-    variable = words[2].removeprefix("$")
-    check_command(words[1:2])
+    variable = words[-1].removeprefix("$")
+    check_command(words[1:-1])
     examples = re.findall(rf"^#   {variable}=(.*)$", text, re.MULTILINE)
     assert examples, "the unit shows what to write into its file"
     for example in examples:
-        check_command([words[1], *shlex.split(example.replace("...", ""))])
+        check_command([words[1], *shlex.split(example)])
+        assert "TOKEN" not in example, "it would stand in the command line"
+        assert "://" not in example
+    variables = {parameter.envvar for parameter in COMMANDS[words[1]].params if parameter.envvar}
+    assert variables >= {name for name in re.findall(r"^#   (\w+)=", text, re.MULTILINE) if name != variable}
     assert section(text, "Install")["WantedBy"] == "multi-user.target"
 
 
@@ -71,6 +75,9 @@ def test_compose() -> None:
     assert set(ours) == {"nats1", "nats2", "nats3", "c1", "c2", "c3", "node"}
     for service in ours.values():
         check_command(service["command"])
+        assert not any("$" in word or "://" in word for word in service["command"]), "others can read it"
+    taken = {parameter.envvar for parameter in COMMANDS["up"].params if parameter.envvar}
+    assert {name for name in ours["c1"]["environment"] if name.startswith("FALLOW")} == taken
     for service in services.values():
         for other in service.get("depends_on", ()):
             assert other in services

@@ -37,9 +37,10 @@ def program() -> Path | None:
 class Seaweed:
     """Master, volume server, filer and S3 gateway in one process, on ports of its own on loopback."""
 
-    def __init__(self, weed: Path) -> None:
+    def __init__(self, weed: Path, data_in: Path | None = None) -> None:
         self._weed = weed
         self._home = Path(tempfile.mkdtemp(prefix="fallow-weed-"))
+        self._data = (data_in or self._home) / "data"
         self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
         identities = [
@@ -71,11 +72,11 @@ class Seaweed:
 
     def _launch(self) -> None:
         s3, master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._ports
-        (self._home / "data").mkdir(exist_ok=True)
+        self._data.mkdir(exist_ok=True)
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    self._weed, "server", f"-dir={self._home / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                    self._weed, "server", f"-dir={self._data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                     f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=64",
                     f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=20",
                     "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",

@@ -51,9 +51,10 @@ class PoolClient:
         self.connection = connection
         self.address = address
 
-    async def ask(self, subject: str, message: m.Msg, expected: type[Reply], patience_s: float = PATIENCE_S) -> Reply:
-        """One answer of that type. Raises PoolRefused, JobNotFound, or PoolUnreachable when nobody answers."""
-        deadline = time.monotonic() + patience_s
+    async def ask(self, subject: str, message: m.Msg, expected: type[Reply], patience_s: float = 0.0) -> Reply:
+        """One answer of that type. Raises PoolRefused, JobNotFound, or PoolUnreachable when nobody answers for
+        `patience_s` (0: PATIENCE_S)."""
+        deadline = time.monotonic() + (patience_s or PATIENCE_S)
         while True:
             try:
                 reply = await self.connection.request(subject, message, ATTEMPT_S, AGAIN_S)

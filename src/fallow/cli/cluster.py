@@ -9,14 +9,16 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from fallow.cli.account_limits import account_limits
 from fallow.cli.bodies import HomeLock, coordinator_body
-from fallow.cli.nats_server import Cluster, start_server, wait_until_serving
+from fallow.cli.nats_server import Cluster, monitor_address, start_server, wait_until_serving
 from fallow.cli.processes import Child, fork_child
 from fallow.cli.supervisor import Service, ServiceFailed, Supervisor
 from fallow.cli.up import (
@@ -30,13 +32,16 @@ from fallow.cli.up import (
     http_port,
     is_loopback,
     pool_token,
+    say_sight,
     split_listen,
 )
 from fallow.model.errors import SettingError
 from fallow.wire.address import PoolAddress, home_dir
 
+if TYPE_CHECKING:
+    from fallow.cli.nats_routes import RouteWatch
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-ROUTE_TIMEOUT_S = 1.0
 
 
 class NatsOptions(Struct, frozen=True):
@@ -75,7 +80,7 @@ def run_nats(options: NatsOptions, say: Callable[[str], None] = print) -> int:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     token = pool_token(home)
     state = _folder(home / "nats" / str(wanted))
-    with_others = f" in a cluster with {', '.join(cluster.routes)}" if cluster and cluster.routes else ""
+    with_others = f", with routes to {' and '.join(cluster.routes)}" if cluster and cluster.routes else ""
 
     def start(supervisor: Supervisor) -> Service:
         def child() -> Child:
@@ -97,18 +102,34 @@ def run_nats(options: NatsOptions, say: Callable[[str], None] = print) -> int:
         service.was_ready = True
         address = PoolAddress((f"{bracketed(advertised_host(host))}:{wanted}",), token)
         say(f"A NATS server is up at {address.public}{with_others}. Ctrl-C ends it.")
-        for route in _silent_routes(cluster):
-            say(f"fallow: nothing answers yet at the route {route}; it is tried for ever.")
         say("Its address, for --nats, `fallow join` and `fallow connect` (of a cluster: TOKEN@HOST:PORT,HOST:PORT...):")
         say(f"  {address}")
         sys.stdout.flush()
+        if cluster is not None and cluster.routes:
+            watch.append(_route_watch(state, service, cluster, token, say))
+
+    watch: list[RouteWatch] = []
 
     def prepared() -> None:
         choose_port(host, wanted, 0)
         if cluster is not None:
             choose_port(cluster.host, cluster.port, 0)
 
-    return _supervise(state, f"a NATS server on port {wanted}", start, wait, prepared, say, "The server has ended.")
+    end = "The server has ended."
+    return _supervise(state, f"a NATS server on port {wanted}", start, wait, prepared, say, end, watch)
+
+
+def _route_watch(state: Path, service: Service, cluster: Cluster, token: str, say: Callable[[str], None]) -> RouteWatch:
+    from fallow.cli.nats_routes import RouteWatch
+
+    def monitor() -> str:
+        return monitor_address(state, service.child.pid) if service.child is not None else ""
+
+    def tell(words: str) -> None:
+        say(f"fallow: {words}")
+        sys.stdout.flush()
+
+    return RouteWatch(monitor, cluster.routes, token, str(home_dir()), tell)
 
 
 def _cluster_of(options: NatsOptions) -> Cluster | None:
@@ -127,17 +148,6 @@ def _cluster_of(options: NatsOptions) -> Cluster | None:
         if route != options.cluster:
             routes.append(route)
     return Cluster(host, port, tuple(routes))
-
-
-def _silent_routes(cluster: Cluster | None) -> list[str]:
-    silent = []
-    for route in cluster.routes if cluster else ():
-        host, _, port = route.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), ROUTE_TIMEOUT_S).close()
-        except OSError:
-            silent.append(route)
-    return silent
 
 
 def run_coordinator_only(options: CoordinatorOnly, say: Callable[[str], None] = print) -> int:
@@ -195,6 +205,7 @@ def run_coordinator_only(options: CoordinatorOnly, say: Callable[[str], None] = 
             if not announced:
                 announced.append(True)
                 say(f"The coordinator {name!r} is up on {address.public}. Ctrl-C or `fallow drain {name}` ends it.")
+                say_sight(address, say)
                 sys.stdout.flush()
 
         announced: list[bool] = []
@@ -217,6 +228,7 @@ def _supervise(
     prepare: Callable[[], None],
     say: Callable[[str], None],
     end_words: str,
+    watch: Sequence[RouteWatch] = (),
 ) -> int:
     """One child under a supervisor, until told to end. `wait` returns when the child serves, or sets on_ready."""
     if not hasattr(os, "fork"):
@@ -233,6 +245,10 @@ def _supervise(
             service = start(supervisor)
             supervisor.add(service)
             wait(supervisor, service)
+            while not supervisor.ending and watch:
+                supervisor.run_once(max(0.0, watch[0].next_s - time.monotonic()))
+                if not supervisor.ending and time.monotonic() >= watch[0].next_s:
+                    watch[0].look()
             supervisor.run()
         except ServiceFailed as error:
             failure = str(error)

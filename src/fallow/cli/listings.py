@@ -7,14 +7,15 @@ import sys
 import time
 from collections import deque
 
-from fallow.cli.client import PoolClient, ask_pool
+from fallow.cli.client import PoolClient, ask_pool, find_address
 from fallow.cli.show import as_plain, bytes_words, count_words, counted, duration_words, print_json, print_table
 from fallow.core.terminal import harmless
-from fallow.model.errors import JobCancelled, JobError
+from fallow.model.errors import JobCancelled, JobError, PoolUnreachable
 from fallow.model.job import JobInfo, JobKind
 from fallow.model.node import NodeInfo
 from fallow.model.states import JobState, NodeState
 from fallow.wire.messages import CoordinatorInfo, LogLine, PoolInfo
+from fallow.wire.server_sight import look_at_servers, sight_words
 
 LOG_PAGE = 1000
 FOLLOW_EVERY_S = 0.5
@@ -230,11 +231,20 @@ def drain_anything(text: str, as_json: bool) -> None:
 def show_status(as_json: bool) -> None:
     async def run(
         pool: PoolClient,
-    ) -> tuple[PoolInfo, tuple[NodeInfo, ...], tuple[JobInfo, ...], tuple[CoordinatorInfo, ...], str]:
+    ) -> tuple[PoolInfo, tuple[NodeInfo, ...], tuple[JobInfo, ...], tuple[CoordinatorInfo, ...]]:
         coordinators = await pool.coordinators()
-        return await pool.pool(), await pool.nodes(), await pool.jobs(1000, True), coordinators, pool.address.public
+        return await pool.pool(), await pool.nodes(), await pool.jobs(1000, True), coordinators
 
-    pool, nodes, jobs, coordinators, address = ask_pool(run)
+    target = find_address()
+    address = target.public
+    several = len(target.servers) > 1
+    try:
+        pool, nodes, jobs, coordinators = ask_pool(run, target)
+    except PoolUnreachable:
+        for words in sight_words(look_at_servers(target)) if several else ():
+            print(f"fallow: {words}", file=sys.stderr)
+        raise
+    servers = look_at_servers(target) if several else ()
     alive = [node for node in nodes if node.state in (NodeState.ALIVE, NodeState.DRAINING)]
     slots = sum(node.spec.slots for node in alive)
     busy = sum(node.busy_slots for node in alive)
@@ -259,6 +269,7 @@ def show_status(as_json: bool) -> None:
                     }
                     for info in coordinators
                 ],
+                "servers": [{"server": one.server, "trouble": one.trouble, "sees": list(one.sees)} for one in servers],
             }
         )
         return
@@ -267,6 +278,11 @@ def show_status(as_json: bool) -> None:
     if len(coordinators) > 1:
         shown = ", ".join(f"{info.name} ({info.jobs} jobs{', leads' if info.leads else ''})" for info in coordinators)
         print(f"coordinators  {shown}")
+    wrong = sight_words(servers)
+    if servers and not wrong:
+        print(f"servers  {len(servers)}, which see each other")
+    for words in wrong:
+        print(f"servers  {words}")
     print(f"jobs   {len(jobs)} active")
     for job in jobs[:10]:
         print(f"       {job.job_id}  {job.name}  {tasks_words(job)}")

@@ -37,15 +37,27 @@ def up(
     ] = "",
     slots: Annotated[int, typer.Option(min=0, help="Slots of the local node; 0: one per CPU.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the pool and of its local node; default: the host's.")] = "",
-    store: Annotated[str, typer.Option(help="URL of the store; default: SQLite in the home folder.")] = "",
+    store: Annotated[
+        str, typer.Option(envvar="FALLOW_UP_STORE", help="URL of the store; default: SQLite in the home folder.")
+    ] = "",
     home: Home = None,
     agent: Annotated[bool, typer.Option("--agent/--no-agent", help="Whether this machine works for the pool.")] = True,
-    nats: Annotated[str, typer.Option(metavar="TOKEN@HOST:PORT[,...]", help="Use NATS servers that run already.")] = "",
+    nats: Annotated[
+        str,
+        typer.Option(
+            envvar="FALLOW_UP_NATS", metavar="TOKEN@HOST:PORT[,...]", help="Use NATS servers that run already."
+        ),
+    ] = "",
     coordinator_only: Annotated[
         bool, typer.Option("--coordinator-only", help="One more coordinator of a pool, with nothing beside it.")
     ] = False,
     blobs: Annotated[
-        str, typer.Option(metavar="FOLDER|URL", help="Where blobs lie: s3://BUCKET/PREFIX?endpoint=URL, or a folder.")
+        str,
+        typer.Option(
+            envvar="FALLOW_UP_BLOBS",
+            metavar="FOLDER|URL",
+            help="Where blobs lie: s3://BUCKET/PREFIX?endpoint=URL, or a folder.",
+        ),
     ] = "",
     pool: Annotated[str, typer.Option(help="With --coordinator-only: name of the pool (--name: its own).")] = "",
     health: Annotated[
@@ -66,10 +78,14 @@ def up(
     Examples:
       fallow up
       fallow up --listen 0.0.0.0 --slots 4
-      fallow up --coordinator-only --name c1 --store postgresql://fallow:secret@db/fallow \\
-        --nats 3f9c...@n1:4222,n2:4222,n3:4222 --blobs /srv/fallow/blobs
+      fallow up --coordinator-only --name c1 --blobs /srv/fallow/blobs \\
+        --store postgresql://fallow@db/fallow --nats 3f9c...@n1:4222,n2:4222,n3:4222
+
+    Every user of a machine can read command lines: give addresses that hold secrets in the variables.
     """
     set_home(home)
+    for variable in ("FALLOW_UP_STORE", "FALLOW_UP_NATS", "FALLOW_UP_BLOBS"):
+        os.environ.pop(variable, None)  # no child, and no task of the local node, needs to know
     if coordinator_only:
         from fallow.cli.cluster import CoordinatorOnly, run_coordinator_only
 

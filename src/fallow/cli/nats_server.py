@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import socket
 import sys
@@ -35,7 +37,7 @@ ping_max: 2
 
 _CLUSTER = """\
 cluster {{
-  name: "fallow"
+  name: "{name}"
   host: "{host}"
   port: {port}
   authorization {{ user: "route", password: "{token}", timeout: 5 }}
@@ -46,7 +48,13 @@ cluster {{
   ping_interval: "2s"
   ping_max: 2
 }}
+# Where `fallow nats` sees which other servers this one has joined (cli/nats_routes).
+http: "127.0.0.1:-1"
+http_base_path: "/{path}"
+ports_file_dir: "{folder}"
 """
+
+CLUSTER_NAME = "fallow"
 
 
 class Cluster(Struct, frozen=True):
@@ -98,13 +106,30 @@ def _installed_server(name: str) -> str | None:
     return None
 
 
-def server_config(host: str, port: int, token: str, cluster: Cluster | None = None) -> str:
-    """Text of the server's configuration."""
+def server_config(host: str, port: int, token: str, cluster: Cluster | None = None, folder: Path = Path()) -> str:
+    """Text of the server's configuration. `folder`: where a server of a cluster says on which ports it listens."""
     text = _CONFIG.format(host=host.strip("[]"), port=port, token=token, payload=MAX_PAYLOAD)
     if cluster is not None:
         routes = ", ".join(f'"nats://route:{token}@{route}"' for route in cluster.routes)
-        text += _CLUSTER.format(host=cluster.host.strip("[]"), port=cluster.port, token=token, routes=routes)
+        text += _CLUSTER.format(
+            host=cluster.host.strip("[]"), port=cluster.port, token=token, routes=routes, name=CLUSTER_NAME,
+            path=monitor_path(token), folder=folder,
+        )  # fmt: skip
     return text
+
+
+def monitor_path(token: str) -> str:
+    """Under which path a server tells of itself over HTTP: other users of the machine do not find it."""
+    return hashlib.blake2s(f"monitor {token}".encode(), digest_size=16).hexdigest()
+
+
+def monitor_address(folder: Path, pid: int) -> str:
+    """HOST:PORT of that, of the server with this process id; '' while it is not known."""
+    try:
+        url = json.loads((folder / f"nats-server_{pid}.ports").read_text())["monitoring"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return str(url).partition("//")[2]
 
 
 def start_server(
@@ -112,8 +137,10 @@ def start_server(
 ) -> Child:
     """Start the server; its configuration (0600) and its log lie in `folder`. It may not listen yet."""
     program = find_server()
+    for left in folder.glob("nats-server_*.ports"):  # of one that was killed
+        left.unlink(missing_ok=True)
     config = folder / "nats.conf"
-    write_private(config, server_config(host, port, token, cluster))
+    write_private(config, server_config(host, port, token, cluster, folder))
     variables = {"GOMAXPROCS": os.environ.get("GOMAXPROCS") or str(server_threads(os.cpu_count() or 1))}
     return exec_child(
         "nats-server", [program, "-c", str(config)], log=folder / "nats.log", close=close, variables=variables

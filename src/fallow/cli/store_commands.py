@@ -11,17 +11,33 @@ from fallow.cli.options import Home, set_home
 
 store_app = typer.Typer(help="Move, upgrade, back up and restore what a pool knows.", no_args_is_help=True)
 
-StoreUrl = Annotated[str, typer.Option("--store", metavar="URL", help="The store; default: SQLite in the home folder.")]
-Blobs = Annotated[str, typer.Option("--blobs", metavar="FOLDER|URL", help="The blobs; default: in the home folder.")]
+# The variables are those of `fallow up`: URLs with a secret in them are nobody else's to see.
+StoreUrl = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="FALLOW_UP_STORE", metavar="URL", help="The store; default: SQLite in the home folder."
+    ),
+]
+Blobs = Annotated[
+    str,
+    typer.Option(
+        "--blobs", envvar="FALLOW_UP_BLOBS", metavar="FOLDER|URL", help="The blobs; default: in the home folder."
+    ),
+]
 WithBlobs = Annotated[bool, typer.Option("--with-blobs/--no-blobs", help="Whether blobs are copied too.")]
 
 
 @store_app.command("migrate")
 def store_migrate(
-    target: Annotated[str, typer.Option("--to", metavar="URL", help="An empty store.")],
+    target: Annotated[str, typer.Option("--to", envvar="FALLOW_UP_STORE", metavar="URL", help="An empty store.")],
     source: Annotated[str, typer.Option("--from", metavar="URL", help="Default: SQLite in the home folder.")] = "",
     blobs_to: Annotated[
-        str, typer.Option(metavar="FOLDER|URL", help="Put the blobs there too; default: they stay where they are.")
+        str,
+        typer.Option(
+            envvar="FALLOW_UP_BLOBS",
+            metavar="FOLDER|URL",
+            help="Put the blobs there too; default: they stay where they are.",
+        ),
     ] = "",
     blobs_from: Annotated[
         str, typer.Option(metavar="FOLDER|URL", help="Where they are; default: in the home folder.")

@@ -299,6 +299,19 @@ def _announce_when_ready(
     supervisor.on_ready = ready
 
 
+def say_sight(address: PoolAddress, say: Callable[[str], None]) -> None:
+    """Of several NATS servers: whether they see each other."""
+    if len(address.servers) < 2:
+        return
+    from fallow.wire.server_sight import look_at_servers, sight_words
+
+    wrong = sight_words(look_at_servers(address))
+    for words in wrong:
+        say(f"fallow: {words}")
+    if not wrong:
+        say(f"Its {len(address.servers)} NATS servers see each other.")
+
+
 def _write_pool_file(address: PoolAddress) -> None:
     import psutil
 
@@ -317,6 +330,8 @@ def _announce(options: UpOptions, public: PoolAddress, host: str, name: str, say
         say(f"  fallow connect {public}")
     else:
         say("To let other machines in: `fallow up --listen 0.0.0.0`.")
+    if options.nats:
+        say_sight(public, say)
     sys.stdout.flush()
 
 

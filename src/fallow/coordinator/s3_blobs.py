@@ -49,6 +49,7 @@ _WORDS = {
     "AccessDenied": "this key may not do that: it must be allowed to list, read, write and delete",
     "RequestTimeTooSkewed": "this machine's clock and the service's are too far apart",
     "AuthorizationHeaderMalformed": "the region is another: add region=NAME",
+    "InternalError": "the service is in trouble of its own, such as a full disk: its log says more",
     "PermanentRedirect": "the bucket lies in another region: add region=NAME",
 }
 
@@ -188,15 +189,24 @@ class S3Blobs:
         now = self._clock()
         before = now - max(older_than_s, self.remove_after_s)
         deleted = 0
+        trouble: Exception | None = None
         for batch in obstore.list(self._store, chunk_size=LISTED):
             found = [(entry["path"], entry["path"].rpartition("/")[2], entry["last_modified"]) for entry in batch]
             aside = [(name, at) for path, name, at in found if path == f"{TRASH}/{name}" and is_digest(name)]
             old = [name for path, name, at in found if is_digest(name) and path == _path(name) and _unix_s(at) < before]
             names = {*old, *(name for name, _ in aside)}
             live = set(live_among(sorted(names))) if names else set()
-            deleted += sum(self._put_aside(name, before) for name in old if name not in live)
             for name, at in aside:
                 self._settle(name, name in live, _unix_s(at) < now - TRASH_KEPT_S)
+            # A full disk has no room for copies: then what is aside since long must go all the same.
+            for name in old if trouble is None else ():
+                try:
+                    deleted += name not in live and self._put_aside(name, before)
+                except (BaseError, OSError) as error:
+                    trouble = error
+                    break
+        if trouble is not None:
+            raise trouble
         return deleted
 
     def _put_aside(self, digest: str, before: float) -> bool:

@@ -169,6 +169,11 @@ class Client:
             self._said_trouble = True
             say("the pool does not answer; what it has is kept, trying on (Ctrl-C gives up)")
 
+    def _blobs_in_trouble(self, words: str) -> None:
+        if not self._said_trouble:
+            self._said_trouble = True
+            say(f"{words.rstrip()} What the pool has is kept, trying on (Ctrl-C gives up).")
+
     async def _open(self) -> None:
         try:
             if self.nested:
@@ -206,7 +211,7 @@ class Client:
         self.info = await self.ask(
             subjects.POOL, GetPool(), timeout_s=2.0, patience_s=FIRST_ANSWER_S, most_delay_s=0.01
         )
-        self.blobs = await open_blob_client(connection, self.info)
+        self.blobs = await open_blob_client(connection, self.info, say=self._blobs_in_trouble)
         if embedded is not None:
             say("no pool is running, so this script started one of its own; it ends with the script.")
 

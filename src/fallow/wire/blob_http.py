@@ -39,6 +39,9 @@ UPLOAD_OFFSET = "Upload-Offset"
 ATTEMPTS = 12
 """Attempts in a row that bring nothing, after which a transfer fails: about 30 s. An S3 service that is started again
 may take 20 of them until it answers."""
+PATIENT_ATTEMPTS = 190
+"""About 15 minutes, as long as a customer's questions are asked again: a job of hours is not to end because the blob
+store was away for one."""
 
 S3_SKIP_S = 300.0
 """A blob that lies in S3 for less than this is not put again. An older one is: that makes it young, so that the
@@ -55,6 +58,7 @@ _BACKOFF_LIMIT_S = 5.0
 _CONNECTIONS = 8
 
 _S3 = "X-Amz-Signature"
+_S3_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 Signer = Callable[[str, Digest, int], Awaitable[str]]
@@ -98,13 +102,18 @@ class _Cut(Exception):
     """The transfer did not come to its end; another attempt may."""
 
 
+class _Troubled(_Cut):
+    """The S3 service answered that it cannot: many say no more where their disk is full."""
+
+
 class _Attempts:
     """Attempts of one transfer in a row that brought nothing."""
 
-    def __init__(self, what: str, limit: int, backoff_s: float) -> None:
+    def __init__(self, what: str, limit: int, backoff_s: float, say: Callable[[str], None] | None) -> None:
         self._what = what
         self._limit = limit
         self._backoff_s = backoff_s
+        self._say = say
         self._failures = 0
 
     def progressed(self) -> None:
@@ -114,26 +123,38 @@ class _Attempts:
         """Wait before the next attempt, or raise PoolUnreachable if this was the last."""
         self._failures += 1
         if self._failures >= self._limit:
-            raise PoolUnreachable(
-                f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. "
-                "Is the pool's HTTP port open to this machine?"
-            ) from error
+            raise PoolUnreachable(self._words(error)) from error
+        if self._failures == ATTEMPTS and self._say is not None:
+            self._say(self._words(error))
         delay_s = min(_BACKOFF_LIMIT_S, self._backoff_s * 2 ** (self._failures - 1))
         await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+
+    def _words(self, error: BaseException) -> str:
+        hint = "Is the pool's HTTP port open to this machine?"
+        if isinstance(error, _Troubled):
+            hint = "It may be out of room: its log says more. Free some room there."
+        return f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. {hint}"
 
 
 class HttpBlobs:
     """Transfers for one event loop. `backoff_s`: the wait after the first failure, doubled with each further one.
-    `pace`: holds the rates of all transfers together."""
+    `pace`: holds the rates of all transfers together. `say` takes a sentence when ATTEMPTS have failed, and more are
+    made."""
 
     def __init__(
-        self, sign: Signer, backoff_s: float = 0.1, attempts: int = ATTEMPTS, pace: Pace | None = None
+        self,
+        sign: Signer,
+        backoff_s: float = 0.1,
+        attempts: int = ATTEMPTS,
+        pace: Pace | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._sign = sign
         self._pace = pace
         self._piece_bytes = _CHUNK_BYTES if pace is None else _PACED_BYTES
         self._backoff_s = backoff_s
         self._limit = attempts
+        self._say = say
         self._client: aiohttp.ClientSession | None = None
         self._young: dict[Digest, float] = {}
         """Blobs that lie in S3 since a short while ago, and until when (monotonic) that holds."""
@@ -194,7 +215,7 @@ class HttpBlobs:
     # ------------------------------------------------------------ inside
 
     async def _get(self, digest: Digest, size: int, descriptor: int) -> None:
-        attempts = _Attempts(f"fetching blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s)
+        attempts = _Attempts(f"fetching blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s, self._say)
         session = self._session()
         for _ in range(2):  # wrong bytes may have been changed on the way: once more from the start
             hasher = blake3.blake3()
@@ -226,7 +247,7 @@ class HttpBlobs:
     async def _put(self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]]) -> None:
         if self._young.get(digest, 0.0) > time.monotonic():
             return
-        attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s)
+        attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s, self._say)
         session = self._session()
         upload = {UPLOAD_ID: secrets.token_hex(8)}
         reached = 0
@@ -336,7 +357,13 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if code := _S3_CODE.search(words):
         if code[1] == "EntityTooLarge":
             raise PoolRefused(f"blob {digest[:16]} is larger than the S3 service takes in one piece.", "invalid")
+        if code[1] in _S3_FULL or answer.status == 507:
+            raise PoolRefused(
+                f"the disk of the pool's S3 service is full ({code[1]}). Free some room there.", "store_full"
+            )
         words = f"the S3 service answered {code[1]}"
+        if answer.status >= 500:
+            raise _Troubled(words)
         if kind == "not_found" and code[1] == "NoSuchKey":
             words = f"the pool no longer has the blob {digest[:16]}: it was deleted as unused, or its job ended."
         elif kind == "not_found":

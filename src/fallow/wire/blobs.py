@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,16 +201,20 @@ def local_blob_client(files: BlobFiles) -> BlobClient:
     return BlobClient(files, None)
 
 
-async def open_blob_client(connection: Connection, pool_info: PoolInfo, pace: Pace | None = None) -> BlobClient:
+async def open_blob_client(
+    connection: Connection, pool_info: PoolInfo, pace: Pace | None = None, say: Callable[[str], None] | None = None
+) -> BlobClient:
     """A client for the pool's blob store. It is local where this process can read the file that the coordinator
-    left in it. `pace` holds the rates of what comes and goes by the network."""
+    left in it. `pace` holds the rates of what comes and goes by the network. With `say`, which takes a sentence once a
+    store is away for half a minute, transfers are tried for a quarter of an hour."""
     files = local_store(pool_info)
     if files is not None:
         await asyncio.to_thread(files.prepare)
         return BlobClient(files, None)
-    from fallow.wire.blob_http import HttpBlobs, pool_signer
+    from fallow.wire.blob_http import ATTEMPTS, PATIENT_ATTEMPTS, HttpBlobs, pool_signer
 
-    return BlobClient(None, HttpBlobs(pool_signer(connection), pace=pace))
+    attempts = ATTEMPTS if say is None else PATIENT_ATTEMPTS
+    return BlobClient(None, HttpBlobs(pool_signer(connection), pace=pace, attempts=attempts, say=say))
 
 
 def local_store(pool_info: PoolInfo) -> BlobFiles | None:
