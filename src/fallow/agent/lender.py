@@ -164,6 +164,8 @@ class Lender:
     async def _answer(self, question: Question) -> dict[str, Any]:
         match question:
             case Status():
+                if self.watch is not None:
+                    await self.watch.look_again()
                 return status_report(self)
             case Pause(for_s=for_s, gpu=None):
                 self.pause(for_s)
@@ -304,7 +306,7 @@ class Lender:
         if self.watch is not None:
             self.watch.work_begins()
 
-    def _pulse(self) -> None:
+    def _pulse(self) -> float | None:
         if self.watch is not None:
             self.watch.check()
         now_s = time.monotonic()
@@ -315,6 +317,9 @@ class Lender:
         if now_s - self._kept_s >= KEEP_EVERY_S and (self._keeping is None or self._keeping.done()):
             self._kept_s = now_s
             self._keeping = asyncio.ensure_future(self._keep())
+        if self.node.is_at_work:
+            return TICK_S
+        return max(0.0, self.paused_until_s - now_s) if self.paused_until_s is not None else None
 
     async def _keep(self) -> None:
         """Caches within their limit, and what was worked on disk."""

@@ -285,6 +285,7 @@ class Node:
 
     def _second(self) -> float:
         now = time.monotonic()
+        self._rhythm.rests(not self.is_at_work and not len(self.outbox), now)
         if self._rhythm.is_due(now):
             self.beat()
         self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
@@ -374,6 +375,7 @@ class Node:
                     for callback in self.on_work:
                         callback()
                     slot.assigned(message)
+                    self._rhythm.rests(False, time.monotonic())
                     self.pulse.within(PING_OFTEN_S)
             case TakeBack():
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
