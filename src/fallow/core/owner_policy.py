@@ -31,7 +31,7 @@ REST_LOOK_S = 10.0
 look with it, as does whoever asks how things stand."""
 NOTIFIED_REST_LOOK_S = 30.0
 PAUSED_LOOK_S = 10.0
-"""Between looks while nothing may run: only the end of the pause can wait."""
+"""Between looks while nothing may run and who knows until when: only the end of the pause can wait."""
 PAUSED_MOST_S = 60.0
 """The same where it is known that the pause does not end sooner."""
 JUMP_S = 15.0
@@ -52,8 +52,8 @@ class Cause(Struct, frozen=True):
     key: str
     words: str
     settle_s: float = 0.0
-    left_s: float = inf
-    """Until it ends by itself, where that is known."""
+    left_s: float = PAUSED_LOOK_S
+    """It does not end before; where that is not known, it is looked at so soon."""
 
 
 class DeviceState(Struct, frozen=True):
@@ -170,8 +170,7 @@ def _next_look_s(readings: Readings, devices: Mapping[str, DeviceState], waits: 
         if not at_work:
             return NOTIFIED_REST_LOOK_S if notified else REST_LOOK_S
         return NOTIFIED_LOOK_S if notified else LOOK_S
-    wait_s = min(waits, default=inf)
-    return PAUSED_LOOK_S if wait_s == inf else min(PAUSED_MOST_S, max(LOOK_S, wait_s))
+    return min(PAUSED_MOST_S, max(LOOK_S, min(waits, default=PAUSED_LOOK_S)))
 
 
 # ------------------------------------------------------------ causes for all devices, the weightiest first
