@@ -92,6 +92,8 @@ class Lender:
         self._looked_s = self._kept_s = time.monotonic()
         self.disk = Disk(folder, self.caches)
         self._tasks_seen = 0
+        self._rested: LendingSettings | None = None
+        """Those that were held when the node last came to rest; None: it works."""
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
         node.blobs.make_room = self.make_room
@@ -333,6 +335,11 @@ class Lender:
     def _tick(self, now_s: float, passed_s: float) -> None:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:
             self.resume()
+        at_rest = self.node.is_at_rest
+        if at_rest and self._rested == self.settings:
+            self.note_state()
+            return
+        self._rested = self.settings if at_rest else None
         cpu_s = gpu_s = 0.0
         jobs: dict[str, float] = {}
         for slot in self.node.slots:

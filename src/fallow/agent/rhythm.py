@@ -10,8 +10,9 @@ from fallow.wire.messages import BEAT_INTERVAL_S, BeatAck
 AWAY_AFTER_INTERVALS = 2.5
 """Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
 AWAY_INTERVALS = 0.25
-REST_INTERVAL_S = 2.0
-"""At least, between beats of a node on which nothing of the pool's runs: nobody waits for it."""
+REST_INTERVAL_S = 3.0
+"""At least, between beats of a node on which nothing of the pool's runs. Nobody waits for it; and work that comes is
+answered by a beat."""
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 

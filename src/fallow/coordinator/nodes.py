@@ -46,6 +46,11 @@ class NodeEntry:
     """The same of its GPUs, in Gflop/s."""
     interval_s: float = LEAST_INTERVAL_S
     """How often it says that it beats."""
+    asked_s: float = LEAST_INTERVAL_S
+    """How often it was last asked to."""
+    awaited_s: float | None = None
+    """Since when it has work, and has not been heard of: a node at rest beats more seldom than it was asked to, and at
+    once when it is given any."""
     paused: str = ""
     """Why its owner lets nothing run on it now."""
     paused_slots: frozenset[int] = frozenset()
@@ -56,6 +61,15 @@ class NodeEntry:
     wasted_s: float = 0.0
     tied: dict[int, JobId] = field(default_factory=dict)
     """Slots that run a long task, and whose it is: whoever they are assigned to has them when that ends."""
+
+    @property
+    def rests(self) -> bool:
+        """It said that it beats more seldom than it was asked to, whose figure follows the pool's size."""
+        return self.interval_s >= self.asked_s + 1.0
+
+    def is_overdue(self, now: float) -> bool:
+        """It was given work at rest, and does not answer."""
+        return self.awaited_s is not None and now - self.awaited_s > QUIET_LEAST_S
 
     def judged_spec(self) -> NodeSpec:
         """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
@@ -176,7 +190,7 @@ class NodeRegistry:
         if entry is None or entry.session != beat.session:
             return None, False
         changed = changed or entry.is_quiet
-        entry.is_quiet = False
+        entry.is_quiet, entry.awaited_s, entry.asked_s = False, None, interval_s
         entry.seen = now
         entry.interval_s = beat.interval_s
         entry.seen_unix_s = unix_s
@@ -241,7 +255,7 @@ class NodeRegistry:
                 not entry.is_quiet
                 and now - entry.seen > QUIET_LEAST_S
                 and entry.state is NodeState.ALIVE
-                and now - entry.seen > quiet_after_s(entry.interval_s)
+                and (now - entry.seen > quiet_after_s(entry.interval_s) or entry.is_overdue(now))
             ):
                 entry.is_quiet = news = True
                 self._is_another(entry.spec.node_id)
@@ -319,6 +333,8 @@ class NodeRegistry:
         spec = self.spec_of(job_id) if job_id is not None else None
         entry = self.entries[key[0]]
         self._seq += 1
+        if job_id is not None and entry.awaited_s is None and entry.rests:
+            entry.awaited_s = now
         if job_id is not None and spec is None:
             share = self.shares.get(job_id, 0)
             if self.place_elsewhere(Place(job_id, key[0], key[1], self._seq, self._epoch, share)):
