@@ -59,6 +59,7 @@ def test_a_node_at_rest_that_does_not_answer_to_work_gets_no_more_of_it() -> Non
     registry.beat(_beat(1, 2), 101.1, 0.0)
     registry.changed.clear()
     assert not registry.note_quiet(103.0)
+    registry.beat(_beat(1, 3), 103.0, 0.0)
     assert registry.note_quiet(103.3)
     assert list(registry.changed) == [silent], "it was to beat by 103, and may be late; but not once it has work"
     registry.beat(_beat(2, 2), 103.4, 0.0)

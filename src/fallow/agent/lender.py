@@ -32,6 +32,7 @@ from fallow.agent.limits.disk import Disk
 from fallow.agent.limits.keeper import GpuState, Keeper
 from fallow.agent.limits.offer import lent_spec
 from fallow.agent.limits.price import read_price
+from fallow.agent.limits.writers import Writers
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
 from fallow.core.presence import LEAST_JITTER
@@ -78,7 +79,9 @@ class Lender:
         self._state = ""
         self.job_since: dict[str, float] = {}
         self.work = WorkBook(folder)
-        self.caches = Caches(folder, node.jobs.paths_in_use)
+        confinement = node.workers.confinement
+        writers = confinement.writers if confinement is not None else Writers()
+        self.caches = Caches(folder, node.jobs.paths_in_use, lambda: writers.unseen_bytes)
         self.throttle = Throttle()
         self.keeper = Keeper(node, gpu_states, PowerLimits().set)
         self._control = ControlServer(folder, self._answer)
@@ -90,7 +93,8 @@ class Lender:
         """The settings have changed."""
         self._keeping: asyncio.Task[None] | None = None
         self._looked_s = self._kept_s = time.monotonic()
-        self.disk = Disk(folder, self.caches)
+        self.disk = Disk(folder, self.caches, writers=writers)
+        writers.room = lambda most: self.disk.room(most, self.settings.share.disk_bytes)
         self._tasks_seen = 0
         self._rested: LendingSettings | None = None
         """Those that were held when the node last came to rest; None: it works."""
@@ -340,6 +344,7 @@ class Lender:
             self.note_state()
             return
         self._rested = self.settings if at_rest else None
+        self.disk.hold(self.settings.share.disk_bytes)
         cpu_s = gpu_s = 0.0
         jobs: dict[str, float] = {}
         for slot in self.node.slots:
