@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fallow.agent.confined import Confinement, interpreter_folders
-from fallow.agent.gate import PORTS, Gate
+from fallow.agent.gate import PORTS, Gate, received
 from fallow.agent.limits.writers import Writer
 from fallow.agent.taken_tree import take_over
 from fallow.core.quantities import size_words
@@ -81,7 +81,9 @@ async def install_inside(
             raise NotInside(str(error)) from None
         writer = Writer(lambda: running.disk_bytes if running is not None else 0, running.end, is_seen=True)
         confinement.writers.add(writer)
-        await gate.serve(await loop.run_in_executor(None, _listening, ours))
+        if (way := received(ours)) is None:
+            raise NotInside("the sandbox gave no way to the package index.")
+        await gate.serve(way)
         async with asyncio.timeout(timeout_s or None):
             while (status := running.poll()) is None:
                 if gate.refused and not allow_sdist:
@@ -212,14 +214,6 @@ def _program(
         listener=listener,
         log=str(box / "log"),
     )
-
-
-def _listening(channel: socket.socket) -> socket.socket:
-    """What the launcher has sent: it has sent it before it said that the program runs."""
-    _, descriptors, _, _ = socket.recv_fds(channel, 16, 1)
-    if not descriptors:
-        raise NotInside("the sandbox gave no way to the package index.")
-    return socket.socket(fileno=descriptors[0])
 
 
 def _take(work: Path, skeleton: Path) -> None:

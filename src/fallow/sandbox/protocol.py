@@ -76,6 +76,8 @@ class Probe(Struct, frozen=True):
     remedy: str = ""
     network: bool = False
     """It can give public addresses alone."""
+    proxy: bool = False
+    """It has a `listener`: what a program says there may be carried to public addresses by the agent."""
     devices: bool = True
     """It can show GPUs."""
 

@@ -14,6 +14,9 @@ from fallow.model.errors import PoolRefused
 
 DISK_RESERVE_BYTES = 64 << 20
 """Left free on the disk, whatever is lent."""
+MARGIN_BYTES = 256 << 20
+"""Of what a build may hold it is given so much less, and no more than a quarter: what it writes until it is found out
+comes on top."""
 LOOK_EVERY_S = 60.0
 LOOK_AGAIN_S = 10.0
 """The same where work has begun or ended since."""
@@ -60,7 +63,8 @@ class Disk:
         if limit:
             most = min(most, limit - usage.kept_bytes - usage.scratch_bytes + going)
         free = _free_bytes(self._folder)
-        return max(0, most if free is None else min(most, free + going - self._reserve_bytes))
+        room = max(0, most if free is None else min(most, free + going - self._reserve_bytes))
+        return room - min(MARGIN_BYTES, room // 4)
 
     def hold(self, limit: int) -> None:
         """To be called every second: what is written stays within the limit, and some of the disk free. What is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
@@ -21,9 +22,10 @@ async def _all_of_it(most: int) -> int:
 
 
 class Writers:
-    """Of one node. Use from one event loop; the counts may be read from any thread."""
+    """Of one node. From any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._writers: tuple[Writer, ...] = ()
         self.changes = 0
         """How many have come and gone."""
@@ -34,13 +36,15 @@ class Writers:
         return bool(self._writers)
 
     def add(self, writer: Writer) -> None:
-        self._writers += (writer,)
-        self.changes += 1
+        with self._lock:
+            self._writers += (writer,)
+            self.changes += 1
 
     def remove(self, writer: Writer) -> None:
         """Nothing where it is not there."""
-        self._writers = tuple(one for one in self._writers if one is not writer)
-        self.changes += 1
+        with self._lock:
+            self._writers = tuple(one for one in self._writers if one is not writer)
+            self.changes += 1
 
     @property
     def held_bytes(self) -> int:
