@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from fallow.sandbox.folders import DEPTH_LIMIT, remove_tree, usage_bytes
 from fallow.sandbox.protocol import Limits
+from fallow.sandbox.watch import Watch
 
 from .boxes import WITHIN_S, Box
 
@@ -82,6 +85,30 @@ def test_files_without_name_and_descriptor_end_it(bubble: Box, kind: str) -> Non
     finally:
         running.close()
     assert running.why  # type: ignore[attr-defined]
+
+
+def test_what_others_write_on_the_disk_ends_nobody(jail: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that processes share has no name either (and gVisor's kernel keeps all of its programs' in such)."""
+    measure, deep_looks, lost = Watch._measure, [0], itertools.count(0, 8 << 20)
+
+    def counted(self: Watch, deep: bool) -> None:
+        measure(self, deep)
+        deep_looks[0] += deep and self._free_first - self._free_then > 2 * LIMITS.disk_bytes
+
+    monkeypatch.setattr(Watch, "_measure", counted)
+    monkeypatch.setattr(Watch, "_free_bytes", lambda self: (1 << 40) - next(lost))
+    code = "import mmap\nheld = mmap.mmap(-1, 1 << 20); held[0] = 1\nwhile not os.path.exists('go'): time.sleep(0.01)"
+    running = jail.start(code, LIMITS)
+    try:
+        deadline = time.monotonic() + WITHIN_S
+        while deep_looks[0] < 2 and not running.why and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (jail.folder / "scratch" / "go").touch()
+        assert running.wait(WITHIN_S) == 0
+    finally:
+        running.close()
+    assert running.why == ""
+    assert deep_looks[0] >= 2
 
 
 def test_files_in_memory_are_counted_by_number(bubble: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,9 @@ async def start_inside(
     devices: tuple[str, ...],
     log: Path,
 ) -> tuple[Confined, Running]:
-    """`folder`: to be made. `descriptor`: the zygote's end of its control socket. Raises SandboxUnavailable, OSError."""
+    """`folder`: to be made. `descriptor`: the zygote's end of its control socket.
+
+    Raises SandboxUnavailable, OSError."""
     loop = asyncio.get_running_loop()
     proxied = network and not confinement.sandbox.probe().network
     ours, theirs = socket.socketpair()

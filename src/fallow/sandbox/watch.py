@@ -168,6 +168,10 @@ class Watch:
         if self.why:
             self._end()
 
+    def _may_hide(self) -> bool:
+        """Others write on that disk too: memory that is shared between processes is no place for what they write."""
+        return may_hide(self._init_pid, self._apart | {memory_device()})
+
     def _measure(self, deep: bool) -> None:
         """Raises Hidden."""
         if self._disk_bytes:
@@ -183,7 +187,7 @@ class Watch:
                 self.why = (
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
                 )
-            elif deep and self._free_first - free > used + self._disk_bytes and may_hide(self._init_pid):
+            elif deep and self._free_first - free > used + self._disk_bytes and self._may_hide():
                 self.why = "the disk loses more than can be measured, while it holds files that cannot be"
         if deep and self._memory_bytes and not self.why:
             measure = private_and_memory_files_bytes if memory_device() in self._apart else resident_bytes
