@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -17,8 +18,10 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("sandboxes need Linux", allow_module_level=True)
 
+from fallow.agent.caches import Caches, tree_bytes
 from fallow.agent.confined import Confinement
 from fallow.agent.environments import WORKER_REQUIREMENTS, Environments
+from fallow.agent.limits.disk import Disk
 from fallow.model.errors import EnvironmentFailed
 from fallow.model.job import EnvSpec
 from fallow.sandbox.protocol import Limits
@@ -169,14 +172,58 @@ async def test_what_is_built_works_and_is_compiled(tmp_path: Path, index: Path, 
     assert Path(cached).exists(), "who uses it may not write what it compiles"
 
 
+_FLOOD = """
+number = 0
+while True:
+    number += 1
+    with open(f'f{number}', 'wb') as file:
+        file.write(b'x' * (4 << 20))
+"""
+
+
+@EVERY
 @pytest.mark.slow
-async def test_a_build_that_writes_without_end_is_ended(tmp_path: Path, index: Path) -> None:
-    write_sdist(index, "flood", "1.0", "while True:\n    with open('f', 'ab') as file: file.write(b'x' * (1 << 20))")
-    made = environments(tmp_path)
+async def test_a_build_that_writes_without_end_is_ended_within_what_is_lent(
+    tmp_path: Path, index: Path, name: str
+) -> None:
+    """Beside what is kept and in use: all of it counts as one."""
+    write_sdist(index, "flood", "1.0", _FLOOD)
+    made = environments(tmp_path, name)
     assert made.confinement is not None
-    with pytest.raises(EnvironmentFailed, match=r"disk|too large"):
-        await made.ensure(EnvSpec(requirements=("flood",), allow_sdist=True))
-    assert os.listdir(tmp_path / "environments") == []
+    kept = tmp_path / "environments" / ("a" * 32) / "lib"
+    kept.mkdir(parents=True)
+    (kept / "big").write_bytes(b"x" * (60 << 20))
+    writers = made.confinement.writers
+    caches = Caches(tmp_path, lambda: [str(kept)], lambda: writers.unseen_bytes)
+    disk = Disk(tmp_path, caches, reserve_bytes=0, writers=writers)
+    lent, most = 160 << 20, [0]
+    writers.room = lambda wanted: disk.room(wanted, lent)
+
+    async def look() -> None:
+        while True:
+            most[0] = max(most[0], await asyncio.to_thread(tree_bytes, tmp_path / "environments"))
+            await asyncio.sleep(0.02)
+
+    looking = asyncio.ensure_future(look())
+    try:
+        with pytest.raises(EnvironmentFailed, match=r"it wrote \d+ MB of the 7\d MB of disk that it may use"):
+            await made.ensure(EnvSpec(requirements=("flood",), allow_sdist=True))
+    finally:
+        looking.cancel()
+    assert most[0] < lent + (400 << 20), "on a machine that is busy it is found out late, but not that late"
+    assert [found.name for found in (tmp_path / "environments").iterdir()] == ["a" * 32]
+    assert not writers
+    (kept / "more").write_bytes(b"x" * (90 << 20))
+    with pytest.raises(EnvironmentFailed, match="no environment can be built on this node now: of the disk that"):
+        await environments_again(made, tmp_path, lent).ensure(EnvSpec(requirements=("flood",), allow_sdist=True))
+
+
+def environments_again(made: Environments, folder: Path, lent: int) -> Environments:
+    """The same, with caches that have measured nothing yet."""
+    assert made.confinement is not None
+    disk = Disk(folder, Caches(folder, lambda: [str(folder / "environments" / ("a" * 32))]), reserve_bytes=0)
+    made.confinement.writers.room = lambda wanted: disk.room(wanted, lent)
+    return made
 
 
 @pytest.mark.slow

@@ -93,3 +93,53 @@ async def test_who_does_not_speak_socks_is_hung_up_on(echo: tuple[int, list[byte
         assert await reader.read() == b""
         writer.close()
     await gate.close()
+
+
+async def talk(gate: Gate, said: bytes) -> bytes:
+    """All that comes back."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    where = listening.getsockname()
+    await gate.serve(listening)
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            reader, writer = await asyncio.open_connection(*where)
+            writer.write(said)
+            writer.write_eof()
+            came = await reader.read()
+            writer.close()
+            return came
+    finally:
+        await gate.close()
+
+
+async def test_http_tunnels_and_requests_are_carried(echo: tuple[int, list[bytes]]) -> None:
+    port, heard = echo
+    came = await talk(Gate([("localhost", port)]), f"CONNECT localhost:{port} HTTP/1.1\r\n\r\nping".encode())
+    assert came == b"HTTP/1.1 200 Connected\r\n\r\n" + b"PING" * 1000
+    head = f"GET http://localhost:{port}/a/b?c=1 HTTP/1.1\r\nHost: localhost\r\nProxy-Authorization: x\r\n"
+    await talk(Gate([("localhost", port)]), f"{head}Connection: keep-alive\r\n\r\n".encode())
+    assert heard[1] == b"GET /a/b?c=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1", "no-such.invalid"])
+async def test_what_is_not_public_is_refused_as_what_is_not_there(echo: tuple[int, list[bytes]], host: str) -> None:
+    port, heard = echo
+    gate = Gate(ports=None)
+    for line in (f"CONNECT {host}:{port} HTTP/1.1", f"GET http://{host}:{port}/ HTTP/1.1"):
+        assert (await talk(gate, f"{line}\r\n\r\n".encode())).startswith(b"HTTP/1.1 403 No such name or its address")
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET https://localhost/ HTTP/1.1\r\n\r\n",
+        b"CONNECT localhost HTTP/1.1\r\n\r\n",
+        b"GET http://localhost:99999999/ HTTP/1.1\r\n\r\n",
+        b"\xff\xff\r\n\r\n",
+        b"x" * 100_000 + b"\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request_to_a_proxy_is_refused(said: bytes) -> None:
+    assert (await talk(Gate(ports=None), said)).startswith(b"HTTP/1.1 400 ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fallow.coordinator.nodes import NodeRegistry
-from fallow.model.ids import NodeId
+from fallow.model.ids import JobId, NodeId
 from fallow.model.node import NodeSpec
 from fallow.wire.messages import Beat, BeatAck
 
@@ -43,6 +43,27 @@ def test_a_silent_node_gets_nothing_new_until_it_is_heard_of() -> None:
     _entry, changed = registry.beat(_beat(1, 2), 103.0, 0.0)
     view = registry.view(node)
     assert changed
+    assert view is not None
+    assert view.open
+
+
+def test_a_node_at_rest_that_does_not_answer_to_work_gets_no_more_of_it() -> None:
+    registry = NodeRegistry(Sent())  # type: ignore[arg-type]
+    registry.lead(1)
+    registry.place_elsewhere = lambda _: True
+    for number in (1, 2):
+        registry.beat(_beat(number, 1, interval_s=3.0, first=True), 100.0, 0.0)
+    answers, silent = _beat(1, 1).node_id, _beat(2, 1).node_id
+    for node in (answers, silent):
+        registry.send_assign((node, 0), JobId("job-1"), 101.0)
+    registry.beat(_beat(1, 2), 101.1, 0.0)
+    registry.changed.clear()
+    assert not registry.note_quiet(103.0)
+    registry.beat(_beat(1, 3), 103.0, 0.0)
+    assert registry.note_quiet(103.3)
+    assert list(registry.changed) == [silent], "it was to beat by 103, and may be late; but not once it has work"
+    registry.beat(_beat(2, 2), 103.4, 0.0)
+    view = registry.view(silent)
     assert view is not None
     assert view.open
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from fallow.sandbox.folders import DEPTH_LIMIT, remove_tree, usage_bytes
 from fallow.sandbox.protocol import Limits
+from fallow.sandbox.watch import Watch
 
 from .boxes import WITHIN_S, Box
+from .conftest import working
 
 LIMITS = Limits(memory_bytes=192 << 20, processes=32, disk_bytes=16 << 20)
 FILL = """
@@ -84,9 +88,37 @@ def test_files_without_name_and_descriptor_end_it(bubble: Box, kind: str) -> Non
     assert running.why  # type: ignore[attr-defined]
 
 
-def test_files_in_memory_are_counted_by_number(bubble: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_write_on_the_disk_ends_nobody(jail: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that processes share has no name either (and gVisor's kernel keeps all of its programs' in such)."""
+    measure, deep_looks, lost = Watch._measure, [0], itertools.count(0, 8 << 20)
+
+    def counted(self: Watch, deep: bool) -> None:
+        measure(self, deep)
+        deep_looks[0] += deep and self._free_first - self._free_then > 2 * LIMITS.disk_bytes
+
+    monkeypatch.setattr(Watch, "_measure", counted)
+    monkeypatch.setattr(Watch, "_free_bytes", lambda self: (1 << 40) - next(lost))
+    code = "import mmap\nheld = mmap.mmap(-1, 1 << 20); held[0] = 1\nwhile not os.path.exists('go'): time.sleep(0.01)"
+    running = jail.start(code, LIMITS)
+    try:
+        deadline = time.monotonic() + WITHIN_S
+        while deep_looks[0] < 2 and not running.why and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (jail.folder / "scratch" / "go").touch()
+        assert running.wait(WITHIN_S) == 0
+    finally:
+        running.close()
+    assert running.why == ""
+    assert deep_looks[0] >= 2
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "podman"])
+def test_files_in_memory_are_counted_by_number(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(gVisor's kernel keeps them in memory of its own, which is bounded.)"""
     monkeypatch.setattr("fallow.sandbox.watch.TMP_INODES", 300)
-    running = bubble.start("for n in range(400): open(f'/tmp/f{n}', 'w').close()\ntime.sleep(600)", LIMITS)
+    running = Box(working(name), tmp_path).start(
+        "for n in range(400): open(f'/tmp/f{n}', 'w').close()\ntime.sleep(600)", LIMITS
+    )
     try:
         assert running.wait(WITHIN_S) == -signal.SIGKILL
     finally:

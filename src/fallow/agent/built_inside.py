@@ -18,12 +18,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fallow.agent.confined import Confinement, interpreter_folders
-from fallow.agent.gate import PORTS, Gate
+from fallow.agent.gate import PORTS, Gate, received
+from fallow.agent.limits.writers import Writer
 from fallow.agent.taken_tree import take_over
+from fallow.core.quantities import size_words
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.folders import remove_tree
 from fallow.sandbox.protocol import LISTENER_PORT, Mount, Program, Running
 
+LEAST_BYTES = 64 << 20
+"""A build that may hold less is not begun."""
 FETCHED_SHARE = 2
 """A build may fetch this many times what it may hold on disk."""
 _INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY")
@@ -54,8 +58,10 @@ async def install_inside(
 
     Raises EnvironmentFailed with uv's words, NotInside where no sandbox can do it, TimeoutError, OSError."""
     settings = _Settings.of_owner(confinement.index_hosts)
+    quota = await build_quota(confinement)
     ours, theirs = socket.socketpair()
-    gate = Gate(settings.hosts, confinement.build_bytes * FETCHED_SHARE)
+    gate = Gate(settings.hosts, quota * FETCHED_SHARE)
+    writer: Writer | None = None
     running: Running | None = None
     loop = asyncio.get_running_loop()
     try:
@@ -64,7 +70,7 @@ async def install_inside(
         wanted = box / "requirements.txt"
         wanted.write_text(requirements)
         wanted.chmod(0o644)
-        program = _program(confinement, uv, interpreter, allow_sdist, box, settings, theirs.fileno())
+        program = _program(confinement, uv, interpreter, allow_sdist, box, settings, theirs.fileno(), quota)
         starting = loop.run_in_executor(None, confinement.sandbox.start, program)
         try:
             running = await asyncio.shield(starting)
@@ -73,13 +79,17 @@ async def install_inside(
             raise
         except SandboxUnavailable as error:
             raise NotInside(str(error)) from None
-        await gate.serve(await loop.run_in_executor(None, _listening, ours))
+        writer = Writer(lambda: running.disk_bytes if running is not None else 0, running.end, is_seen=True)
+        confinement.writers.add(writer)
+        if (way := received(ours)) is None:
+            raise NotInside("the sandbox gave no way to the package index.")
+        await gate.serve(way)
         async with asyncio.timeout(timeout_s or None):
             while (status := running.poll()) is None:
                 if gate.refused and not allow_sdist:
                     break  # uv itself was refused, and would only try again
                 await asyncio.sleep(_POLL_S)
-        why = getattr(running, "why", "")
+        why = running.why
         # What is looked at below must not change any more.
         await loop.run_in_executor(None, running.close)
         running = None
@@ -100,8 +110,21 @@ async def install_inside(
         theirs.close()
         if running is not None:
             await loop.run_in_executor(None, running.close)
+        if writer is not None:
+            confinement.writers.remove(writer)
         await gate.close()
         await loop.run_in_executor(None, remove_tree, box)
+
+
+async def build_quota(confinement: Confinement) -> int:
+    """What a build that begins now may hold on disk, in bytes. Raises EnvironmentFailed where that is next to
+    nothing."""
+    quota = await confinement.writers.room(confinement.build_bytes)
+    if quota < min(LEAST_BYTES, confinement.build_bytes):
+        raise EnvironmentFailed(
+            f"no environment can be built on this node now: of the disk that it lends {size_words(quota)} are left."
+        )
+    return quota
 
 
 class _Settings(msgspec.Struct):
@@ -151,6 +174,7 @@ def _program(
     box: Path,
     settings: _Settings,
     listener: int,
+    quota: int,
 ) -> Program:
     proxy = f"socks5h://127.0.0.1:{LISTENER_PORT}"
     environment = settings.environment | {
@@ -180,7 +204,7 @@ def _program(
     install.append("--compile-bytecode")
     if not allow_sdist:
         install += ["--only-binary", ":all:"]
-    limits = msgspec.structs.replace(confinement.limits, disk_bytes=confinement.build_bytes)
+    limits = msgspec.structs.replace(confinement.limits, disk_bytes=quota)
     return Program(
         argv=("/bin/sh", "-c", _SCRIPT, "sh", _UV, interpreter, *install),
         environment=environment,
@@ -190,14 +214,6 @@ def _program(
         listener=listener,
         log=str(box / "log"),
     )
-
-
-def _listening(channel: socket.socket) -> socket.socket:
-    """What the launcher has sent: it has sent it before it said that the program runs."""
-    _, descriptors, _, _ = socket.recv_fds(channel, 16, 1)
-    if not descriptors:
-        raise NotInside("the sandbox gave no way to the package index.")
-    return socket.socket(fileno=descriptors[0])
 
 
 def _take(work: Path, skeleton: Path) -> None:

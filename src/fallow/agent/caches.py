@@ -17,12 +17,14 @@ from fallow.core.evict import Kept, over_limit, unused_since
 
 ENVIRONMENT, MODULES, DATA = "environment", "modules", "data"
 GOING = ".going-"
+BUILDING = ".building-"
+"""As Environments names what it works on."""
 IN_USE_S = 300.0
 """Data that was asked for so recently may still be read."""
 
 
 class Usage(Struct, frozen=True):
-    """`scratch_bytes`: what running tasks write, which goes by itself when they end."""
+    """`scratch_bytes`: what running tasks and builds write, which goes by itself when they end."""
 
     kept: tuple[Kept, ...]
     scratch_bytes: int
@@ -35,9 +37,13 @@ class Usage(Struct, frozen=True):
 class Caches:
     """The caches under `folder`. `in_use`: paths of interpreters and of modules' folders that work needs now."""
 
-    def __init__(self, folder: Path, in_use: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self, folder: Path, in_use: Callable[[], Collection[str]], unseen: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`unseen`: bytes that running work holds where they are not found here."""
         self._folder = folder
         self._in_use = in_use
+        self._unseen = unseen
         self._sizes: dict[str, tuple[float, int]] = {}
         """Of folders, by path: (mtime, bytes). What is in one does not change once it is made."""
 
@@ -46,9 +52,11 @@ class Caches:
         needed = list(self._in_use())
         kept: list[Kept] = []
         seen: set[str] = set()
+        working = tree_bytes(self._folder / "scratch") + self._unseen()
         for kind, root in ((ENVIRONMENT, "environments"), (MODULES, "modules")):
             for entry in _entries(self._folder / root):
                 if entry.name.startswith("."):
+                    working += tree_bytes(Path(entry.path)) if entry.name.startswith(BUILDING) else 0
                     continue
                 used = any(path == entry.path or path.startswith(f"{entry.path}{os.sep}") for path in needed)
                 about = _stat(entry)
@@ -62,7 +70,7 @@ class Caches:
                 used = now_unix_s - about.st_mtime < IN_USE_S
                 kept.append(Kept(DATA, entry.name[:16], entry.path, about.st_blocks * 512, about.st_mtime, used))
         self._sizes = {path: known for path, known in self._sizes.items() if path in seen}
-        return Usage(tuple(kept), tree_bytes(self._folder / "scratch"))
+        return Usage(tuple(kept), working)
 
     def _size(self, path: str) -> int:
         if path not in self._sizes:

@@ -27,12 +27,15 @@ import msgspec
 from msgspec import Struct
 
 import fallow
+from fallow.agent.limits.writers import Writers
 from fallow.model.tiers import Tier
 from fallow.sandbox.folders import remove_tree
 from fallow.sandbox.protocol import Limits, Mount
 from fallow.sandbox.system import refuse_homes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fallow.model.node import NodeSpec
     from fallow.sandbox.bounded_folder import BoundedFolder
     from fallow.sandbox.protocol import Sandbox
@@ -71,6 +74,7 @@ class Confinement(Struct, frozen=True):
     """As SandboxSettings has them."""
     build_bytes: int = BUILD_BYTES
     """What the build of one environment may hold on disk, with its downloads."""
+    writers: Writers = msgspec.field(default_factory=Writers)
 
     def offered(self, spec: NodeSpec) -> NodeSpec:
         """The node as it offers itself with this: a GPU is one tenant's at a time."""
@@ -110,6 +114,7 @@ class Confined:
             self._scratch_fd = os.dup(self._bounded.descriptor)
         else:
             self._scratch_fd = os.open(self.scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.on_close: Callable[[], None] = lambda: None
         # Kept open: results may still be on their way out when the sandbox has ended.
         _OPEN[str(self.scratch)] = self
 
@@ -126,6 +131,16 @@ class Confined:
             if self._bounded is None
             else Mount(self._bounded.path, SCRATCH, writable=True, bounded=self._bounded.device),
         )
+
+    @property
+    def is_bounded(self) -> bool:
+        """SCRATCH is a file system of its own, which nobody sees on the machine."""
+        return self._bounded is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """What such a file system takes of the machine's disk; 0 where it is none."""
+        return self._bounded.held_bytes if self._bounded is not None and self._bounded.descriptor >= 0 else 0
 
     # ------------------------------------------------ in
 
@@ -189,6 +204,7 @@ class Confined:
 
     def close(self) -> None:
         """Remove all of it."""
+        self.on_close()
         _OPEN.pop(str(self.scratch), None)
         with self._opening:
             if self._scratch_fd >= 0:

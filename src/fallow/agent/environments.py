@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import fallow
+from fallow.agent.caches import tree_bytes
 from fallow.agent.probe import own_python, uv_program
+from fallow.core.quantities import size_words
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.job import EnvSpec
 
@@ -33,6 +35,8 @@ log = logging.getLogger("fallow.agent")
 WORKER_REQUIREMENTS = ("msgspec>=0.19", "cloudpickle>=3.1", "blake3>=1.0")
 """What worker/ imports beyond the standard library."""
 BUILD_TIMEOUT_S = 1800.0
+MEASURE_EVERY_S = 1.0
+"""Between looks at what an installation outside of a sandbox has written."""
 KEPT_LIMIT = 16
 """Environments kept for later; the ones used longest ago go when there are more."""
 WORDS_LIMIT = 8_000
@@ -192,6 +196,9 @@ class Environments:
     async def _install(self, uv: str, env: EnvSpec, folder: Path) -> None:
         wanted = folder / "requirements.txt"
         wanted.write_text(_requirements(env))
+        if self.confinement is not None:
+            await self._install_bounded(self.confinement, uv, wanted, folder)
+            return
         command = [uv, "pip", "install", "--python", str(folder / _BIN / _PYTHON), "--requirement", str(wanted)]
         if not env.allow_sdist:
             command += ["--only-binary", ":all:"]
@@ -200,11 +207,32 @@ class Environments:
         except EnvironmentFailed as error:
             if not any(words in str(error).lower() for words in PASSING_WORDS):
                 raise
-            if self.confinement is not None:
-                raise  # parts of it may be there, and uv would run them with the environment's interpreter
             log.warning("building an environment failed for the network's sake; once more: %s", error)
             await asyncio.sleep(1.0)
             await _run(command)
+
+    async def _install_bounded(self, confinement: Confinement, uv: str, wanted: Path, folder: Path) -> None:
+        """Wheels alone, once: parts of them may be there then, which uv would run with the environment's interpreter.
+        With a cache of its own, and within the disk that is lent."""
+        from fallow.agent.built_inside import build_quota
+
+        quota = await build_quota(confinement)
+        cache = folder / ".cache"
+        command = [uv, "pip", "install", "--python", str(folder / _BIN / _PYTHON), "--requirement", str(wanted)]
+        command += ["--only-binary", ":all:", "--cache-dir", str(cache)]
+        running = asyncio.ensure_future(_run(command))
+        try:
+            while not (await asyncio.wait({running}, timeout=MEASURE_EVERY_S))[0]:
+                if (held := await asyncio.to_thread(tree_bytes, folder)) > quota:
+                    raise EnvironmentFailed(
+                        f"the environment took {size_words(held)} of disk while it was installed, and "
+                        f"{size_words(quota)} are left of what this node lends."
+                    )
+            await running
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            await asyncio.to_thread(shutil.rmtree, cache, ignore_errors=True)
 
     def _interpreter(self, env: EnvSpec) -> str:
         if not env.python or env.python == own_python():

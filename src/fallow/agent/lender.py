@@ -32,6 +32,7 @@ from fallow.agent.limits.disk import Disk
 from fallow.agent.limits.keeper import GpuState, Keeper
 from fallow.agent.limits.offer import lent_spec
 from fallow.agent.limits.price import read_price
+from fallow.agent.limits.writers import Writers
 from fallow.agent.report import cache_report, state_now, status_report
 from fallow.agent.settings import load_settings
 from fallow.core.presence import LEAST_JITTER
@@ -78,7 +79,9 @@ class Lender:
         self._state = ""
         self.job_since: dict[str, float] = {}
         self.work = WorkBook(folder)
-        self.caches = Caches(folder, node.jobs.paths_in_use)
+        confinement = node.workers.confinement
+        writers = confinement.writers if confinement is not None else Writers()
+        self.caches = Caches(folder, node.jobs.paths_in_use, lambda: writers.unseen_bytes)
         self.throttle = Throttle()
         self.keeper = Keeper(node, gpu_states, PowerLimits().set)
         self._control = ControlServer(folder, self._answer)
@@ -90,8 +93,11 @@ class Lender:
         """The settings have changed."""
         self._keeping: asyncio.Task[None] | None = None
         self._looked_s = self._kept_s = time.monotonic()
-        self.disk = Disk(folder, self.caches)
+        self.disk = Disk(folder, self.caches, writers=writers)
+        writers.room = lambda most: self.disk.room(most, self.settings.share.disk_bytes)
         self._tasks_seen = 0
+        self._rested: LendingSettings | None = None
+        """Those that were held when the node last came to rest; None: it works."""
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
         node.blobs.make_room = self.make_room
@@ -164,6 +170,8 @@ class Lender:
     async def _answer(self, question: Question) -> dict[str, Any]:
         match question:
             case Status():
+                if self.watch is not None:
+                    await self.watch.look_again()
                 return status_report(self)
             case Pause(for_s=for_s, gpu=None):
                 self.pause(for_s)
@@ -304,7 +312,7 @@ class Lender:
         if self.watch is not None:
             self.watch.work_begins()
 
-    def _pulse(self) -> None:
+    def _pulse(self) -> float | None:
         if self.watch is not None:
             self.watch.check()
         now_s = time.monotonic()
@@ -315,6 +323,9 @@ class Lender:
         if now_s - self._kept_s >= KEEP_EVERY_S and (self._keeping is None or self._keeping.done()):
             self._kept_s = now_s
             self._keeping = asyncio.ensure_future(self._keep())
+        if self.node.is_at_work:
+            return TICK_S
+        return max(0.0, self.paused_until_s - now_s) if self.paused_until_s is not None else None
 
     async def _keep(self) -> None:
         """Caches within their limit, and what was worked on disk."""
@@ -328,6 +339,12 @@ class Lender:
     def _tick(self, now_s: float, passed_s: float) -> None:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:
             self.resume()
+        at_rest = self.node.is_at_rest
+        if at_rest and self._rested == self.settings:
+            self.note_state()
+            return
+        self._rested = self.settings if at_rest else None
+        self.disk.hold(self.settings.share.disk_bytes)
         cpu_s = gpu_s = 0.0
         jobs: dict[str, float] = {}
         for slot in self.node.slots:

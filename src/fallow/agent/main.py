@@ -199,7 +199,7 @@ def _confinement(options: AgentOptions) -> Confinement | None:
     return Confinement(
         sandbox,
         limits,
-        settings.network and sandbox.probe().network,
+        settings.network and (sandbox.probe().network or sandbox.probe().proxy),
         settings.least,
         settings.index_hosts,
         min(share.disk_bytes or BUILD_BYTES, BUILD_BYTES),

@@ -18,7 +18,7 @@ import msgspec
 import fallow
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
-from fallow.agent.devices.gpus import Gpus, Tenant
+from fallow.agent.devices.gpus import Gpus, tenants_of
 from fallow.agent.environments import Environments
 from fallow.agent.fullness import Fullness
 from fallow.agent.jobs import Jobs
@@ -234,6 +234,11 @@ class Node:
         return any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
 
     @property
+    def is_at_rest(self) -> bool:
+        """Nothing of the pool's runs here, or waits to be handed in, as of the last look."""
+        return self._rhythm.at_rest
+
+    @property
     def paused(self) -> str:
         """Why nothing runs here now; '' where something may."""
         return self._pauses.words
@@ -259,20 +264,11 @@ class Node:
 
     def _look_at_gpus(self) -> None:
         """Tenants of parts keep to them; and what has become of the devices since the last look is told."""
-        self.gpus.guard(self._gpu_tenants())
+        self.gpus.guard(tenants_of(lane for slot in self.slots for lane in slot.lanes.values()))
         devices = self.gpus.devices
         if devices != self.spec.devices:
             self.spec = msgspec.structs.replace(self.spec, devices=devices)
             self._tell_spec = True
-
-    def _gpu_tenants(self) -> list[Tenant]:
-        """Workers that have a part of a device."""
-        seats = (lane.seat for slot in self.slots for lane in slot.lanes.values())
-        return [
-            Tenant(seat, seat.process.pid, seat.process.kill)
-            for seat in seats
-            if seat is not None and seat.process is not None and seat.kind.gpu.count and seat.kind.gpu.share < 1
-        ]
 
     async def serve(self, link: Link, ended: asyncio.Event, ready: Callable[[], None] | None) -> None:
         """Take part in the pool until `ended` is set."""
@@ -299,18 +295,22 @@ class Node:
 
     def _second(self) -> float:
         now = time.monotonic()
+        rested = self._rhythm.at_rest
+        self._rhythm.rests(not self.is_at_work and not len(self.outbox), now)
         if self._rhythm.is_due(now):
             self.beat()
         self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
+        if now >= self._next_sweep_s:
+            self._next_sweep_s = now + SWEEP_EVERY_S
+            self._sweeping = asyncio.ensure_future(self.workers.sweep(self.default_kind))
+        elif rested and self._rhythm.at_rest:
+            return self._rhythm.wait_s(time.monotonic())
         self.outbox.resend_due()
         self._look_at_gpus()
         for slot in self.slots:
             slot.tick()
         if self.workers.confinement is not None:
             self._end_sandboxes()
-        if now >= self._next_sweep_s:
-            self._next_sweep_s = now + SWEEP_EVERY_S
-            self._sweeping = asyncio.ensure_future(self.workers.sweep(self.default_kind))
         return self._rhythm.wait_s(time.monotonic())
 
     def _look_at_server(self) -> float | None:
@@ -392,6 +392,9 @@ class Node:
                     for callback in self.on_work:
                         callback()
                     slot.assigned(message)
+                    if self._rhythm.at_rest:
+                        self._rhythm.rests(False, time.monotonic())
+                        self.beat()  # the pool waits for a word of who was silent
                     self.pulse.within(PING_OFTEN_S)
             case TakeBack():
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 log = logging.getLogger("fallow.agent")
 
-PULSE_S = 1.0
+PULSE_S = 3.0
+"""At rest; who needs it more often says so."""
 LEAST_S = 0.005
 
 

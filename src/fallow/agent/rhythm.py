@@ -11,6 +11,9 @@ AWAY_AFTER_INTERVALS = 2.5
 """Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
 AWAY_INTERVALS = 0.25
 """The pause between beats then, and after the first one on a new connection."""
+REST_INTERVAL_S = 3.0
+"""At least, between beats of a node on which nothing of the pool's runs. Nobody waits for it; and work that comes is
+answered by a beat."""
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 
@@ -21,13 +24,20 @@ class Rhythm:
     def __init__(self, now: float) -> None:
         self.seq = 0
         """Of the last beat."""
-        self.interval_s = BEAT_INTERVAL_S
+        self.asked_s = BEAT_INTERVAL_S
         """What the leader asked for."""
+        self.at_rest = False
+        """Nothing of the pool's runs here, nor is about to."""
         self.was_heard = False
         """A coordinator has answered at least once."""
         self._next_s = 0.0
         self._acknowledged_s = now
         self._epoch = 0
+
+    @property
+    def interval_s(self) -> float:
+        """At most so long after a beat the next one comes."""
+        return max(self.asked_s, REST_INTERVAL_S) if self.at_rest else self.asked_s
 
     def beats(self, now: float) -> int:
         """A beat is sent now; returns its number."""
@@ -35,12 +45,18 @@ class Rhythm:
         self._next_s = now + self._pause_s(now)
         return self.seq
 
+    def rests(self, at_rest: bool, now: float) -> None:
+        """Whether anybody may wait for what runs here. Work that begins after a rest is not without a beat for long."""
+        if self.at_rest and not at_rest:
+            self._next_s = min(self._next_s, now + self.asked_s)
+        self.at_rest = at_rest
+
     def is_due(self, now: float) -> bool:
         return now >= self._next_s
 
     def wait_s(self, now: float) -> float:
-        """Time until the next look: at most BEAT_INTERVAL_S."""
-        return min(BEAT_INTERVAL_S, max(0.0, self._next_s - now))
+        """Time until the next look: at most REST_INTERVAL_S at rest, else BEAT_INTERVAL_S."""
+        return min(REST_INTERVAL_S if self.at_rest else BEAT_INTERVAL_S, max(0.0, self._next_s - now))
 
     def hurry(self, now: float) -> None:
         """The last beat may have been lost: the next one comes soon."""
@@ -62,7 +78,7 @@ class Rhythm:
         """Returns whether the coordinator was away or is a new one: then all that matters is to be sent again."""
         was_away = self.is_away(now)
         is_new = ack.epoch > self._epoch > 0
-        self.interval_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, ack.interval_s))
+        self.asked_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, ack.interval_s))
         self._next_s = min(self._next_s, now + self.interval_s)
         self._acknowledged_s = now
         self.was_heard = True

@@ -21,10 +21,10 @@ from fallow.agent.memory import FILLED_BYTES_PER_S, MachineMemory, choose_victim
 from fallow.agent.worker_api import WorkerCallbacks
 from fallow.agent.worker_files import WorkerMap
 from fallow.agent.worker_process import POLL_MOST_S, POLL_S, TIMEOUT_PRECISION, Process
-from fallow.agent.zygote_program import confined_environment, plain_program, zygote_argv
+from fallow.agent.zygote_program import plain_program
 from fallow.model.errors import EnvironmentFailed, SandboxUnavailable
 from fallow.sandbox.plain import PlainSandbox
-from fallow.sandbox.protocol import OwnKernel, Program
+from fallow.sandbox.protocol import OwnKernel
 from fallow.worker import orders
 from fallow.worker.frames import FrameReader, frame
 
@@ -149,46 +149,19 @@ class Zygote:
         self._loop.add_reader(ours.fileno(), self._readable)
 
     async def _start_confined(self, confinement: Confinement, descriptor: int) -> Running:
-        from fallow.agent.confined import PACKAGE, SCRATCH, Confined, user_packages
+        from fallow.agent.zygote_inside import start_inside
 
         if self._process is not None:
             await self._loop.run_in_executor(None, self._process.close)
         if self.confined is not None:
             self._past.append(self.confined)
         self._memory_kills = 0
-        sys_path, last = (PACKAGE, *self._sys_path), user_packages(str(self._python))
-
-        def begin() -> tuple[Confined, Running]:
-            confined = Confined(self._scratch / "inside", confinement.limits.disk_bytes)
-            # 0 for the parent: the agent has no number in there.
-            program = Program(
-                argv=zygote_argv(self._python, descriptor, sys_path, 0, SCRATCH, last),
-                environment=confined_environment(self._cpu, SCRATCH),
-                cwd=SCRATCH,
-                descriptors=(descriptor,),
-                mounts=confined.mounts(str(self._python)),
-                limits=confinement.limits,
-                network=self._network,
-                devices=self._devices,
-                log=str(self._log),
-            )
-            try:
-                return confined, confinement.sandbox.start(program)
-            except BaseException:
-                confined.close()
-                raise
-
-        starting = self._loop.run_in_executor(None, begin)
-        try:
-            self.confined, running = await asyncio.shield(starting)
-            return running
-        except asyncio.CancelledError:
-            # What it starts is nobody's: waited for, since it uses the descriptor.
-            with contextlib.suppress(SandboxUnavailable, OSError):
-                confined, running = await starting
-                await self._loop.run_in_executor(None, running.close)
-                confined.close()
-            raise
+        assert self._log is not None
+        self.confined, running = await start_inside(
+            confinement, self._scratch / "inside", str(self._python), descriptor, self._sys_path, self._cpu,
+            self._network, self._devices, self._log,
+        )  # fmt: skip
+        return running
 
     def _last_words(self) -> str:
         if self._log is None:
@@ -252,8 +225,8 @@ class Zygote:
         process = self._process
         status = process.poll() if process is not None else None
         words = "the zygote of the workers has ended" + (f" (status {status})" if status is not None else "")
-        if self.confined is not None and isinstance(process, OwnKernel) and process.why:
-            words = f"the sandbox of the job was ended: {process.why}"
+        if self.confined is not None and process is not None and (why := process.why):
+            words = f"the sandbox of the job was ended: {why}"
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(
                 EnvironmentFailed(f"{self._python} could not start a worker. {self._last_words() or words}")

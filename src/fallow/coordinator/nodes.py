@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fallow.core.capability import implausible
 from fallow.core.demand import Moves, NodeView
-from fallow.core.presence import LEAST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_after_s
+from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, beat_interval_s, lost_after_s, quiet_after_s
 from fallow.core.silence import Silences
 from fallow.model.ids import JobId, NodeId, SlotKey
 from fallow.model.job import JobSpec
@@ -48,6 +48,11 @@ class NodeEntry:
     """The same of its GPUs, in Gflop/s."""
     interval_s: float = LEAST_INTERVAL_S
     """How often it says that it beats."""
+    asked_s: float = LEAST_INTERVAL_S
+    """How often it was last asked to."""
+    awaited_s: float | None = None
+    """Since when it has work, and has not been heard of: a node at rest beats more seldom than it was asked to, and at
+    once when it is given any."""
     paused: str = ""
     """Why its owner lets nothing run on it now."""
     paused_slots: frozenset[int] = frozenset()
@@ -58,6 +63,15 @@ class NodeEntry:
     wasted_s: float = 0.0
     tied: dict[int, JobId] = field(default_factory=dict)
     """Slots that run a long task, and whose it is: whoever they are assigned to has them when that ends."""
+
+    @property
+    def rests(self) -> bool:
+        """It said that it beats more seldom than it was asked to, whose figure follows the pool's size."""
+        return self.interval_s >= self.asked_s + 1.0
+
+    def is_overdue(self, now: float) -> bool:
+        """It was given work at rest, and does not answer."""
+        return self.awaited_s is not None and now - self.awaited_s > QUIET_LEAST_S
 
     def judged_spec(self) -> NodeSpec:
         """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
@@ -112,6 +126,8 @@ class NodeRegistry:
         self._gone_as_of = 0
         self._quiet = Silences(quiet_after_s, self._presence)
         self._silent = Silences(lost_after_s, self._presence)
+        self._awaited: set[NodeId] = set()
+        """Nodes that have `awaited_s`."""
         self.entries: dict[NodeId, NodeEntry] = {}
         self.era = 0
         """Goes up when all that was known is forgotten."""
@@ -134,6 +150,7 @@ class NodeRegistry:
         """This coordinator's plans count from now on, under this epoch; what nodes do is learnt from their beats."""
         self._epoch = epoch
         self.entries.clear()
+        self._awaited.clear()
         self._gone = 0
         self._quiet = Silences(quiet_after_s, self._presence)
         self._silent = Silences(lost_after_s, self._presence)
@@ -183,7 +200,8 @@ class NodeRegistry:
         if entry is None or entry.session != beat.session:
             return None, False
         changed = changed or entry.is_quiet
-        entry.is_quiet = False
+        entry.is_quiet, entry.awaited_s, entry.asked_s = False, None, interval_s
+        self._awaited.discard(beat.node_id)
         entry.seen = now
         is_oftener = beat.interval_s < entry.interval_s
         entry.interval_s = beat.interval_s
@@ -247,7 +265,8 @@ class NodeRegistry:
     def note_quiet(self, now: float) -> bool:
         """Nodes that are silent get nothing new. Returns whether there are others than before."""
         news = False
-        for node_id in self._quiet.take(now):
+        overdue = [node_id for node_id in self._awaited if self.entries[node_id].is_overdue(now)]
+        for node_id in [*self._quiet.take(now), *overdue]:
             entry = self.entries[node_id]
             if entry.state is NodeState.ALIVE and not entry.is_quiet:
                 entry.is_quiet = news = True
@@ -331,6 +350,9 @@ class NodeRegistry:
         spec = self.spec_of(job_id) if job_id is not None else None
         entry = self.entries[key[0]]
         self._seq += 1
+        if job_id is not None and entry.awaited_s is None and entry.rests:
+            entry.awaited_s = now
+            self._awaited.add(key[0])
         if job_id is not None and spec is None:
             share = self.shares.get(job_id, 0)
             if self.place_elsewhere(Place(job_id, key[0], key[1], self._seq, self._epoch, share)):

@@ -26,12 +26,14 @@ CPU = "cpu"
 LOOK_S = 0.5
 """Between looks while work may run and nothing tells of input at once: with `grace_s` it stays under two seconds."""
 NOTIFIED_LOOK_S = 1.0
-REST_LOOK_S = 2.0
-"""Instead of these two while nothing of the pool's runs here: there is nothing to stop, and a look comes before the
-work does."""
-NOTIFIED_REST_LOOK_S = 5.0
-PAUSED_LOOK_S = 5.0
-"""Between looks while nothing may run: only the end of the pause can wait."""
+REST_LOOK_S = 10.0
+"""Instead of these two while nothing of the pool's runs here: there is nothing to stop, and work that comes brings a
+look with it, as does whoever asks how things stand."""
+NOTIFIED_REST_LOOK_S = 30.0
+PAUSED_LOOK_S = 10.0
+"""Between looks while nothing may run and who knows until when: only the end of the pause can wait."""
+PAUSED_MOST_S = 60.0
+"""The same where it is known that the pause does not end sooner."""
 JUMP_S = 15.0
 """A look that comes so much later than it should: nobody knows what happened meanwhile."""
 GPU_RESUME_SHARE = 0.6
@@ -50,8 +52,8 @@ class Cause(Struct, frozen=True):
     key: str
     words: str
     settle_s: float = 0.0
-    left_s: float = inf
-    """Until it ends by itself, where that is known."""
+    left_s: float = PAUSED_LOOK_S
+    """It does not end before; where that is not known, it is looked at so soon."""
 
 
 class DeviceState(Struct, frozen=True):
@@ -168,7 +170,7 @@ def _next_look_s(readings: Readings, devices: Mapping[str, DeviceState], waits: 
         if not at_work:
             return NOTIFIED_REST_LOOK_S if notified else REST_LOOK_S
         return NOTIFIED_LOOK_S if notified else LOOK_S
-    return min(PAUSED_LOOK_S, max(LOOK_S, min(waits, default=PAUSED_LOOK_S)))
+    return min(PAUSED_MOST_S, max(LOOK_S, min(waits, default=PAUSED_LOOK_S)))
 
 
 # ------------------------------------------------------------ causes for all devices, the weightiest first

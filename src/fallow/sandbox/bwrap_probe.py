@@ -72,6 +72,7 @@ def probe_bubblewrap(sandbox: BubblewrapSandbox, place: Place | None) -> Probe:
         else f"bubblewrap runs, but these do not hold: {', '.join(missing)}",
         remedy="" if works else "Update the kernel and bubblewrap, or choose podman or gvisor.",
         network=works and egress.works,
+        proxy=works,
     )
 
 

@@ -44,13 +44,19 @@ _CARRY = 'ulimit -f 128; "$@" & carrier=$!; cat >/dev/null; kill $carrier; wait 
 """A background program has no use of the pipe, so that the shell watches it."""
 
 
+PROXY_WORDS = (
+    "a job that asks for network, where the owner lends it, reaches public addresses over HTTP and HTTPS, through the "
+    "agent"
+)
+
+
 def egress_layer() -> Layer:
     """Whether it can be given here: tried."""
     words = "a job that asks for network, where the owner lends it, reaches public addresses and no others"
     try:
         Egress(choose_identity()).close()
     except SandboxUnavailable as error:
-        return Layer("egress", False, error.message, error.remedy)
+        return Layer("egress", False, f"{error.message} Without it {PROXY_WORDS}", error.remedy)
     return Layer("egress", True, words)
 
 

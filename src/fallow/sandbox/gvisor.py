@@ -31,6 +31,7 @@ from fallow.model.tiers import Tier
 from fallow.sandbox.bwrap_arguments import HOSTNAME, launcher_plan
 from fallow.sandbox.cgroups import Group, Place, find_place
 from fallow.sandbox.container_root import ContainerRoot, container_root
+from fallow.sandbox.egress import PROXY_WORDS
 from fallow.sandbox.gvisor_bundle import container, known_options, known_platforms, runsc_options
 from fallow.sandbox.gvisor_jail import GvisorJail, end_tree, sentry
 from fallow.sandbox.gvisor_way import WayOut
@@ -126,7 +127,7 @@ class GvisorSandbox:
         return _failed(self.name, first or SandboxUnavailable("runsc names no platform that is known here.", _INSTALL))
 
     def _judge(self, layers: tuple[Layer, ...]) -> Probe:
-        egress = Layer("egress", False, "gVisor gives no network here", "For jobs that need it choose bubblewrap.")
+        egress = Layer("egress", True, PROXY_WORDS)
         missing = [layer.name for layer in layers if not layer.works and layer.name != "limits"]
         if missing:
             self._platform = ""
@@ -139,6 +140,7 @@ class GvisorSandbox:
             True,
             (*layers, egress),
             f"gVisor keeps programs apart, with a kernel of their own ({self._platform})",
+            proxy=True,
             devices=False,
         )
 
@@ -163,7 +165,7 @@ class GvisorSandbox:
     def start(self, program: Program, within_s: float = START_WITHIN_S) -> GvisorJail:
         if program.network:
             # Its kernel would have to run outside its own walls for that: as root, in the machine's user namespace.
-            raise SandboxUnavailable("gVisor gives no network here.", "For jobs that need it choose bubblewrap.")
+            raise SandboxUnavailable("gVisor gives no network of its own here.", "Choose bubblewrap for it.")
         if program.devices:
             raise SandboxUnavailable("gVisor gives no devices here.", "For jobs that need a GPU choose bubblewrap.")
         if not self._platform and not (probe := self.probe()).works:

@@ -37,6 +37,7 @@ class Jail:
         self._undo = undo
         self.watch: Watch | None = None
         self._ran_out = False
+        self._why = ""
 
     @property
     def pid(self) -> int:
@@ -48,7 +49,8 @@ class Jail:
 
     @property
     def why(self) -> str:
-        """What the sandbox was ended for; '': nothing that its limits know of."""
+        if self._why:
+            return self._why
         if self.watch is not None and self.watch.why:
             return self.watch.why
         if self._ran_out or (self._group is not None and self._group.out_of_memory()):
@@ -78,6 +80,14 @@ class Jail:
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._init_pid, signal.SIGKILL)
+
+    def end(self, why: str) -> None:
+        self._why = self._why or why
+        self.kill()
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.watch.disk_bytes if self.watch is not None else 0
 
     def host_pid(self, inner_pid: int) -> int:
         return find_inner(self._init_pid, inner_pid)

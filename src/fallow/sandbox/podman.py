@@ -86,7 +86,7 @@ class PodmanSandbox:
             words = f"podman runs, but these do not hold: {', '.join(missing)}"
             return Probe(self.name, Tier.PROCESS, False, (*layers, egress), words, "Choose bubblewrap.")
         words = "podman keeps programs apart"
-        return Probe(self.name, self.tier, True, (*layers, egress), words, network=egress.works)
+        return Probe(self.name, self.tier, True, (*layers, egress), words, network=egress.works, proxy=True)
 
     def place(self) -> Place | None:
         if not self._looked:

@@ -76,6 +76,8 @@ class Probe(Struct, frozen=True):
     remedy: str = ""
     network: bool = False
     """It can give public addresses alone."""
+    proxy: bool = False
+    """It has a `listener`: what a program says there may be carried to public addresses by the agent."""
     devices: bool = True
     """It can show GPUs."""
 
@@ -99,6 +101,17 @@ class Running(Protocol):
     def kill(self) -> None:
         """End everything inside, at once."""
 
+    def end(self, why: str) -> None:
+        """As `kill`, and `why` says so."""
+
+    @property
+    def why(self) -> str:
+        """What all of it was ended for, by whoever looks at its bounds or by `end`; '': nothing that is known."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it holds in folders of the host, when that was looked at last; 0 where nothing needs to look."""
+
     def host_pid(self, inner_pid: int) -> int:
         """The host's number of a process inside; 0 where it is gone."""
 
@@ -113,10 +126,6 @@ class Running(Protocol):
 @runtime_checkable
 class OwnKernel(Protocol):
     """What a Running has besides where its processes are none of the host's, and end together."""
-
-    @property
-    def why(self) -> str:
-        """What all of it was ended for; '': nothing that its limits know of."""
 
     def memory_kills(self) -> int:
         """How many processes the machine's kernel has ended for want of memory: inside, such a one just ends."""

@@ -206,12 +206,12 @@ def _deleted_mappings(place: str) -> Iterator[tuple[tuple[int, int], str, bool]]
             yield (os.makedev(int(major, 16), int(minor, 16)), int(words[4])), f"{first:x}-{last:x}", "s" in words[1]
 
 
-def may_hide(init_pid: int) -> bool:
+def may_hide(init_pid: int, apart: Collection[int] = ()) -> bool:
     """Whether processes below hold files whose size cannot be told from outside: sent through a socket and not taken
-    out of it, or mapped, without a name or a descriptor. Raises Hidden."""
+    out of it, or mapped, without a name or a descriptor. `apart`: devices whose files are no disk. Raises Hidden."""
     for pid in descendants(init_pid):
         place = _alive(pid)
-        if place and (any(True for _ in _deleted_mappings(place)) or _sent_away(place)):
+        if place and (any(device not in apart for (device, _), _, _ in _deleted_mappings(place)) or _sent_away(place)):
             return True
     return False
 

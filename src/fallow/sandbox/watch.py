@@ -64,6 +64,9 @@ class Watch:
         no disk: what is bounded by itself, and memory files, where a kernel in user space keeps its programs' memory in
         one."""
         self.why = ""
+        self.disk_bytes = 0
+        """Found by the last look."""
+        self._unlinked_bytes = 0
         self._init_pid = init_pid
         self._folders = folders
         self._disk_bytes = disk_bytes
@@ -165,20 +168,26 @@ class Watch:
         if self.why:
             self._end()
 
+    def _may_hide(self) -> bool:
+        """Others write on that disk too: memory that is shared between processes is no place for what they write."""
+        return may_hide(self._init_pid, self._apart | {memory_device()})
+
     def _measure(self, deep: bool) -> None:
         """Raises Hidden."""
         if self._disk_bytes:
             free = self._free_bytes()
             used = sum(usage_bytes(folder, self._disk_bytes) for folder in self._folders)
             if deep:
-                used += unlinked_bytes(self._init_pid, self._apart)
+                self._unlinked_bytes = unlinked_bytes(self._init_pid, self._apart)
+                used += self._unlinked_bytes
                 self._free_then = free
                 self._margin = max(0, self._disk_bytes - used)
+            self.disk_bytes = used if deep else used + self._unlinked_bytes
             if used > self._disk_bytes:
                 self.why = (
                     f"it wrote {used / 1e6:.0f} MB of the {self._disk_bytes / 1e6:.0f} MB of disk that it may use"
                 )
-            elif deep and self._free_first - free > used + self._disk_bytes and may_hide(self._init_pid):
+            elif deep and self._free_first - free > used + self._disk_bytes and self._may_hide():
                 self.why = "the disk loses more than can be measured, while it holds files that cannot be"
         if deep and self._memory_bytes and not self.why:
             measure = private_and_memory_files_bytes if memory_device() in self._apart else resident_bytes

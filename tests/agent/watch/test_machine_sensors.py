@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,11 @@ import psutil
 import pytest
 
 from fallow.agent.owner import evdev, load
-from fallow.agent.owner.evdev import Evdev, bits, is_of_a_person, person_devices
+from fallow.agent.owner.evdev import EVENT, Evdev, bits, is_of_a_person, person_devices
 from fallow.agent.owner.load import ForeignCpu, Programs, program_names, tree_cpu_s
 from fallow.agent.owner.others import WslInput, idle_of_ioreg, idle_of_ticks, state_of_line
 from fallow.agent.owner.power import Battery, Heat
-from fallow.agent.owner.sensor import Absent, Draft, Failed
+from fallow.agent.owner.sensor import Absent, Draft, Failed, clock_s
 from fallow.core.owner_readings import Readings
 from fallow.model.lending import LendingSettings, OwnerSettings
 
@@ -143,7 +144,10 @@ def devices(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_only_what_people_touch_is_opened_and_its_input_told(devices: Path, read: Read) -> None:
+def test_only_what_people_touch_is_opened_and_its_input_told(
+    devices: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evdev, "ARM_AFTER_S", 0.05)
     dev, sysfs = devices / "dev", devices / "sys"
     assert person_devices(dev, sysfs) == [dev / "event0"]
     sensor = Evdev(dev, sysfs)
@@ -155,7 +159,26 @@ def test_only_what_people_touch_is_opened_and_its_input_told(devices: Path, read
     reading = read(sensor).inputs[0]
     assert reading.idle_s == pytest.approx(0.0, abs=20.0)
     assert reading.proves
+    os.close(hand)
+    sensor.close()
+
+
+def test_who_moves_the_mouse_is_not_listened_to_and_what_waited_is_as_old_as_it_is(
+    devices: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sensor = Evdev(devices / "dev", devices / "sys")
+    sensor.open()
+    hand = os.open(devices / "dev" / "event0", os.O_WRONLY)
+    os.write(hand, EVENT.pack(int(time.time()), 0, 2, 0, 1) * 100)
+    assert not read(sensor).inputs[0].notifies
+    assert sensor.files() == []
+    monkeypatch.setattr(sensor, "_input_s", clock_s() - 1000.0)
+    for seconds in (70, 50):
+        os.write(hand, EVENT.pack(int(time.time()) - seconds, 0, 2, 0, 1))
+    reading = read(sensor).inputs[0]
+    assert reading.idle_s == pytest.approx(50.0, abs=20.0), "of the last one, which has waited to be read"
     assert reading.notifies
+    assert sensor.files()
     os.close(hand)
     sensor.close()
 

@@ -230,6 +230,25 @@ async def test_at_rest_looks_are_rare_and_work_that_begins_brings_one(
     hand.idle_s = 1e6
 
 
+async def test_who_asks_how_things_stand_is_told_what_is_seen_now(
+    watched: Callable[..., tuple[Watch, Slots]], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, slots = watched()
+    await slots.until(lambda stopped: not stopped)
+    slots.is_at_work = False
+    watch.check()
+    watch._sensing.wake()
+    await slots.until(lambda _: watch._next_look_s == NOTIFIED_REST_LOOK_S)
+    hand.idle_s = 20.0
+    monkeypatch.setattr(watch_module, "FRESH_S", 1e6)
+    await watch.look_again()
+    assert not watch.status()["paused"], "a moment ago all was well"
+    monkeypatch.setattr(watch_module, "FRESH_S", 0.0)
+    monkeypatch.setattr(watch_module, "LOOK_WAITS", 1000)
+    await watch.look_again()
+    assert watch.status()["reason"] == "hand used 20 s ago"
+
+
 async def test_sensors_that_hang_when_work_begins_stop_it(
     watched: Callable[..., tuple[Watch, Slots]], hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +269,38 @@ async def test_sensors_that_hang_when_work_begins_stop_it(
     await slots.until(checked)
     hand.blocks.set()
     await slots.until(lambda stopped: not stopped)
+
+
+class Muttering(Hand):
+    """Wakes the thread for nothing, and then has news."""
+
+    name = "muttering"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = 0
+
+    def news(self) -> bool:
+        self.heard += 1
+        return b"!" in os.read(self.out, 1)
+
+
+async def test_what_is_no_news_keeps_nobody_from_hearing_the_next(
+    watched: Callable[..., tuple[Watch, Slots]], hand: Hand
+) -> None:
+    muttering = Muttering()
+    try:
+        _, slots = watched(muttering)
+        await slots.until(lambda stopped: not stopped)
+        os.write(muttering.into, b"..")
+        async with asyncio.timeout(DEADLINE_S):
+            while muttering.heard < 2:
+                await asyncio.sleep(0.005)
+        slots.is_at_work = False
+        muttering.touch()
+        await slots.until(lambda stopped: len(stopped) == 3)
+    finally:
+        muttering.blocks.set()
 
 
 # ------------------------------------------------------------ the thread, step by step

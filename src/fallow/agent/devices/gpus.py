@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -26,6 +26,7 @@ from fallow.model.node import Device
 
 if TYPE_CHECKING:
     from fallow.agent.devices.nvml import Nvml
+    from fallow.agent.lane import Lane
 
 log = logging.getLogger("fallow.agent")
 
@@ -42,6 +43,18 @@ class Tenant(Struct, frozen=True):
     owner: Hashable
     pid: int
     kill: Callable[[str, str], None]
+
+
+def tenants_of(lanes: Iterable[Lane]) -> list[Tenant]:
+    """Workers among these lanes that have a part of a device."""
+    return [
+        Tenant(seat, seat.process.pid, seat.process.kill)
+        for lane in lanes
+        if (seat := lane.seat) is not None
+        and seat.process is not None
+        and seat.kind.gpu.count
+        and seat.kind.gpu.share < 1
+    ]
 
 
 class Gpus:

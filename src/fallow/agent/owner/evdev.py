@@ -1,12 +1,14 @@
 """/dev/input: keyboards, mice and game pads themselves, where the agent's user may read them (root, group 'input').
 
-Only that something came is of interest: what was typed is thrown away unread.
+Only that something came is of interest, and when: what was typed is thrown away unread.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import struct
+import time
 from pathlib import Path
 
 from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor, clock_s
@@ -16,8 +18,14 @@ DEVICES = Path("/dev/input")
 SYSFS = Path("/sys/class/input")
 EV_KEY, EV_REL, EV_ABS = 1, 2, 3
 KEY_Q, KEY_P, BTN_FIRST, BTN_LAST = 16, 25, 0x110, 0x14F
-READ_BYTES = 24 * 256
+EVENT = struct.Struct("llHHi")
+"""As the kernel writes one, with the time of day first."""
+READ_BYTES = EVENT.size * 256
 SCAN_EVERY_S = 10.0
+MOST_WAITED_S = 120.0
+"""Looks are not as rare as that; and the time of day may have been set meanwhile."""
+ARM_AFTER_S = 5.0
+"""A mouse that moves tells of it a thousand times a second: who has just been seen is not listened to."""
 
 
 def bits(text: str) -> set[int]:
@@ -66,7 +74,7 @@ class Evdev(InputSensor):
     def open(self) -> None:
         self._input_s = clock_s()
         """As far as is known: the time before cannot be read."""
-        self._proves = False
+        self._proves = self._is_armed = False
         self._scan()
         if not self._open:
             self.close()
@@ -86,23 +94,23 @@ class Evdev(InputSensor):
         self._proves = bool(wanted) and len(self._open) == len(wanted)
 
     def files(self) -> list[int]:
-        return list(self._open.values())
+        return list(self._open.values()) if self._is_armed else []
 
     def news(self) -> bool:
-        stirred = False
+        ago_s: list[float] = []
         for path, file in list(self._open.items()):
             try:
-                while os.read(file, READ_BYTES):
-                    stirred = True
+                while events := os.read(file, READ_BYTES):
+                    ago_s.append(_since(events))
             except BlockingIOError:
                 continue
             except OSError:
                 # Unplugged: somebody's hand was there.
                 os.close(self._open.pop(path))
-                stirred = True
-        if stirred:
-            self._input_s = clock_s()
-        return stirred
+                ago_s.append(0.0)
+        if ago_s:
+            self._input_s = max(self._input_s, clock_s() - min(ago_s))
+        return bool(ago_s)
 
     def read(self, draft: Draft) -> None:
         self.news()
@@ -111,9 +119,19 @@ class Evdev(InputSensor):
         if not self._open:
             raise Failed("the input devices cannot be read any more")
         idle_s = clock_s() - self._input_s
-        draft.inputs[self.name] = Input("keyboard or mouse", idle_s, self._proves, notifies=True)
+        self._is_armed = idle_s >= ARM_AFTER_S
+        draft.inputs[self.name] = Input("keyboard or mouse", idle_s, self._proves, notifies=self._is_armed)
 
     def close(self) -> None:
         for file in self._open.values():
             os.close(file)
         self._open.clear()
+
+
+def _since(events: bytes) -> float:
+    """Seconds since the last of these events, some of which may have waited to be read; what cannot be is 0."""
+    if len(events) < EVENT.size:
+        return 0.0
+    seconds, micros, *_ = EVENT.unpack_from(events, len(events) // EVENT.size * EVENT.size - EVENT.size)
+    ago_s = time.time() - seconds - micros / 1e6
+    return float(ago_s) if 0.0 <= ago_s <= MOST_WAITED_S else 0.0

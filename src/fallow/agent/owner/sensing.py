@@ -7,6 +7,7 @@ import logging
 import os
 import selectors
 import threading
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
@@ -17,7 +18,9 @@ from fallow.model.lending import LendingSettings
 log = logging.getLogger("fallow.agent")
 
 FIND_EVERY_S = 10.0
-"""New displays are looked for so often."""
+"""New displays are looked for so often, at looks."""
+MOST_EMPTY = 8
+"""A sensor that wakes the thread so often without news is not listened to until the next look."""
 
 
 class Sensing:
@@ -135,10 +138,12 @@ class Sensing:
     def _wait(self, wait_s: float) -> None:
         """Until the next look is due, or a sensor has news, or somebody wakes the thread."""
         deadline = monotonic() + wait_s
-        muted: set[str] = set()
+        empty: Counter[str] = Counter()
         while not self._ended:
             listening: dict[int, list[str]] = {self._wake_out: []}
-            for name in self._open - muted:
+            for name in self._open:
+                if empty[name] >= MOST_EMPTY:
+                    continue
                 for file in self._sensors[name].files():
                     listening.setdefault(file, []).append(name)
             self._register(set(listening))
@@ -154,7 +159,7 @@ class Sensing:
                 news = False
                 for name in listening.get(key.fd, ()):
                     news = self._news(name) or news
-                    muted.add(name)
+                    empty[name] += 1
                 if news:
                     return
 

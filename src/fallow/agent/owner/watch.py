@@ -29,6 +29,9 @@ log = logging.getLogger("fallow.agent")
 
 SILENT_AFTER_S = 4.0
 """So long after a look was due: the sensors hang."""
+FRESH_S = 1.5
+"""Who asks is told what was seen so long ago at most."""
+LOOK_WAITS = 25
 SILENT = "the sensors that watch for the owner do not answer"
 STARTING = "the sensors that watch for the owner have not yet been read"
 
@@ -181,10 +184,25 @@ class Watch:
     def work_begins(self) -> None:
         """Whoever came back while nothing of the pool's ran here is found out now. On the agent's loop."""
         if not self._is_at_work:
-            with self._lock:
-                self._is_at_work = True
-                self._looked_s, self._next_look_s = time.monotonic(), 0.0
-            self._sensing.wake()
+            self._is_at_work = True
+            self._look_now()
+
+    def _look_now(self) -> None:
+        with self._lock:
+            self._looked_s, self._next_look_s = time.monotonic(), 0.0
+        self._sensing.wake()
+
+    async def look_again(self) -> None:
+        """For somebody who asks: look now where the last look is older than a moment, and wait for it, though not for
+        long. On the agent's loop."""
+        before = self._decision
+        if before is None or self._is_silent or time.monotonic() - self._looked_s < FRESH_S:
+            return
+        self._look_now()
+        for _ in range(LOOK_WAITS):
+            if self._decision is not before:
+                return
+            await asyncio.sleep(0.02)
 
     def check(self) -> None:
         """Whether the sensors answer. On the agent's loop, about every second."""
