@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fallow.model.errors import PoolUnreachable
-from fallow.model.ids import NodeId, is_call_token
+from fallow.model.ids import NodeId
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
-from fallow.wire.messages import Lease, Msg
+from fallow.wire.messages import Msg
 
 if TYPE_CHECKING:
     from fallow.wire.connection import Connection
@@ -30,17 +30,12 @@ class Link:
         self.connection = connection
         self._on_message = on_message
 
-    async def listen(self, node_id: NodeId) -> None:
-        """Take orders from now on."""
+    async def listen(self, node_id: NodeId, on_call: Callable[[Any], None]) -> None:
+        """Take orders from now on, and from clients what `on_call` takes."""
         for subject in (subjects.node(node_id), subjects.NODES):
             await self.connection.subscribe(subject, lambda message, _reply: self._on_message(message))
-        await self.connection.subscribe(subjects.calls(node_id), lambda message, _reply: self._on_call(message))
+        await self.connection.subscribe(subjects.calls(node_id), lambda message, _reply: on_call(message))
         await self.connection.flush()
-
-    def _on_call(self, message: Any) -> None:
-        """Clients give no orders but this one."""
-        if isinstance(message, Lease) and is_call_token(message.token):
-            self._on_message(message)
 
     @property
     def is_connected(self) -> bool:

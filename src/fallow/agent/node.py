@@ -22,6 +22,7 @@ from fallow.agent.devices.gpus import Gpus, tenants_of
 from fallow.agent.environments import Environments
 from fallow.agent.fullness import Fullness
 from fallow.agent.jobs import Jobs
+from fallow.agent.leases import jobs_in_use, leases_by_job
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
 from fallow.agent.outbox import Outbox
@@ -31,9 +32,10 @@ from fallow.agent.probe import load_average, memory_used_bytes, own_python, prob
 from fallow.agent.pulse import Pulse
 from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
-from fallow.agent.upkeep import keep_house
+from fallow.agent.upkeep import end_sandboxes, keep_house
+from fallow.agent.waiting import until
 from fallow.agent.workers import Workers, own_kind
-from fallow.model.ids import JobId, NodeId, new_id
+from fallow.model.ids import JobId, NodeId, is_call_token, new_id
 from fallow.model.lending import GpuSettings
 from fallow.wire import subjects
 from fallow.wire.messages import (
@@ -44,7 +46,6 @@ from fallow.wire.messages import (
     HandIn,
     HandInAck,
     Held,
-    HeldLease,
     Lease,
     Msg,
     NameLeases,
@@ -117,7 +118,9 @@ class Node:
         self.pythons: dict[str, str] = {own_python(): sys.executable}
         self.environments = Environments(home / "environments", lambda: self.pythons, self._interpreters_in_use)
         self.environments.confinement = workers.confinement
-        self.jobs = Jobs(self.environments, self.blobs, home / "modules", name, self._jobs_in_use, confined)
+        self.jobs = Jobs(
+            self.environments, self.blobs, home / "modules", name, lambda: jobs_in_use(self.slots), confined
+        )
         self.pages = PageCache()
         self.logs = LogSender(name, self.send)
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id}, scratch)
@@ -206,12 +209,8 @@ class Node:
         for slot in self.slots:
             slot.lanes[0].want_worker(self.default_kind)
 
-    def _jobs_in_use(self) -> set[JobId]:
-        used = {held.job_id for slot in self.slots for held in slot.machine.held()}
-        return used | {job_id for slot in self.slots if (job_id := slot.machine.job_id) is not None}
-
     def _interpreters_in_use(self) -> set[str]:
-        jobs = (self.jobs.get(job_id) for job_id in self._jobs_in_use())
+        jobs = (self.jobs.get(job_id) for job_id in jobs_in_use(self.slots))
         return {job.kind.python for job in jobs if job is not None}
 
     # ------------------------------------------------------------ the owner's return
@@ -274,7 +273,7 @@ class Node:
         """Take part in the pool until `ended` is set."""
         self.link = link
         link.connection.on_reconnect.append(self._reconnected)
-        await link.listen(self.node_id)
+        await link.listen(self.node_id, self.on_call)
         self.beat()
         await link.connection.flush()
         if ready is not None:
@@ -310,7 +309,7 @@ class Node:
         for slot in self.slots:
             slot.tick()
         if self.workers.confinement is not None:
-            self._end_sandboxes()
+            end_sandboxes(self)
         return self._rhythm.wait_s(time.monotonic())
 
     def _look_at_server(self) -> float | None:
@@ -320,16 +319,6 @@ class Node:
             self._looked_s = now
             self.connection.keep_alive()
         return max(0.0, self._looked_s + PING_OFTEN_S - now) if self.is_at_work else None
-
-    def _end_sandboxes(self) -> None:
-        """Those of jobs that have ended go at once, whatever still runs in them."""
-        live = self._jobs_in_use()
-        for slot in self.slots:
-            for lane in slot.lanes.values():
-                lane.release_other_tenants(live)
-                if lane.tenant:
-                    live.add(JobId(lane.tenant))
-        self.workers.end_tenants(live)
 
     def beat(self) -> None:
         """Say what this node holds."""
@@ -355,22 +344,11 @@ class Node:
 
     def _tell_owners(self, gone: bool = False, only: JobId | None = None, anew: bool = False) -> None:
         """Name to the owner of each job (or of one) what this node holds of it."""
-        held: dict[JobId, list[HeldLease]] = {
-            job_id: [] for slot in self.slots if (job_id := slot.machine.job_id) is not None
-        }
-        for slot in self.slots:
-            for lease in slot.leases():
-                held.setdefault(lease.job_id, []).append(lease)
-        for lease in self.outbox.unsent():
-            leases = held.setdefault(lease.job_id, [])
-            if all(lease.token != other.token for other in leases):
-                leases.append(lease)
-        for job_id, leases in held.items():
-            if only is not None and job_id != only:
-                continue
-            interval_s = self._rhythm.interval_s
-            held_now = Held(job_id, self.node_id, self.name, self.session, tuple(leases), gone, interval_s, anew)
-            self.send(subjects.job(job_id), held_now)
+        interval_s = self._rhythm.interval_s
+        for job_id, leases in leases_by_job(self.slots, self.outbox).items():
+            if only in (None, job_id):
+                held = Held(job_id, self.node_id, self.name, self.session, leases, gone, interval_s, anew)
+                self.send(subjects.job(job_id), held)
 
     # ------------------------------------------------------------ messages
 
@@ -410,6 +388,16 @@ class Node:
                 self._beat_acknowledged(message)
             case _:
                 log.debug("a message that is not for agents: %s", type(message).__name__)
+
+    def on_call(self, message: Any) -> None:
+        """A message from a client: a call for a slot of its job, and nothing that only an owner may say."""
+        if not isinstance(message, Lease) or not is_call_token(message.token) or message.acks:
+            return
+        slot = self._slot(message.slot)
+        if slot is not None and self.jobs.epoch(message.job_id) == message.epoch:
+            if self.paced is not None:
+                self.paced.came(message)
+            slot.leased(message)
 
     def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke | NameLeases) -> bool:
         return self.jobs.accept_epoch(message.job_id, message.epoch)
@@ -486,10 +474,10 @@ class Node:
         for slot in self.slots:
             slot.drain(True)
             slot.hand_in_all()
-        await _until(lambda: not self.is_busy, REPORT_WAIT_S, hurry)
+        await until(lambda: not self.is_busy, REPORT_WAIT_S, hurry)
         self.logs.flush()
         if self.link is not None and self.link.is_connected:
-            await _until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
+            await until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
         if self.paced is not None:
             self.paced.flush()
         self._tell_owners(gone=True)
@@ -508,10 +496,3 @@ class Node:
         await self.blobs.close()
         await self.workers.close()
         await asyncio.to_thread(shutil.rmtree, self.scratch, True)
-
-
-async def _until(holds: Callable[[], bool], timeout_s: float, hurry: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while not holds() and loop.time() < deadline and not hurry.is_set():
-        await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What a node does once it is at work and that may take a while: which Pythons there are, how fast the machine is."""
+"""What a node does beside its work: which Pythons there are, how fast the machine is, which sandboxes are to go."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fallow.agent.devices.found import late_devices
+from fallow.agent.leases import jobs_in_use
 from fallow.agent.modules import prune_modules
 from fallow.agent.probe import disk_free_bytes, find_pythons, own_python
+from fallow.model.ids import JobId
 
 if TYPE_CHECKING:
     from fallow.agent.node import Node
@@ -22,6 +24,17 @@ BUSY_WAIT_S = 60.0
 BUSY_LOOK_S = 2.0
 MEASURE_EVERY_S = 3600.0
 MEASURE_WAIT_S = 10.0
+
+
+def end_sandboxes(node: Node) -> None:
+    """Those of jobs that have ended go at once, whatever still runs in them."""
+    live = jobs_in_use(node.slots)
+    for slot in node.slots:
+        for lane in slot.lanes.values():
+            lane.release_other_tenants(live)
+            if lane.tenant:
+                live.add(JobId(lane.tenant))
+    node.workers.end_tenants(live)
 
 
 async def keep_house(node: Node, home: Path) -> None:

@@ -16,14 +16,14 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
-from fallow.coordinator.stored_info import shown_reason, stored_reason
+from fallow.coordinator.stored_info import info_of_owned, stored_reason
 from fallow.coordinator.stored_inputs import StoredInputs
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, lost_after_s, quiet_after_s
 from fallow.core.silence import Silences
 from fallow.model.ids import JobId, NodeId, Token
-from fallow.model.job import JobInfo, JobKind, JobSpec
+from fallow.model.job import JobInfo, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
 from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
@@ -475,33 +475,4 @@ class OwnedJob:
 
     def info(self, by_node: bool = True) -> JobInfo:
         """`by_node`: with how many tasks each node did."""
-        progress = self.progress
-        names: dict[str, int] = {}
-        for node_id, count in self._nodes_by_name.items() if by_node else ():
-            name = self.node_name(node_id)
-            names[name] = names.get(name, 0) + count
-        return JobInfo(
-            job_id=self.job_id,
-            name=self.spec.name,
-            kind=self.spec.kind,
-            state=str(self.known_state if progress.is_final else progress.state),
-            reason=shown_reason(progress.reason, self.input_error),
-            counts=progress.counts(),
-            total=progress.total if progress.total >= 0 else self.spec.total_hint,
-            detached=self.spec.detached,
-            account=self.spec.account,
-            created_unix_s=self.spec.created_unix_s,
-            ended_unix_s=self.ended_unix_s,
-            nodes=names,
-            epoch=self.epoch,
-            reason_kind=progress.reason_kind,
-            slots=self._slots(),
-            single=self.spec.single,
-            least_tier=self.spec.least_tier,
-            node_count=len(self._nodes_by_name),
-        )
-
-    def _slots(self) -> int:
-        if self.progress.is_final:
-            return 0
-        return self.progress.slots if self.spec.kind is JobKind.MAP else self.progress.busy_slots
+        return info_of_owned(self, self._nodes_by_name, by_node)

@@ -1,12 +1,18 @@
-"""What listings show of a job that no coordinator has in memory."""
+"""What listings show of a job: of one that its owner has in memory, and of one that no coordinator has."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from fallow.model.job import JobCounts, JobInfo
+from fallow.model.ids import NodeId
+from fallow.model.job import JobCounts, JobInfo, JobKind
 from fallow.model.states import JobState
 from fallow.store.protocol import StoredJob
+
+if TYPE_CHECKING:
+    from fallow.coordinator.owned_job import OwnedJob
 
 REASON_KIND = re.compile(r"^\[(\w+)\] ", re.ASCII)
 
@@ -24,6 +30,36 @@ def split_reason(stored: str) -> tuple[str, str]:
     """(kind, reason) of what stored_reason made."""
     match = REASON_KIND.match(stored)
     return (match[1], stored[match.end() :]) if match else ("", stored)
+
+
+def info_of_owned(job: OwnedJob, tasks_by_node: Mapping[str, int], by_node: bool) -> JobInfo:
+    """A listing's row of a job in memory. `by_node`: with how many tasks each node did."""
+    progress, spec = job.progress, job.spec
+    names: dict[str, int] = {}
+    for node_id, count in tasks_by_node.items() if by_node else ():
+        name = job.node_name(NodeId(node_id))
+        names[name] = names.get(name, 0) + count
+    slots = progress.slots if spec.kind is JobKind.MAP else progress.busy_slots
+    return JobInfo(
+        job_id=spec.job_id,
+        name=spec.name,
+        kind=spec.kind,
+        state=str(job.known_state if progress.is_final else progress.state),
+        reason=shown_reason(progress.reason, job.input_error),
+        counts=progress.counts(),
+        total=progress.total if progress.total >= 0 else spec.total_hint,
+        detached=spec.detached,
+        account=spec.account,
+        created_unix_s=spec.created_unix_s,
+        ended_unix_s=job.ended_unix_s,
+        nodes=names,
+        epoch=job.epoch,
+        reason_kind=progress.reason_kind,
+        slots=0 if progress.is_final else slots,
+        single=spec.single,
+        least_tier=spec.least_tier,
+        node_count=len(tasks_by_node),
+    )
 
 
 def info_of_stored(stored: StoredJob) -> JobInfo:
