@@ -33,6 +33,8 @@ class Progress:
         self.spec = spec
         self.epoch = epoch
         self.state = JobState.OPEN
+        self.is_final = False
+        """Nothing of it will run any more (unless its failed tasks are tried again)."""
         self.reason = ""
         self.reason_kind = ""
         self.cursor = 0
@@ -81,10 +83,6 @@ class Progress:
         self._double_at = 0.0
 
     # ------------------------------------------------------------ what is known
-
-    @property
-    def is_final(self) -> bool:
-        return self.state not in LIVE
 
     @property
     def demand(self) -> int:
@@ -181,9 +179,13 @@ class Progress:
     def end_inputs(self, total: int) -> list[Effect]:
         """No task beyond `total` will come."""
         if self.state is JobState.OPEN:
-            self.state = job_transition(self.state, JobEvent.END_INPUTS, self.story())
+            self._be(job_transition(self.state, JobEvent.END_INPUTS, self.story()))
             self.total = total
         return self.finish_if_done()
+
+    def _be(self, state: JobState) -> None:
+        self.state = state
+        self.is_final = state not in LIVE
 
     def fail(self, reason: str, kind: str = "") -> list[Effect]:
         return self._end(JobEvent.FAIL, reason, kind)
@@ -195,7 +197,7 @@ class Progress:
         """Take up what the store knows; everything not done is to do (leases are adopted from beats)."""
         self.cursor = cursor
         self.total = total
-        self.state = state
+        self._be(state)
         self.failed_count = failed
         for start, stop in done:
             self.done.add(start, stop)
@@ -205,7 +207,7 @@ class Progress:
     def retry_failed(self, intervals: Sequence[Interval]) -> None:
         """A new generation: these tasks are to run again."""
         if self.state is JobState.SUCCEEDED:
-            self.state = job_transition(self.state, JobEvent.RETRY_FAILED, self.story())
+            self._be(job_transition(self.state, JobEvent.RETRY_FAILED, self.story()))
             self.reason = ""
         for start, stop in intervals:
             for a, b in self.done.remove(start, stop):
@@ -291,7 +293,7 @@ class Progress:
     def _end(self, event: JobEvent, reason: str, kind: str = "") -> list[Effect]:
         if self.is_final:
             return []
-        self.state = job_transition(self.state, event, self.story())
+        self._be(job_transition(self.state, event, self.story()))
         self.reason = reason
         self.reason_kind = kind
         effects: list[Effect] = [
@@ -305,7 +307,7 @@ class Progress:
         return [*effects, Ended(self.spec.job_id, self.state, reason)]
 
     def finish_if_done(self) -> list[Effect]:
-        if self.state is JobState.RUNNING and self.done.covers(0, self.total):
+        if self.state is JobState.RUNNING and self.done.count >= self.total and self.done.covers(0, self.total):
             reason = f"{self.failed_count} of {self.total} tasks failed" if self.failed_count else ""
             return self._end(JobEvent.FINISH, reason)
         return []
