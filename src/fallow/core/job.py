@@ -17,7 +17,7 @@ from fallow.core.lease import KnownSlot, LiveLease
 from fallow.core.remainder import Remainder
 from fallow.core.results import narrow
 from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, lease_size, target_s
-from fallow.model.ids import Interval, SlotKey, Token
+from fallow.model.ids import CALL_TOKENS, Interval, SlotKey, Token, call_token, is_call_token
 from fallow.model.job import JobKind
 from fallow.model.parts import Death, ResultPage, RetryLater
 
@@ -46,14 +46,31 @@ class JobProgress(HeldProgress):
         if (known is None or not known.waits) and self.pulls >= PULLS_LIMIT:
             return
         place = known or self._know(slot)
+        place.seq = seq
+        if idle and place.tokens and any(is_call_token(token) for token in place.tokens):
+            return  # its client was quicker than this pull, and has answered it
         if place.waits and place.idle != idle:
             self._drop_pull(place)
-        place.seq = place.pull_seq = seq
+        place.pull_seq = seq
         place.idle = idle
         place.pages = frozenset(pages) if pages else NO_PAGES
         place.waits = True
         place.is_aside = False
         (self._idle if idle else self._ahead)[place] = None
+
+    def sent_call(self, slot: SlotKey, index: int, now: float) -> bool:
+        """The client has sent this call to an idle slot itself. False: the call does not wait for one (any more)."""
+        if self.is_final or index not in self.todo:
+            return False
+        self.todo.remove(index, index + 1)
+        token = call_token(self.epoch, index)
+        place = self._know(slot)
+        lease = LiveLease(token, place, index, index + 1, Remainder(index, index + 1), now, now)
+        lease.pull_seq, lease.sent_at = CALL_TOKENS, now
+        self._drop_pull(place)
+        place.is_aside = False
+        self._hold(lease)
+        return True
 
     def unpull(self, slot: SlotKey, seq: int) -> None:
         place = self._know(slot)

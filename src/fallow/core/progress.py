@@ -105,6 +105,16 @@ class Progress:
         """How many slots wait for a lease."""
         return len(self._idle) + len(self._ahead)
 
+    def has_asked(self, slot: SlotKey) -> bool:
+        """Whether the slot is known to have asked for a lease of the job."""
+        place = self._known.get(slot)
+        return place is not None and place.seq >= 0
+
+    def is_busy(self, slot: SlotKey) -> bool:
+        """Whether the slot has leases of the job."""
+        place = self._known.get(slot)
+        return place is not None and bool(place.tokens)
+
     def slot_rates(self) -> Iterator[tuple[SlotKey, float]]:
         """Slots that have run something, and their tasks per second."""
         return ((slot, place.rate.per_s) for slot, place in self._known.items() if place.rate is not None)
