@@ -221,7 +221,7 @@ class World:
             self.held[token] = Held(token, slot, index, index + 1, index)
         if self.random.random() > 0.1:
             assert self.progress.sent_call(slot, index, self.now)
-            assert slot not in self.progress.pulls
+            assert self.progress.waiting(slot) is None
         self.perform([])
 
     def take_over(self) -> None:

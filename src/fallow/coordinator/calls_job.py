@@ -212,7 +212,7 @@ class CallsJob(OwnedJob):
     def on_unpull(self, message: Unpull) -> None:
         super().on_unpull(message)
         slot = (message.node_id, message.slot)
-        if slot in self._open_slots and slot not in self.progress.pulls:
+        if slot in self._open_slots and self.progress.waiting(slot) is None:
             self._close_slots([slot])
 
     def on_node_lost(self, node_id: NodeId, reason: str) -> None:
@@ -222,8 +222,8 @@ class CallsJob(OwnedJob):
     def _open_slot(self, slot: SlotKey) -> None:
         """Its client may send calls to a slot that is idle, past this owner: it is told once there is a call, so that
         nothing comes before the first answer."""
-        pull = self.progress.pulls.get(slot)
-        if pull is None or not pull.idle or slot in self._open_slots or not self.progress.cursor:
+        waiting = self.progress.waiting(slot)
+        if waiting is None or not waiting.idle or slot in self._open_slots or not self.progress.cursor:
             return
         if len(self._open_slots) < (self.spec.max_leases or OPEN_SLOTS_LIMIT):
             self._open_slots.add(slot)

@@ -105,6 +105,11 @@ class Progress:
         """How many slots wait for a lease."""
         return len(self._idle) + len(self._ahead)
 
+    def waiting(self, slot: SlotKey) -> KnownSlot | None:
+        """The slot, if it waits for a lease of the job."""
+        place = self._known.get(slot)
+        return place if place is not None and place.waits else None
+
     def has_asked(self, slot: SlotKey) -> bool:
         """Whether the slot is known to have asked for a lease of the job."""
         place = self._known.get(slot)
