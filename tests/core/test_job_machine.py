@@ -221,9 +221,7 @@ class World:
             self.held[token] = Held(token, slot, index, index + 1, index)
         if self.random.random() > 0.1:
             assert self.progress.sent_call(slot, index, self.now)
-            place = self.progress.known_slot(slot)
-            assert place is not None
-            assert not place.waits
+            assert self.progress.waiting(slot) is None
         self.perform([])
 
     def take_over(self) -> None:

@@ -88,6 +88,39 @@ def test_an_owner_hears_of_what_has_begun_when_it_looks() -> None:
     assert owned.progress.leases[running.token].index == running.start
 
 
+def test_a_lease_given_ahead_takes_no_event_and_is_there_when_somebody_looks() -> None:
+    world = World(Options(nodes=1, jobs=1, hours=1.0, fault_rate=0.0, loss=0.0, duplicate=0.0, load=9.0))
+    [job], [slot] = world.rows, world.nodes[0].slots
+    world.clock.after(0.0, world.agents.come, slot.node)
+    world.clock.after(0.0, world._arrive, job)
+    world.clock.run(60.0)
+    assert slot.running is not None
+    assert slot.queued is None
+    assert slot.coming is not None
+    arrived, *grant = slot.coming
+    assert arrived < 60.0
+    slot.coming = (61.0, *grant)  # the same, still on its way
+    world.agents.settle(slot)
+    assert slot.coming is None, "it is an event now"
+    world.clock.run(60.5)
+    assert slot.queued is None
+    slot.coming = (arrived, *grant)
+    world.agents.settle(slot)
+    assert slot.queued is not None
+    queued = slot.queued
+    world.clock.run(62.0)
+    assert slot.queued is queued, "it came a second time"
+
+
+def test_what_only_a_former_owner_was_sent_counts_as_lost() -> None:
+    world = World(Options(nodes=1, jobs=1, hours=1.0, fault_rate=0.0, loss=0.0, duplicate=0.0))
+    [job], [node] = world.rows, world.nodes
+    world._arrive(job)
+    assert world.to_owners(node, job, "unpull", node.slots[0], 1)
+    world.truth.acquire(job, 1)
+    assert not world.to_owners(node, job, "unpull", node.slots[0], 1)
+
+
 def test_the_command_prints_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--nodes", "10", "--hours", "0.02", "--jobs", "2", "--task-s", "5"]
     assert main(arguments) == 0

@@ -86,7 +86,7 @@ class CallsJob(OwnedJob):
         for page in message.pages:
             self._take(page)
         slot = message.sent_to
-        if slot is not None and message.pages and (slot in self._open_slots or self.progress.known_slot(slot)):
+        if slot is not None and message.pages and (slot in self._open_slots or self.progress.has_asked(slot)):
             self.progress.sent_call(slot, message.pages[0].start, self.client_seen)
         self.dispatch()
         if self.progress.demand > self.progress.slots or not self.progress.pulls:
@@ -202,10 +202,8 @@ class CallsJob(OwnedJob):
         slot = (message.node_id, message.slot)
         if message.pull is not None:
             self._open_slot(slot)
-        elif message.ended and slot in self._open_slots:
-            place = self.progress.known_slot(slot)
-            if place is None or not place.tokens:
-                self._close_slots([slot])
+        elif message.ended and slot in self._open_slots and not self.progress.is_busy(slot):
+            self._close_slots([slot])
 
     def on_pull(self, message: Pull) -> None:
         super().on_pull(message)
@@ -214,8 +212,7 @@ class CallsJob(OwnedJob):
     def on_unpull(self, message: Unpull) -> None:
         super().on_unpull(message)
         slot = (message.node_id, message.slot)
-        place = self.progress.known_slot(slot)
-        if slot in self._open_slots and not (place is not None and place.waits):
+        if slot in self._open_slots and self.progress.waiting(slot) is None:
             self._close_slots([slot])
 
     def on_node_lost(self, node_id: NodeId, reason: str) -> None:
@@ -225,8 +222,8 @@ class CallsJob(OwnedJob):
     def _open_slot(self, slot: SlotKey) -> None:
         """Its client may send calls to a slot that is idle, past this owner: it is told once there is a call, so that
         nothing comes before the first answer."""
-        place = self.progress.known_slot(slot)
-        if place is None or not place.waits or not place.idle or slot in self._open_slots or not self.progress.cursor:
+        waiting = self.progress.waiting(slot)
+        if waiting is None or not waiting.idle or slot in self._open_slots or not self.progress.cursor:
             return
         if len(self._open_slots) < (self.spec.max_leases or OPEN_SLOTS_LIMIT):
             self._open_slots.add(slot)

@@ -15,12 +15,13 @@ from fallow.model.ids import Interval
 class IntervalSet:
     """A mutable set of integers. Merging is commutative and idempotent."""
 
-    __slots__ = ("_count", "_starts", "_stops")
+    __slots__ = ("_starts", "_stops", "count")
 
     def __init__(self, intervals: Iterable[Interval] = ()) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
-        self._count = 0
+        self.count = 0
+        """How many integers (not intervals) are in the set: what len() says, without a call."""
         for start, stop in intervals:
             self.add(start, stop)
 
@@ -30,12 +31,12 @@ class IntervalSet:
         made = cls.__new__(cls)
         made._starts = [start]
         made._stops = [stop]
-        made._count = stop - start
+        made.count = stop - start
         return made
 
     def __len__(self) -> int:
         """How many integers (not intervals) are in the set."""
-        return self._count
+        return self.count
 
     def __bool__(self) -> bool:
         return bool(self._starts)
@@ -75,12 +76,12 @@ class IntervalSet:
         if low == len(stops):
             starts.append(start)
             stops.append(stop)
-            self._count += stop - start
+            self.count += stop - start
             return [(start, stop)]
         if starts[low] > stop:
             starts.insert(low, start)
             stops.insert(low, stop)
-            self._count += stop - start
+            self.count += stop - start
             return [(start, stop)]
         high = low + 1  # mostly it is; to search for it would be a second walk through memory
         if high < len(starts) and starts[high] <= stop:
@@ -91,12 +92,12 @@ class IntervalSet:
             begun = starts[i]
             if begun > at:
                 fresh.append((at, begun))
-                self._count += begun - at
+                self.count += begun - at
             if stops[i] > at:
                 at = stops[i]
         if at < stop:
             fresh.append((at, stop))
-            self._count += stop - at
+            self.count += stop - at
             at = stop
         if fresh:
             if starts[low] > start:
@@ -129,12 +130,12 @@ class IntervalSet:
             keep.append((stop, self._stops[high - 1]))
         self._starts[low:high] = [a for a, _ in keep]
         self._stops[low:high] = [b for _, b in keep]
-        self._count -= sum(b - a for a, b in gone)
+        self.count -= sum(b - a for a, b in gone)
         return gone
 
     def _remove_within(self, at: int, first: int, start: int, stop: int, last: int) -> None:
         """What is removed lies in one interval, [first, last)."""
-        self._count -= stop - start
+        self.count -= stop - start
         if first == start:
             if stop == last:
                 del self._starts[at]

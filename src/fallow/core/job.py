@@ -46,11 +46,11 @@ class JobProgress(HeldProgress):
         if (known is None or not known.waits) and self.pulls >= PULLS_LIMIT:
             return
         place = known or self._know(slot)
+        place.seq = seq
+        if idle and place.tokens and any(is_call_token(token) for token in place.tokens):
+            return  # its client was quicker than this pull, and has answered it
         if place.waits and place.idle != idle:
             self._drop_pull(place)
-        place.seq = seq
-        if idle and any(is_call_token(token) for token in place.tokens):
-            return  # its client was quicker than this pull, and has answered it
         place.pull_seq = seq
         place.idle = idle
         place.pages = frozenset(pages) if pages else NO_PAGES
@@ -63,11 +63,12 @@ class JobProgress(HeldProgress):
         if self.is_final or index not in self.todo:
             return False
         self.todo.remove(index, index + 1)
+        token = call_token(self.epoch, index)
         place = self._know(slot)
+        lease = LiveLease(token, place, index, index + 1, Remainder(index, index + 1), now, now)
+        lease.pull_seq, lease.sent_at = CALL_TOKENS, now
         self._drop_pull(place)
         place.is_aside = False
-        lease = LiveLease(call_token(self.epoch, index), place, index, index + 1, Remainder(index, index + 1), now, now)
-        lease.pull_seq, lease.sent_at = CALL_TOKENS, now
         self._hold(lease)
         return True
 
@@ -89,11 +90,11 @@ class JobProgress(HeldProgress):
         if self.failures.delayed:
             for index in self.failures.due(now):
                 self.todo.add(index, index + 1)
-        if not self.pulls:
+        if not self._idle and not self._ahead:
             return effects
         if self._doubtful:
             effects += self._double_doubtful(now)
-        if self.pulls and (self.todo or self.failures.waiting):
+        if self.todo.count or self.failures.waiting:
             for place in self._in_turn():
                 if self.spec.max_leases and len(self.leases) >= self.spec.max_leases:
                     break
@@ -103,7 +104,7 @@ class JobProgress(HeldProgress):
                         break
                     continue
                 effects.append(self._grant(lease))
-        if self.pulls and not self.todo and not self.failures.waiting:
+        if not self.todo.count and not self.failures.waiting and (self._idle or self._ahead):
             if now < self._double_at and self._take_backs.is_quiet(now):
                 effects.append(Wake(self._double_at))
             else:
@@ -119,7 +120,7 @@ class JobProgress(HeldProgress):
 
     def _in_turn(self) -> list[KnownSlot]:
         """Waiting slots that could be answered now, idle ones first."""
-        count = self.pulls if self.failures.waiting else len(self.todo)
+        count = self.pulls if self.failures.waiting else self.todo.count
         if not self.gives_ahead:
             return list(islice(self._idle, count))
         return list(islice(chain(self._idle, self._ahead), count))
@@ -166,7 +167,8 @@ class JobProgress(HeldProgress):
     def _remaining(self) -> int:
         """Tasks that nobody has leased, those still to come included as far as they are known of."""
         expected = self.total if self.total >= 0 else self.spec.total_hint
-        return len(self.todo) + max(0, expected - self.cursor)
+        waiting = self.todo.count
+        return waiting + expected - self.cursor if expected > self.cursor else waiting
 
     def _take_suspect(self, place: KnownSlot, now: float) -> LiveLease | None:
         """A task that is to run alone, for an idle slot."""
@@ -272,23 +274,25 @@ class JobProgress(HeldProgress):
         if self.is_final:
             return effects
         fresh_count = ran_count = known_count = 0
+        lease = self.leases.get(token)
         for page in results:
             start, stop = page.start, min(page.stop, self.cursor)
             ran_count += page.stop - start
             known_count += stop - start
             if reduced and stop > start + 1 and self.done.intersects(start, stop):
-                self._requeue_refused(token, start, stop)
+                # A reduced range that overlaps what is done counts for nothing: what of it is missing runs again.
+                if lease is not None:
+                    self._return(lease, start, stop)
                 continue
             for a, b in self.done.add(start, stop):
                 fresh_count += b - a
                 narrowed = page if reduced or (a == start and b == page.stop) else narrow(page, a, b)
                 self.failed_count += narrowed.failed_count
-                self._settled(token, a, b, effects)
+                self._settled(lease, a, b, effects)
                 effects.append(Record(narrowed, slot[0]))
         if fresh_count:
             self.nodes[slot[0]] = self.nodes.get(slot[0], 0) + fresh_count
             self._start_deaths = 0
-        lease = self.leases.get(token)
         if lease is None:
             return effects + self.finish_if_done()
         self.wasted_s += wasted_s  # a hand-in that is repeated ends no lease a second time
@@ -315,12 +319,10 @@ class JobProgress(HeldProgress):
                 self._size_cap = self._size_cap * 2 if self._size_cap < 1 << 30 else 0
         return effects + self.finish_if_done()
 
-    def _settled(self, token: Token, start: int, stop: int, effects: list[Effect]) -> None:
-        """These tasks are done: they are nowhere else any more."""
-        lease = self.leases.get(token)
+    def _settled(self, lease: LiveLease | None, start: int, stop: int, effects: list[Effect]) -> None:
+        """These tasks are done, under this lease: they are nowhere else any more."""
         is_alone = not self._doubled or not any(start <= index < stop for index in self._doubled)
-        if lease is not None and not lease.doubled and is_alone and lease.pending.covers(start, stop):
-            lease.pending.remove(start, stop)
+        if lease is not None and is_alone and not lease.doubled and lease.pending.take(start, stop):
             if self.failures:
                 self.failures.settled(start, stop)
             return
@@ -329,16 +331,10 @@ class JobProgress(HeldProgress):
             self._forget_marks(start, stop)
             return
         for other in list(self.leases.values()):
-            if other.pending.remove(start, stop) and other.token != token and not other.pending:
+            if other.pending.remove(start, stop) and other is not lease and not other.pending:
                 effects.append(Drop(other.node, (other.token,), "recorded elsewhere"))
                 self._close(other)
         self._forget_marks(start, stop)
-
-    def _requeue_refused(self, token: Token, start: int, stop: int) -> None:
-        """A reduced range that overlaps what is done counts for nothing: what of it is missing runs again."""
-        lease = self.leases.get(token)
-        if lease is not None:
-            self._return(lease, start, stop)
 
     def _retry_later(self, lease: LiveLease, later: RetryLater, now: float) -> None:
         if lease.pending.remove(later.index, later.index + 1):

@@ -33,6 +33,8 @@ class Progress:
         self.spec = spec
         self.epoch = epoch
         self.state = JobState.OPEN
+        self.is_final = False
+        """Nothing of it will run any more (unless its failed tasks are tried again)."""
         self.reason = ""
         self.reason_kind = ""
         self.cursor = 0
@@ -83,10 +85,6 @@ class Progress:
     # ------------------------------------------------------------ what is known
 
     @property
-    def is_final(self) -> bool:
-        return self.state not in LIVE
-
-    @property
     def demand(self) -> int:
         """Slots that the job could use now."""
         if self.is_final:
@@ -107,9 +105,20 @@ class Progress:
         """How many slots wait for a lease."""
         return len(self._idle) + len(self._ahead)
 
-    def known_slot(self, slot: SlotKey) -> KnownSlot | None:
-        """What is remembered of it, to be read."""
-        return self._known.get(slot)
+    def waiting(self, slot: SlotKey) -> KnownSlot | None:
+        """The slot, if it waits for a lease of the job."""
+        place = self._known.get(slot)
+        return place if place is not None and place.waits else None
+
+    def has_asked(self, slot: SlotKey) -> bool:
+        """Whether the slot is known to have asked for a lease of the job."""
+        place = self._known.get(slot)
+        return place is not None and place.seq >= 0
+
+    def is_busy(self, slot: SlotKey) -> bool:
+        """Whether the slot has leases of the job."""
+        place = self._known.get(slot)
+        return place is not None and bool(place.tokens)
 
     def slot_rates(self) -> Iterator[tuple[SlotKey, float]]:
         """Slots that have run something, and their tasks per second."""
@@ -190,9 +199,13 @@ class Progress:
     def end_inputs(self, total: int) -> list[Effect]:
         """No task beyond `total` will come."""
         if self.state is JobState.OPEN:
-            self.state = job_transition(self.state, JobEvent.END_INPUTS, self.story())
+            self._be(job_transition(self.state, JobEvent.END_INPUTS, self.story()))
             self.total = total
         return self.finish_if_done()
+
+    def _be(self, state: JobState) -> None:
+        self.state = state
+        self.is_final = state not in LIVE
 
     def fail(self, reason: str, kind: str = "") -> list[Effect]:
         return self._end(JobEvent.FAIL, reason, kind)
@@ -204,7 +217,7 @@ class Progress:
         """Take up what the store knows; everything not done is to do (leases are adopted from beats)."""
         self.cursor = cursor
         self.total = total
-        self.state = state
+        self._be(state)
         self.failed_count = failed
         for start, stop in done:
             self.done.add(start, stop)
@@ -214,7 +227,7 @@ class Progress:
     def retry_failed(self, intervals: Sequence[Interval]) -> None:
         """A new generation: these tasks are to run again."""
         if self.state is JobState.SUCCEEDED:
-            self.state = job_transition(self.state, JobEvent.RETRY_FAILED, self.story())
+            self._be(job_transition(self.state, JobEvent.RETRY_FAILED, self.story()))
             self.reason = ""
         for start, stop in intervals:
             for a, b in self.done.remove(start, stop):
@@ -300,7 +313,7 @@ class Progress:
     def _end(self, event: JobEvent, reason: str, kind: str = "") -> list[Effect]:
         if self.is_final:
             return []
-        self.state = job_transition(self.state, event, self.story())
+        self._be(job_transition(self.state, event, self.story()))
         self.reason = reason
         self.reason_kind = kind
         effects: list[Effect] = [
@@ -314,7 +327,7 @@ class Progress:
         return [*effects, Ended(self.spec.job_id, self.state, reason)]
 
     def finish_if_done(self) -> list[Effect]:
-        if self.state is JobState.RUNNING and self.done.covers(0, self.total):
+        if self.state is JobState.RUNNING and self.done.count >= self.total and self.done.covers(0, self.total):
             reason = f"{self.failed_count} of {self.total} tasks failed" if self.failed_count else ""
             return self._end(JobEvent.FINISH, reason)
         return []

@@ -61,6 +61,19 @@ class Remainder:
         low, high = max(start, self._start), min(stop, self._stop)
         return [(low, high)] if low < high else []
 
+    def take(self, start: int, stop: int) -> bool:
+        """Remove [start, stop), which is not empty, if all of it is left. False: it is not, and nothing was removed."""
+        if self._pieces is None:
+            if not self._start <= start or stop > self._stop:
+                return False
+            if self._start == start:
+                self._start = stop
+                return True
+        elif not self._pieces.covers(start, stop):
+            return False
+        self.remove(start, stop)
+        return True
+
     def remove(self, start: int, stop: int) -> list[Interval]:
         """Remove [start, stop); returns the parts that were left until now, in order."""
         if self._pieces is not None:

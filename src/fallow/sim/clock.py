@@ -72,7 +72,7 @@ class Clock:
                     heap = self._heap = self._later.pop(second)
                     heapq.heapify(heap)
                     self._edge = second + 1
-                if heap[0][0] > until:
+                if self._edge > until and heap[0][0] > until:
                     break
                 self.now, _, what, args = pop(heap)
                 events += 1

@@ -107,7 +107,7 @@ class Owned:
         world, progress = self._world, self.progress
         now = world.clock.now
         return (
-            bool(progress.todo)
+            progress.todo.count > 0
             and not progress.failures.waiting
             and not progress.failures.delayed
             and not progress.gives_ahead
@@ -234,14 +234,14 @@ class Owned:
 
     def dispatch(self) -> None:
         progress = self.progress
-        if not progress.todo and progress.pulls and not self._hears_soon and (self.begun or not self.listens):
+        if not progress.todo.count and progress.pulls and not self._hears_soon and (self.begun or not self.listens):
             # Near the end it matters which tasks run for long.
             self._hear()
             if self.begun:
                 self._hears_soon = True
                 self._world.clock.after(BEAT_INTERVAL_S, self._listen)
         self._perform(progress.dispatch(self._world.clock.now), None)
-        if progress.pulls and not progress.todo:
+        if not progress.todo.count and progress.pulls:
             self._world.leader.kick()
 
     def _perform(self, effects: Sequence[Effect], item: HandIn | None) -> None:

@@ -64,8 +64,8 @@ class Faults:
         coordinator.is_stopped = False
         self._session_ends(coordinator)
         buffer, coordinator.buffer = coordinator.buffer, []
-        for _, kind, args in buffer:
-            self._world.undelivered(kind, args)
+        for owned, kind, args in buffer:
+            self._world.undelivered(owned, kind, args)
         for owned in list(coordinator.owned.values()):
             owned.die()
         self._flush(coordinator)

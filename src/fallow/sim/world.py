@@ -109,28 +109,31 @@ class World:
     # ------------------------------------------------------------ messages
 
     def to_owners(self, node: Node, row: JobRow, kind: str, *args: Any) -> bool:
-        """To every coordinator that takes itself for the owner. False: it reaches none."""
+        """To every coordinator that takes itself for the owner. False: it does not reach the one that is."""
         reached = False
         for owned in row.owners:
-            reached = self.network.post(node.zone, self.deliver, (owned, kind, args)) or reached
+            if self.network.post(node.zone, self.deliver, (owned, kind, args)) and owned.epoch == row.epoch:
+                reached = True
         return reached
 
     def deliver(self, owned: Owned, kind: str, args: tuple[Any, ...]) -> None:
         coordinator = owned.coordinator
         if owned.is_dead:
-            self.undelivered(kind, args)
+            self.undelivered(owned, kind, args)
         elif coordinator.is_stopped:
             if len(coordinator.buffer) < BUFFER_LIMIT:
                 coordinator.buffer.append((owned, kind, args))
-            self.undelivered(kind, args)  # the answer is late: the sender's timer does not wait for it
+            self.undelivered(owned, kind, args)  # the answer is late: the sender's timer does not wait for it
         else:
             getattr(owned, kind)(*args)
 
-    def undelivered(self, kind: str, args: tuple[Any, ...]) -> None:
-        if kind == "pull":
-            self.agents.lost_pull(args[0], args[1])
-        elif kind == "hand_in":
+    def undelivered(self, owned: Owned, kind: str, args: tuple[Any, ...]) -> None:
+        if kind == "hand_in":
             self.agents.lost_hand_in(args[0])
+        elif owned.epoch != owned.row.epoch:
+            pass  # the next owner was sent the pull too, or has asked for it (take_over)
+        elif kind == "pull":
+            self.agents.lost_pull(args[0], args[1])
         elif kind == "pulls":
             for slot, seq, _ in args[0]:
                 self.agents.lost_pull(slot, seq)
