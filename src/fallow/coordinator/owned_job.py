@@ -447,7 +447,7 @@ class OwnedJob:
             alone=grant.alone,
             attempt=grant.attempt,
             checkpoints=self.states.of(grant.start, grant.stop) if self.states else (),
-            acks=self.acks.take(grant.slot[0]),
+            acks=self.acks.take(grant.slot[0]) if self.spec.kind is JobKind.MAP else (),
         )
         self._send_node(grant.slot[0], lease)
 

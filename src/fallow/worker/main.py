@@ -19,7 +19,7 @@ from fallow.worker import nested, orders, state
 from fallow.worker.block import Block
 from fallow.worker.channel import Channel
 from fallow.worker.failures import traceback_text
-from fallow.worker.orders import IDLE, LOADED_FUNCTIONS, LOADING, NOTICE, PHASE, RUNNING
+from fallow.worker.orders import IDLE, INDEX, LOADED_FUNCTIONS, LOADING, NOTICE, PHASE, RUNNING
 from fallow.worker.outbox import FIRST_HAND_IN_S, FLOW_S, Outbox
 from fallow.worker.output import Output
 from fallow.worker.pages import PageWriter
@@ -27,12 +27,14 @@ from fallow.worker.runner import Runner
 
 HELPER_TICK_S = 0.1
 HELPER_REST_S = 0.2
-"""While one longer task after the other runs: each look takes the interpreter from the task."""
+HELPER_SHORT_REST_S = 0.4
+"""While one longer task after the other runs: each look takes the interpreter from the task. Where the task is another
+one than at the last look, the main thread itself sees soon enough what is to be seen."""
 HELPER_IDLE_TICKS = 10
 
 
 class Helper:
-    """A thread that looks every 0.1 or 0.2 s, while the worker works, whether results wait for a long task to end.
+    """A thread that looks every 0.1 to 0.4 s, while the worker works, whether results wait for a long task to end.
     It sleeps for good while there is nothing to do: a worker at rest costs nothing."""
 
     def __init__(self, output: Output, words: memoryview, block: Block) -> None:
@@ -53,7 +55,7 @@ class Helper:
             self._wake.set()
 
     def _loop(self) -> None:
-        idle = 0
+        idle, seen = 0, -1
         tick_s = HELPER_TICK_S
         while True:
             if idle >= HELPER_IDLE_TICKS and self._output.idle():
@@ -74,7 +76,8 @@ class Helper:
             else:
                 idle = 0
                 if not self._block.look():
-                    tick_s = HELPER_REST_S
+                    index, seen = seen, self._words[INDEX]
+                    tick_s = HELPER_REST_S if index == seen else HELPER_SHORT_REST_S
                 outbox.help()
 
 

@@ -1,7 +1,7 @@
 """What a task keeps of its state, and the notice that its worker is about to be ended. The public names for this are
 in sdk.checkpoint.
 
-A notice comes as a word in the shared map. The helper thread sees it within a fifth of a second, and has the main
+A notice comes as a word in the shared map. The helper thread sees it within two fifths of a second, and has the main
 thread, where tasks run, call the hooks: there they see the task's objects between two steps of Python, never in the
 middle of one. A task inside a long call into C gets no hook called, and loses what it did since it last saved.
 """
