@@ -79,9 +79,7 @@ class BlobAccess:
             self._client = asyncio.ensure_future(self._open())
             self._client.add_done_callback(lambda done: done.cancelled() or done.exception())
         client = self._client
-        return (
-            client.done() and not client.cancelled() and client.exception() is None and client.result().is_local
-        )
+        return client.done() and not client.cancelled() and client.exception() is None and client.result().is_local
 
     async def _open(self) -> BlobClient:
         from fallow.wire.blobs import open_blob_client
