@@ -16,7 +16,7 @@ import pytest
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Wake
 from fallow.core.endgame import keeps_the_rest
 from fallow.core.job import JobProgress
-from fallow.core.sizing import Rate
+from fallow.core.sizing import Rate, lease_size
 from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, SlotKey, Token
 from fallow.model.job import Blob, JobKind, JobSpec
 from fallow.model.parts import ResultPage
@@ -232,3 +232,13 @@ def test_what_is_given_ahead_near_the_end() -> None:
     assert not keeps_the_rest(None, 4, Rate(1.0, 1.0)), "more may come"
     assert not keeps_the_rest(8, 4, Rate(1000.0, 1.0)), "the way to an idle slot takes longer"
     assert not keeps_the_rest(8, 4, Rate())
+
+
+def test_ranges_grow_faster_while_they_take_less_than_a_round_trip() -> None:
+    def size(last_size: int, rate_per_s: float) -> int:
+        return lease_size(remaining=1 << 40, slots=2, last_size=last_size, rate_per_s=rate_per_s, target_s=1.5)
+
+    assert size(1, 1e6) == 64
+    assert size(64, 1e6) == 64 * 64
+    assert size(2000, 1e6) == 8 * 2000  # it took 2 ms
+    assert size(1, 20.0) == 8

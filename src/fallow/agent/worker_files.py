@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import shutil
@@ -65,6 +66,12 @@ class WorkerFiles:
     def on_host(self, path: str) -> str:
         """Where a result of the worker lies. (Doubts have seen to it that it is in the scratch folder.)"""
         return path if self._confined is None else self._confined.result_path(path) or ""
+
+    def drop(self, path: str) -> None:
+        """Nobody needs this result. (In a sandbox it stays until the worker is gone.)"""
+        if self._confined is None:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def remove(self) -> None:
         """The worker is gone: so is its folder."""

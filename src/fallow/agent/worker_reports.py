@@ -13,10 +13,16 @@ from fallow.worker import orders
 
 def report_of(report: orders.Report, give_back: tuple[Interval, ...], files: WorkerFiles) -> Report:
     """The report, with its pages' files where the agent finds them."""
+    paths: dict[str, str] = {}
+    for page in report.results:
+        if page.path and page.digest not in paths:
+            paths[page.digest] = files.on_host(page.path)
+        elif page.path:  # the same results once more
+            files.drop(page.path)
     return Report(
         token=report.token,
         results=tuple(_result_page(page) for page in report.results),
-        files={page.digest: files.on_host(page.path) for page in report.results if page.path},
+        files=paths,
         give_back=give_back,
         retry_later=tuple(RetryLater(*later) for later in report.retry_later),
         ended=report.ended,

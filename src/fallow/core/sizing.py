@@ -8,6 +8,11 @@ from math import ceil
 GROWTH = 8
 """A slot's next range is at most this many times its last."""
 
+QUICK_S = 0.001
+QUICK_GROWTH = 64
+"""The same after one that ran for no longer than QUICK_S: round trips took longer, and what follows a misjudgement is
+taken back, or given back after the budget."""
+
 MAP_TARGET_S = 1.5
 """Work aimed at in one lease of a map; grows with the load of the coordinator (see target_s)."""
 
@@ -69,7 +74,8 @@ def lease_size(
     """
     if rate_per_s <= 0 or last_size <= 0:
         return 1
-    aimed = min(int(rate_per_s * target_s), last_size * GROWTH)
+    growth = QUICK_GROWTH if last_size <= QUICK_S * rate_per_s else GROWTH
+    aimed = min(int(rate_per_s * target_s), last_size * growth)
     share = ceil(remaining / (2 * max(1, slots)))
     floor = int(rate_per_s * FLOOR_S)
     size = min(aimed, max(share, min(floor, aimed)))
