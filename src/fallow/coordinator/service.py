@@ -133,7 +133,7 @@ class Service:
         """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
         for job_id, owned in self.directory.active.items():
             if not owned.progress.is_final:
-                for node_id in owned.nodes_seen:
+                for node_id in owned.heard.seen:
                     self.context.say(subjects.node(node_id), NameLeases(job_id, owned.epoch))
                 owned.announce()
         self.peers.report()
