@@ -139,8 +139,7 @@ class Node:
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
         self._sweeping: asyncio.Future[None] | None = None
         self._tell_spec = True
-        self._anew_beats = 0
-        """How many of the next beats say that the connection is a new one."""
+        self._anew_beats = 0  # how many of the next ones say that the connection is a new one
         self._said_away = False
         self._drained_by_operator = False
         self._drained_by_owner = False
@@ -433,8 +432,7 @@ class Node:
         self._tell_spec = True
         self._anew_beats = 2  # an owner that lost the same server may not be back yet, and hears the second one
         self.beat()
-        self._rhythm.hurry(time.monotonic())
-        self.pulse.within(self._rhythm.wait_s(time.monotonic()))
+        self.pulse.within(self._rhythm.hurry(time.monotonic()))
         self._send_all_again()
 
     def _send_all_again(self, only: JobId | None = None) -> None:

@@ -58,9 +58,10 @@ class Rhythm:
         """Time until the next look: at most REST_INTERVAL_S at rest, else BEAT_INTERVAL_S."""
         return min(REST_INTERVAL_S if self.at_rest else BEAT_INTERVAL_S, max(0.0, self._next_s - now))
 
-    def hurry(self, now: float) -> None:
-        """The last beat may have been lost: the next one comes soon."""
+    def hurry(self, now: float) -> float:
+        """The last beat may have been lost: the next one comes soon. Returns as wait_s."""
         self._next_s = min(self._next_s, now + AWAY_INTERVALS * self.interval_s)
+        return self.wait_s(now)
 
     def is_away(self, now: float) -> bool:
         """The coordinator has not answered of late."""

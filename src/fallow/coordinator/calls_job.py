@@ -14,7 +14,7 @@ from fallow.coordinator.result_index import Recorded
 from fallow.coordinator.stored_info import info_of_stored
 from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
-from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, quiet_after_s
+from fallow.core.presence import QUIET_LEAST_S, quiet_after_s
 from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.job import JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
@@ -71,7 +71,7 @@ class CallsJob(OwnedJob):
         self._close_slots(slot for slot in self._open_slots if slot[0] in self.progress.quiet)
         if not self.progress.leases or not self.context.connection.has_listened(QUIET_LEAST_S):
             return
-        interval_s = max(self._intervals_s.values(), default=LEAST_INTERVAL_S)
+        interval_s = self.heard.longest_interval_s()
         if self.progress.doubt(now, quiet_after_s(interval_s)):
             self.context.kick_matcher()
             self.dispatch()

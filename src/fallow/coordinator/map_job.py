@@ -329,7 +329,7 @@ class MapJob(OwnedJob):
         if now < self._info_due and not exhausted and not self.known_state.is_final:
             return None
         is_over = exhausted or self.known_state.is_final
-        self._info_due = now + len(self.nodes_seen) * INFO_S_PER_NODE
+        self._info_due = now + len(self.heard.seen) * INFO_S_PER_NODE
         return self.info(by_node=is_over or len(self._nodes_by_name) <= INFO_NODES)
 
     # ------------------------------------------------------------ what the client has

@@ -13,6 +13,7 @@ from functools import partial
 
 from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
+from fallow.coordinator.heard_nodes import HeardNodes
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
@@ -20,8 +21,7 @@ from fallow.coordinator.stored_info import info_of_owned, stored_reason
 from fallow.coordinator.stored_inputs import StoredInputs
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
-from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, lost_after_s, quiet_after_s
-from fallow.core.silence import Silences
+from fallow.core.presence import QUIET_LEAST_S
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.model.job import JobInfo, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
@@ -87,12 +87,8 @@ class OwnedJob:
         self._next_seq = 0
         self._wake_at: float | None = None
         self._nodes_by_name: dict[str, int] = {}
-        self.nodes_seen: dict[NodeId, float] = {}
+        self.heard = HeardNodes()
         self._sessions: dict[NodeId, str] = {}
-        self._intervals_s: dict[NodeId, float] = {}
-        """How often nodes beat, by their own word."""
-        self._quiet = Silences(quiet_after_s, self._presence)
-        self._silent = Silences(lost_after_s, self._presence)
         self.closed = False
         self.states = SavedStates(context.blobs)
         self.acks = Acknowledgements(context.loop, self.job_id, epoch, self._send_node)
@@ -173,9 +169,8 @@ class OwnedJob:
             return
         self.node_anew(NodeAnew(node_id, message.name, message.session))
         self._sessions[node_id] = message.session
-        is_oftener = message.interval_s < self._interval_s(node_id)
-        self._intervals_s[node_id] = message.interval_s
-        self._hear_of(node_id, is_oftener)
+        self._hear_of(node_id)
+        self.heard.beats_every(node_id, message.interval_s)
         now = self.context.now()
         self.perform(self.progress.beat(node_id, message.leases, now, message.interval_s, message.anew))
         if self.progress.pulls:
@@ -197,37 +192,24 @@ class OwnedJob:
         op = PutCheckpoint(self.job_id, self.epoch, message.index, message.state)
         self.context.journal.append([op], lambda: self.context.say(reply, Done(self.epoch)))
 
-    def _hear_of(self, node_id: NodeId, is_oftener: bool = False) -> None:
-        is_news = is_oftener or node_id not in self.nodes_seen
-        self.nodes_seen[node_id] = self.context.now()
-        if is_news or self.progress.quiet:
+    def _hear_of(self, node_id: NodeId) -> None:
+        if self.heard.hear(node_id, self.context.now(), bool(self.progress.quiet)):
             self.progress.node_heard(node_id)
-            self._quiet.watch(node_id)
-            self._silent.watch(node_id)
-
-    def _interval_s(self, node_id: NodeId) -> float:
-        return self._intervals_s.get(node_id, LEAST_INTERVAL_S)
-
-    def _presence(self, node_id: NodeId) -> tuple[float, float] | None:
-        seen = self.nodes_seen.get(node_id)
-        return (seen, self._interval_s(node_id)) if seen is not None else None
 
     def check_nodes(self, now: float) -> None:
         """Nodes that are silent get nothing; those that have been for too long are lost."""
         if self.context.connection.has_listened(QUIET_LEAST_S):
-            quiet = self._quiet.take(now)
+            quiet = self.heard.quiet(now)
             for node_id in quiet:
                 self.progress.node_quiet(node_id)
             if quiet:
                 self.context.kick_matcher()
-        for node_id in self._silent.take(now):
-            limit_s = lost_after_s(self._interval_s(node_id))
+        for node_id, limit_s in self.heard.lost(now):
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
     def forget_node(self, node_id: NodeId, reason: str) -> None:
-        self.nodes_seen.pop(node_id, None)
+        self.heard.forget(node_id)
         self._sessions.pop(node_id, None)
-        self._intervals_s.pop(node_id, None)
         self.on_node_lost(node_id, reason)
 
     def node_name(self, node_id: str) -> str:
@@ -404,7 +386,7 @@ class OwnedJob:
 
     def _release_nodes(self, ended: Ended) -> None:
         """Every node that worked on the job forgets it."""
-        for node_id in self.nodes_seen:
+        for node_id in self.heard.seen:
             self._send_node(node_id, Revoke(self.job_id, self.epoch, (), ended.reason or str(ended.state)))
         self.context.nodes.forget_job(self.job_id)
         self.context.kick_matcher()

@@ -163,7 +163,7 @@ class Peers:
         """This owner's wants changed: tell the leader soon."""
         if not self._scheduled:
             self._scheduled = True
-            nodes = sum(len(owned.nodes_seen) for owned in self.own_jobs())
+            nodes = sum(len(owned.heard.seen) for owned in self.own_jobs())
             self._context.loop.call_later(max(0.005, min(REPORT_S, nodes * S_PER_NODE)), self.report)
 
     def tick(self, now: float) -> None:

@@ -137,7 +137,7 @@ class Service:
         """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
         for job_id, owned in self.directory.active.items():
             if not owned.progress.is_final:
-                for node_id in owned.nodes_seen:
+                for node_id in owned.heard.seen:
                     self.context.say(subjects.node(node_id), NameLeases(job_id, owned.epoch))
                 owned.announce()
         self.peers.report()
@@ -339,6 +339,12 @@ class Service:
             self.context.connection.send(reply, message)
 
     # ------------------------------------------------------------ time
+
+    @property
+    def nodes_known(self) -> int:
+        """By this coordinator as leader, or by the jobs that it owns."""
+        by_job = (len(owned.heard.seen) for owned in self.directory.active.values())
+        return max(len(self.context.nodes.entries), sum(by_job))
 
     @property
     def tick_within_s(self) -> float:
