@@ -90,9 +90,7 @@ class FailureBook:
             found.append(task.index)
         return found
 
-    def take_waiting(
-        self, node: NodeId, idle_nodes: set[NodeId], busy_nodes: Callable[[], set[NodeId]]
-    ) -> int | None:
+    def take_waiting(self, node: NodeId, idle_nodes: set[NodeId], busy_nodes: Callable[[], set[NodeId]]) -> int | None:
         """The first suspect that has not died on this node; one that has, if no other node is idle. One for whose
         result it had no room, if no other node is there, idle or busy."""
         for at, index in enumerate(self.waiting):
