@@ -40,9 +40,9 @@ class ClientPresence:
 
     def nobody_listens(self, now: float, has_listened: bool) -> None:
         """The answer of the message server. `has_listened`: the owner itself was connected for CLOSED_WITHIN_S."""
-        if self._closed_s is None and has_listened and self._heard_s is not None:
-            if now - self._heard_s <= CLOSED_WITHIN_S:
-                self._closed_s = now
+        was_just_there = self._heard_s is not None and now - self._heard_s <= CLOSED_WITHIN_S
+        if self._closed_s is None and has_listened and was_just_there:
+            self._closed_s = now
 
     def listens(self) -> None:
         """Its connection is there, whether it answers or not."""
