@@ -46,6 +46,8 @@ class Customers(Protocol):
 
     def start_again(self, name: str) -> None: ...
 
+    def set_clock(self, name: str, offset_s: int) -> None: ...
+
 
 class Faults:
     """All that can be done to a pool here. `disks`: small ones, by whose they are; `left_out`: what cannot be done, and
@@ -59,7 +61,7 @@ class Faults:
         self._bag: list[Callable[[], Fault | None]] = []
         self.left_out = [
             "links between NATS servers (they find each other's real addresses); a stopped server stands for them",
-            "clocks of customers (their notes go by them) and of programs in C: NATS, PostgreSQL, SeaweedFS",
+            "clocks of NATS, PostgreSQL and SeaweedFS: programs that are not Python's",
         ]
         if not disks:
             self.left_out.append("full disks: no small file system can be made here (it needs root)")
@@ -99,6 +101,7 @@ class Faults:
             kinds += [self._kill_s3, self._stop_s3, self._restart_s3]
         if self._large.links is not None:
             kinds += [lambda: self._skew(self._pick("c")), lambda: self._skew(self._pick("n"))]
+        kinds.append(self._skew_customer)
         return kinds
 
     def _pick(self, prefix: str) -> Part:
@@ -235,11 +238,21 @@ class Faults:
 
     def _skew(self, part: Part) -> Fault:
         """The wall clock of all its processes jumps by up to an hour, and back again."""
-        by_s = self._random.choice((-1, 1)) * self._random.choice((10, 300, 3600))
+        by_s = self._skewed_by_s()
         return Fault(
             f"skewed clock of {_words(part.name.rstrip('0123456789'))}", part.name, self._random.uniform(3.0, 6.0),
             lambda: part.set_clock(by_s), lambda: part.set_clock(0),
         )  # fmt: skip
+
+    def _skew_customer(self) -> Fault:
+        name, by_s = self._random.choice(self._customers.names()), self._skewed_by_s()
+        return Fault(
+            "skewed clock of a customer", name, self._random.uniform(3.0, 6.0),
+            lambda: self._customers.set_clock(name, by_s), lambda: self._customers.set_clock(name, 0),
+        )  # fmt: skip
+
+    def _skewed_by_s(self) -> int:
+        return self._random.choice((-1, 1)) * self._random.choice((10, 300, 3600))
 
     def _fill_disk(self, whose: str) -> Fault:
         disk = self._disks[whose]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,20 @@ from tests.pool import MARK, client_env, describe, lend_always, marked_processes
 
 NODES_SLOTS = 2
 CLOCK = Path(__file__).with_name("clock")
+
+
+def write_clock(clock: Path, offset_s: int) -> None:
+    """What is added to the wall clock of those who go by the file (see clock/sitecustomize.py)."""
+    fresh = clock.with_suffix(".new")
+    fresh.write_text(f"{offset_s:+d}\n")
+    fresh.replace(clock)
+
+
+def with_clock(env: Mapping[str, str], clock: Path) -> dict[str, str]:
+    """The environment of a process that goes by it."""
+    write_clock(clock, 0)
+    path = os.pathsep.join([str(CLOCK), *filter(None, [env.get("PYTHONPATH", "")])])
+    return {**env, "FALLOW_TEST_CLOCK": str(clock), "PYTHONPATH": path}
 
 
 class Part:
@@ -39,9 +53,7 @@ class Part:
     def set_clock(self, offset_s: int) -> None:
         """From the next second on, the wall clock of its processes is wrong by so much; steady clocks go on."""
         assert self.clock is not None
-        fresh = self.clock.with_suffix(".new")
-        fresh.write_text(f"{offset_s:+d}\n")
-        fresh.replace(self.clock)
+        write_clock(self.clock, offset_s)
 
     def launch(self) -> None:
         with self.log.open("ab") as log:
@@ -212,9 +224,7 @@ class Large:
         part = self.parts[name] = Part(name, command, env, self.folder / f"{name}.txt", says)
         if self.links is not None and not name.startswith("nats"):
             part.clock = self.folder / f"{name}.clock"
-            part.set_clock(0)
-            env["FALLOW_TEST_CLOCK"] = str(part.clock)
-            env["PYTHONPATH"] = os.pathsep.join([str(CLOCK), *filter(None, [env.get("PYTHONPATH", "")])])
+            env.update(with_clock(env, part.clock))
         return part
 
     def start_all(self, coordinators: int = 3, nodes: int = 3) -> None:

@@ -19,7 +19,7 @@ import psutil
 from tests.chaos import checks
 from tests.chaos.client import KINDS
 from tests.chaos.faults import Fault, Faults, remove_disk, small_disk
-from tests.chaos.parts import Large
+from tests.chaos.parts import Large, with_clock, write_clock
 from tests.chaos.proxy import Links
 from tests.chaos.report import Happened, Noted, Report
 from tests.chaos.stuck import limited, stacks
@@ -71,6 +71,12 @@ class _Load:
     def names(self) -> list[str]:
         """Customers that may be killed: the one who asks all the time is to go on."""
         return sorted(name for name in self.processes if name != ASKER)
+
+    def clock(self, name: str) -> Path:
+        return self.folder / f"{name}.clock"
+
+    def set_clock(self, name: str, offset_s: int) -> None:
+        write_clock(self.clock(name), offset_s)
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -182,7 +188,7 @@ def run(options: Options) -> Report:
 def _start_load(large: Large, load: _Load, options: Options) -> None:
     for number, kind in enumerate(options.kinds):
         who = f"client-{kind}"
-        env = {**large.client_env(who), "PYTHONPATH": _python_path()}
+        env = with_clock({**large.client_env(who), "PYTHONPATH": _python_path()}, load.clock(who))
         load.start(
             who, env, "tests.chaos.client",
             kind, str(options.seed * 100 + number), str(load.folder / f"{kind}.jsonl"), str(load.stop),

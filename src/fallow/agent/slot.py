@@ -61,6 +61,8 @@ log = logging.getLogger("fallow.agent")
 
 CUT_SETTLES_S = 0.003
 """A worker that was limited has seen the limit after so long, or is inside a task."""
+WAITED_S = 2.0
+"""A lease whose inputs have not come for so long goes back, where another job is to have the slot."""
 TIED_AFTER_S = 5.0
 """A task that has run for so long may run for hours: the slot counts as its job's until it ends."""
 INPUTS_AGAIN_S = 0.5
@@ -99,6 +101,18 @@ class Slot:
                 self.lack_pages(held)
                 if (kind := self.wanted_kind()) is not None:
                     lane.want_worker(kind)
+        self._give_back_what_waits()
+
+    def _give_back_what_waits(self) -> None:
+        """The slot is another job's by now, which need not wait for inputs that are long in coming: the blob store may
+        be away."""
+        for lane in list(self.lanes.values()):
+            held = lane.waiting
+            if held is None or held.job_id == self.machine.job_id or self.paths_of(held) is not None:
+                continue
+            state = self.machine.lanes.of(held.job_id, held.token)
+            if state is not None and time.monotonic() - state.began_s > WAITED_S:
+                self.lack_pages(held)
 
     def leased(self, message: Lease) -> None:
         effects = self.machine.lease(message, time.monotonic())
@@ -120,6 +134,7 @@ class Slot:
     def tick(self) -> None:
         """Called every second or so."""
         self.perform(self.machine.tick(time.monotonic()))
+        self._give_back_what_waits()
         if len(self.machine.lanes) > 1 and not any(lane.waiting for lane in self.machine.lanes):
             self.perform(self.machine.retire_idle())
         if len(self._paths) > 16:
