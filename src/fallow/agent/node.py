@@ -218,8 +218,9 @@ class Node:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a slot belongs to a job: something runs, or is about to."""
-        return any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
+        """Whether a slot belongs to a job: something runs, or is about to. A node that has come to rest stays so until
+        it is given work: that costs no look at slots."""
+        return not self._rhythm.at_rest and any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
 
     @property
     def is_at_rest(self) -> bool:
@@ -282,7 +283,8 @@ class Node:
     def _second(self) -> float:
         now = time.monotonic()
         rested = self._rhythm.at_rest
-        self._rhythm.rests(not self.is_at_work and not len(self.outbox), now)
+        if not rested:
+            self._rhythm.rests(not self.is_at_work and not len(self.outbox), now)
         if self._rhythm.is_due(now):
             self.beat()
         self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
@@ -326,7 +328,7 @@ class Node:
             session=self.session,
             seq=self._rhythm.beats(time.monotonic()),
             slots=tuple(slot.state() for slot in self.slots),
-            busy=sum(1 for slot in self.slots if slot.is_busy),
+            busy=0 if self._rhythm.at_rest else sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._drained_by_owner or self._ending,
@@ -336,7 +338,8 @@ class Node:
             withheld=self.gpus.withheld,
         )
         self.send(subjects.BEAT, beat)
-        self._tell_owners()
+        if not self._rhythm.at_rest:
+            self._tell_owners()
 
     def _tell_owners(self, gone: bool = False, only: JobId | None = None) -> None:
         """Name to the owner of each job (or of one) what this node holds of it."""
@@ -364,6 +367,8 @@ class Node:
             case Lease():
                 if self.paced is not None:
                     self.paced.came(message)
+                if self._rhythm.at_rest:
+                    self._rhythm.rests(False, time.monotonic())
                 if self._accepts(message) and (slot := self._slot(message.slot)) is not None:
                     slot.leased(message)
             case HandInAck():
@@ -373,9 +378,10 @@ class Node:
                 if (slot := self._slot(message.slot)) is not None and not self._ending:
                     for callback in self.on_work:
                         callback()
+                    rested = self._rhythm.at_rest
+                    self._rhythm.rests(False, time.monotonic())
                     slot.assigned(message)
-                    if self._rhythm.at_rest:
-                        self._rhythm.rests(False, time.monotonic())
+                    if rested:
                         self.beat()  # the pool waits for a word of who was silent
                     self.pulse.within(PING_OFTEN_S)
             case TakeBack():
