@@ -82,19 +82,6 @@ async def test_more_than_may_come_in_is_cut_off(echo: tuple[int, list[bytes]]) -
     assert len(came) < 4000 + 1
 
 
-async def test_who_does_not_speak_socks_is_hung_up_on(echo: tuple[int, list[bytes]]) -> None:
-    listening = socket.create_server(("127.0.0.1", 0))
-    where = listening.getsockname()
-    gate = Gate()
-    await gate.serve(listening)
-    async with asyncio.timeout(WITHIN_S):
-        reader, writer = await asyncio.open_connection(*where)
-        writer.write(b"GET / HTTP/1.1\r\n\r\n")
-        assert await reader.read() == b""
-        writer.close()
-    await gate.close()
-
-
 async def talk(gate: Gate, said: bytes) -> bytes:
     """All that comes back."""
     listening = socket.create_server(("127.0.0.1", 0))

@@ -116,9 +116,8 @@ def test_what_others_write_on_the_disk_ends_nobody(jail: Box, monkeypatch: pytes
 def test_files_in_memory_are_counted_by_number(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """(gVisor's kernel keeps them in memory of its own, which is bounded.)"""
     monkeypatch.setattr("fallow.sandbox.watch.TMP_INODES", 300)
-    running = Box(working(name), tmp_path).start(
-        "for n in range(400): open(f'/tmp/f{n}', 'w').close()\ntime.sleep(600)", LIMITS
-    )
+    code = "for n in range(400): open(f'/tmp/f{n}', 'w').close()\ntime.sleep(600)"
+    running = Box(working(name), tmp_path).start(code, LIMITS)
     try:
         assert running.wait(WITHIN_S) == -signal.SIGKILL
     finally:

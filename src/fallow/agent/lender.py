@@ -96,8 +96,8 @@ class Lender:
         self.disk = Disk(folder, self.caches, writers=writers)
         writers.room = lambda most: self.disk.room(most, self.settings.share.disk_bytes)
         self._tasks_seen = 0
-        self._rested: LendingSettings | None = None
-        """Those that were held when the node last came to rest; None: it works."""
+        self._rested: tuple[LendingSettings, str] | None = None
+        """Settings and pause that were noted since the node came to rest; None: it works."""
         self._apply(settings)
         node.offer(lent_spec(node.spec, settings))
         node.blobs.make_room = self.make_room
@@ -340,10 +340,10 @@ class Lender:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:
             self.resume()
         at_rest = self.node.is_at_rest
-        if at_rest and self._rested == self.settings:
-            self.note_state()
+        now = (self.settings, self.node.paused) if at_rest else None
+        if now is not None and now == self._rested:
             return
-        self._rested = self.settings if at_rest else None
+        self._rested = now
         self.disk.hold(self.settings.share.disk_bytes)
         cpu_s = gpu_s = 0.0
         jobs: dict[str, float] = {}

@@ -228,8 +228,9 @@ class Node:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a slot belongs to a job: something runs, or is about to."""
-        return any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
+        """Whether a slot belongs to a job: something runs, or is about to. A node that has come to rest stays so until
+        it is given work: that costs no look at slots."""
+        return not self._rhythm.at_rest and any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
 
     @property
     def is_at_rest(self) -> bool:
@@ -294,7 +295,8 @@ class Node:
     def _second(self) -> float:
         now = time.monotonic()
         rested = self._rhythm.at_rest
-        self._rhythm.rests(not self.is_at_work and not len(self.outbox), now)
+        if not rested:
+            self._rhythm.rests(not self.is_at_work and not len(self.outbox), now)
         if self._rhythm.is_due(now):
             self.beat()
         self._said_away = say_away(self._rhythm.was_heard and self._rhythm.is_away(now), self._said_away)
@@ -328,7 +330,7 @@ class Node:
             session=self.session,
             seq=self._rhythm.beats(time.monotonic()),
             slots=tuple(slot.state() for slot in self.slots),
-            busy=sum(1 for slot in self.slots if slot.is_busy),
+            busy=0 if self._rhythm.at_rest else sum(1 for slot in self.slots if slot.is_busy),
             load=load_average(),
             memory_used_bytes=memory_used_bytes(),
             draining=self._drained_by_operator or self._drained_by_owner or self._ending,
@@ -338,7 +340,8 @@ class Node:
             withheld=self.gpus.withheld,
         )
         self.send(subjects.BEAT, beat)
-        self._tell_owners(anew=self._anew_beats > 0)
+        if not self._rhythm.at_rest:
+            self._tell_owners(anew=self._anew_beats > 0)
         self._anew_beats = max(0, self._anew_beats - 1)
 
     def _tell_owners(self, gone: bool = False, only: JobId | None = None, anew: bool = False) -> None:
@@ -355,12 +358,7 @@ class Node:
         """A message to this node."""
         match message:
             case Lease():
-                if self.paced is not None:
-                    self.paced.came(message)
-                if self._accepts(message):
-                    self.outbox.acknowledge(message.job_id, message.acks)
-                    if (slot := self._slot(message.slot)) is not None:
-                        slot.leased(message)
+                self._leased(message, self._accepts(message))
             case HandInAck():
                 if self._accepts(message):
                     self.outbox.acknowledge(message.job_id, message.acks)
@@ -368,9 +366,10 @@ class Node:
                 if (slot := self._slot(message.slot)) is not None and not self._ending:
                     for callback in self.on_work:
                         callback()
+                    rested = self._rhythm.at_rest
+                    self._rhythm.rests(False, time.monotonic())
                     slot.assigned(message)
-                    if self._rhythm.at_rest:
-                        self._rhythm.rests(False, time.monotonic())
+                    if rested:
                         self.beat()  # the pool waits for a word of who was silent
                     self.pulse.within(PING_OFTEN_S)
             case TakeBack():
@@ -390,13 +389,18 @@ class Node:
 
     def on_call(self, message: Any) -> None:
         """A message from a client: a call for a slot of its job, and nothing that only an owner may say."""
-        if not isinstance(message, Lease) or not is_call_token(message.token) or message.acks:
-            return
-        slot = self._slot(message.slot)
-        if slot is not None and self.jobs.epoch(message.job_id) == message.epoch:
-            if self.paced is not None:
-                self.paced.came(message)
-            slot.leased(message)
+        if isinstance(message, Lease) and is_call_token(message.token) and not message.acks:
+            self._leased(message, self.jobs.epoch(message.job_id) == message.epoch)
+
+    def _leased(self, message: Lease, accepted: bool) -> None:
+        if self.paced is not None:
+            self.paced.came(message)
+        if self._rhythm.at_rest:
+            self._rhythm.rests(False, time.monotonic())
+        if accepted:
+            self.outbox.acknowledge(message.job_id, message.acks)
+            if (slot := self._slot(message.slot)) is not None:
+                slot.leased(message)
 
     def _accepts(self, message: Lease | HandInAck | TakeBack | Revoke | NameLeases) -> bool:
         return self.jobs.accept_epoch(message.job_id, message.epoch)

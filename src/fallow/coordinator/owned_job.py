@@ -23,7 +23,7 @@ from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, Rec
 from fallow.core.job import JobProgress
 from fallow.core.presence import QUIET_LEAST_S
 from fallow.model.ids import JobId, NodeId, Token
-from fallow.model.job import JobInfo, JobSpec
+from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage, ResultPage
 from fallow.model.states import JobState
 from fallow.store.protocol import DropCheckpoints, Op, PutCheckpoint, SetJob
