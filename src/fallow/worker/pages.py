@@ -32,13 +32,13 @@ class PageWriter:
         """As plain data alone; set for each order."""
         self.files_from = INLINE_LIMIT_BYTES
         """Larger pages go into files; set for each order."""
+        self.no_room: list[tuple[int, int, str]] = []
+        """As orders.Report has it: tasks whose results could not be kept, until they are reported."""
 
     @property
     def page_tasks(self) -> int:
         """Results that a page holds, as far as the last ones tell."""
         return int(TARGET_BYTES / self._item_bytes)
-        self.no_room: list[tuple[int, int, str]] = []
-        """As orders.Report has it: tasks whose results could not be kept, until they are reported."""
 
     def write(
         self, start: int, values: list[Any], failures: Mapping[int, Failure], strict: bool = False
