@@ -16,9 +16,10 @@ from msgspec.structs import replace
 from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
 from fallow.coordinator.input_index import InputIndex
+from fallow.coordinator.owned_info import info_of_owned
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
 from fallow.coordinator.saved_states import SavedStates, is_wanted
-from fallow.coordinator.stored_info import shown_reason, stored_reason
+from fallow.coordinator.stored_info import stored_reason
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Record, RecordFault, Wake
 from fallow.core.job import JobProgress
 from fallow.core.presence import QUIET_LEAST_S, quiet_nodes, silent_nodes
@@ -475,32 +476,4 @@ class OwnedJob:
     # ------------------------------------------------------------ what is known
 
     def info(self) -> JobInfo:
-        progress = self.progress
-        names: dict[str, int] = {}
-        for node_id, count in self._nodes_by_name.items():
-            name = self.node_name(node_id)
-            names[name] = names.get(name, 0) + count
-        return JobInfo(
-            job_id=self.job_id,
-            name=self.spec.name,
-            kind=self.spec.kind,
-            state=str(self.known_state if progress.is_final else progress.state),
-            reason=shown_reason(progress.reason, self.input_error),
-            counts=progress.counts(),
-            total=progress.total if progress.total >= 0 else self.spec.total_hint,
-            detached=self.spec.detached,
-            account=self.spec.account,
-            created_unix_s=self.spec.created_unix_s,
-            ended_unix_s=self.ended_unix_s,
-            nodes=names,
-            epoch=self.epoch,
-            reason_kind=progress.reason_kind,
-            slots=self._slots(),
-            single=self.spec.single,
-            least_tier=self.spec.least_tier,
-        )
-
-    def _slots(self) -> int:
-        if self.progress.is_final:
-            return 0
-        return self.progress.slots if self.spec.kind is JobKind.MAP else len(self.progress.by_slot)
+        return info_of_owned(self, self._nodes_by_name)
