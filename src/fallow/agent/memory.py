@@ -3,6 +3,7 @@ something else."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,14 @@ FILLED_BYTES_PER_S = 20e9
 """Nothing fills a machine's memory faster than that."""
 BLAMED_SHARE = 0.1
 """A worker is only ended for the machine's want of memory if it uses at least this share of all."""
+GC_THRESHOLDS = (20_000, 20, 20)
+
+
+def collect_rarely() -> None:
+    """Have this process look for cycles seldom, and never among what it has loaded by now: what an agent makes of
+    messages has none to speak of, and each look takes a processor from what it runs."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def private_bytes(pid: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ from fallow.agent.jobs import Jobs
 from fallow.agent.leases import jobs_in_use, leases_by_job
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
+from fallow.agent.memory import collect_rarely
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.pauses import Pauses
@@ -71,8 +71,6 @@ SWEEP_EVERY_S = 30.0
 PING_OFTEN_S = 0.5
 """As wire.connection's, which is not imported before it is needed."""
 LOOK_LEAST_S = 0.8 * PING_OFTEN_S
-GC_THRESHOLDS = (20_000, 20, 20)
-"""What an agent makes of messages has no cycles to speak of: it looks for them seldom, beside what others run."""
 
 
 class Node:
@@ -278,8 +276,7 @@ class Node:
         await link.connection.flush()
         if ready is not None:
             ready()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        collect_rarely()
         link.connection.pace()
         housekeeping = asyncio.ensure_future(keep_house(self, self._home))
         self.pulse.add(self._second)
