@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GC_THRESHOLDS = (5_000, 40, 40)
+GC_THRESHOLDS = (5_000, 80, 20)
 """A coordinator of many nodes lives with many objects and makes no cycles to speak of: looking through them all, which
-stops it for tens of milliseconds, is to be rare. Even the youngest take some 10 microseconds each, where all the rest
-has pushed them out of the processor's caches."""
+stops it for tens of milliseconds (0.25 us an object), is to be rare."""
 SWITCH_S = 0.0005
 """A thread that wants the interpreter gets it after so long (Python's own: 5 ms). The journal's thread works for
 milliseconds, and the event loop, which gives the interpreter up with every message that it writes, would wait for all
