@@ -341,12 +341,6 @@ class Service:
     # ------------------------------------------------------------ time
 
     @property
-    def nodes_known(self) -> int:
-        """By this coordinator as leader, or by the jobs that it owns."""
-        by_job = (len(owned.heard.seen) for owned in self.directory.active.values())
-        return max(len(self.context.nodes.entries), sum(by_job))
-
-    @property
     def tick_within_s(self) -> float:
         active = self.directory.active
         if self.context.session.shared or any(isinstance(job, CallsJob) for job in active.values()):
