@@ -21,7 +21,8 @@ until a slot has ended what it runs."""
 
 
 _NO_ROOM = re.compile(
-    r"PoolRefused: .*\bdisk .*is full|(?:RemoteError: OSError|TaskError): the node could not keep a result .*No space left"
+    r"PoolRefused: .*\bdisk .*is full"
+    r"|(?:RemoteError: OSError|TaskError): the node could not keep a result .*No space left"
 )
 
 
