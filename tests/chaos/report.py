@@ -22,7 +22,7 @@ until a slot has ended what it runs."""
 
 _NO_ROOM = re.compile(
     r"PoolRefused: .*\bdisk .*is full|PoolUnreachable: .* It may be out of room"
-    r"|RemoteError: OSError: the node could not keep a result .*No space left"
+    r"|(?:RemoteError: OSError|TaskError): the node could not keep a result .*No space left"
 )
 
 

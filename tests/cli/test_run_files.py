@@ -92,6 +92,11 @@ def test_a_failure_shows_the_users_frames_alone(tmp_path: Path, capsys: pytest.C
         assert {line.split('"')[1] for line in said.splitlines() if line.startswith("  File")} == {str(path)}
 
 
+def test_an_option_that_there_is_not_is_no_file() -> None:
+    with pytest.raises(SettingError, match=r"has no option '--lines'. It has: .*--inputs"):
+        run_target("--lines", ["x"], ["echo", "{}"], RunOptions())
+
+
 class Scaled:
     def __init__(self, factor: float, *, fast: bool = False) -> None: ...
 

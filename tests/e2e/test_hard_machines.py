@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.devices.drivers import Driver, build_library
-from tests.pool import Pool, lend_always, running_pool, wait_for
+from tests.pool import DEADLINE_S, Pool, lend_always, running_pool, wait_for
 from tests.small_disk import small_disk_at
 
 pytestmark = [
@@ -100,7 +100,7 @@ def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
     try:
         wait_for("its words", lambda: "is full" in paused_of(pool, "full"))
         pool.join("roomy", 1, tmp_path / "roomy")
-        said, complained = script.communicate(timeout=90)
+        said, complained = script.communicate(timeout=2 * DEADLINE_S)
     finally:
         script.kill()
         script.wait()

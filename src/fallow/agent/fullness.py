@@ -12,7 +12,7 @@ from fallow.core.quantities import size_words
 
 log = logging.getLogger("fallow.agent")
 
-CLOSED_S = 10.0
+CLOSED_S = 5.0
 """Then it is tried again: what was in the way may be gone, and there may be nobody else."""
 RESERVE_BYTES = 64 << 20
 """A disk with less than this free is full."""

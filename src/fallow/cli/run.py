@@ -78,6 +78,8 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
     words = [*arguments, *(["--", *tail] if tail is not None else [])]
     path_text, _, function = target.partition("::")
     path = Path(path_text)
+    if path_text.startswith("-"):
+        raise SettingError(f"fallow run has no option {path_text!r}. It has: {', '.join(OWN_FLAGS)}.")
     if not path.is_file():
         raise SettingError(
             f"there is no file {path_text!r}."
