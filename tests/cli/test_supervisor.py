@@ -45,7 +45,12 @@ PROGRAM = """
         return steady(ready)
 
     body = {"steady": steady, "failing": failing, "stubborn": stubborn}[kind]
-    start = lambda: fork_child("part", body, log=folder / "part.log", close=supervisor.child_fds())
+
+    def start():
+        if (folder / "full").exists():
+            raise OSError(28, "No space left on device")
+        return fork_child("part", body, log=folder / "part.log", close=supervisor.child_fds())
+
     try:
         supervisor.add(Service("part", start, grace_s=0.3))
         supervisor.run()
@@ -124,6 +129,32 @@ def test_a_child_that_fails_while_starting_ends_everything_in_its_own_words(fold
     try:
         run.process.wait(30)
         assert "the part ended with exit code 3 while starting: the words of the failure" in run.said()
+    finally:
+        run.finish()
+
+
+def test_a_child_that_cannot_be_started_again_is_tried_on(folder: Path) -> None:
+    """As while the disk is full: the supervisor, and whatever else runs, go on."""
+    run = Run(folder, "steady")
+    try:
+        first = wait_for("the first start", lambda: run.started())[0]
+        (folder / "full").touch()
+        os.kill(first, signal.SIGKILL)
+        wait_for("the reason", lambda: "the part cannot be started: [Errno 28] No space left" in run.said())
+        (folder / "full").unlink()
+        wait_for("the second start", lambda: len(run.started()) == 2)
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(30) == 0
+    finally:
+        run.finish()
+
+
+def test_a_child_that_cannot_be_started_at_first_is_a_sentence(folder: Path) -> None:
+    (folder / "full").touch()
+    run = Run(folder, "steady")
+    try:
+        assert run.process.wait(60) == 0
+        assert run.said().strip() == "failed: the part cannot be started: [Errno 28] No space left on device."
     finally:
         run.finish()
 

@@ -140,11 +140,20 @@ def start_server(
     for left in folder.glob("nats-server_*.ports"):  # of one that was killed
         left.unlink(missing_ok=True)
     config = folder / "nats.conf"
-    write_private(config, server_config(host, port, token, cluster, folder))
+    text = server_config(host, port, token, cluster, folder)
+    if not _holds(config, text):  # one that starts again needs no room on the disk
+        write_private(config, text)
     variables = {"GOMAXPROCS": os.environ.get("GOMAXPROCS") or str(server_threads(os.cpu_count() or 1))}
     return exec_child(
         "nats-server", [program, "-c", str(config)], log=folder / "nats.log", close=close, variables=variables
     )
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text and path.stat().st_mode & 0o077 == 0
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def server_threads(cpus: int) -> int:

@@ -100,7 +100,17 @@ class Supervisor:
 
     def _start(self, service: Service) -> None:
         service.start_at_s = 0.0
-        service.child = service.start()
+        try:
+            service.child = service.start()
+        except OSError as error:
+            words = f"the {service.name} cannot be started: {error}"
+            if not service.was_ready:
+                raise ServiceFailed(f"{words}.") from None
+            # As while the disk is full: whatever else runs goes on.
+            service.failures += 1
+            delay = restart_delay_s(service.failures)
+            service.start_at_s = time.monotonic() + delay
+            self.say(f"{words}; trying again in {delay:.1f} s.")
 
     def child_fds(self) -> list[int]:
         """Descriptors of this process that a new child must not keep."""
