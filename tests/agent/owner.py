@@ -248,7 +248,9 @@ class Owner:
         self.assign_seq += 1
         self.connection.send(subjects.node(node), Assign(slot, self.assign_seq, self.epoch, spec))
 
-    def lease(self, pull: Pull, token: Token, items: list[Any] | range, start: int = 0, **more: Any) -> Lease:
+    def lease(
+        self, pull: Pull, token: Token, items: list[Any] | range, start: int = 0, subject: str = "", **more: Any
+    ) -> Lease:
         """Answer a pull with a lease of these items, in one page."""
         data = b"".join(encode_inputs(items))
         page = InputPage(start, start + len(items), Blob(Digest("0" * 64), len(data), data))
@@ -264,7 +266,7 @@ class Owner:
             pages=(page,),
             **more,
         )
-        self.connection.send(subjects.node(pull.node_id), message)
+        self.connection.send(subject or subjects.node(pull.node_id), message)
         return message
 
     def take_back(self, lease: Lease, node: NodeId, share: float) -> None:

@@ -14,8 +14,9 @@ import msgspec
 import psutil
 import pytest
 
-from fallow.model.ids import Digest, JobId
-from fallow.model.job import Blob
+from fallow.model.ids import Digest, JobId, call_token
+from fallow.model.job import Blob, JobKind
+from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
 from tests.agent.owner import Agent, NatsServer, Owner, given_back, is_alive, owner_of, spec, values
 
@@ -55,6 +56,22 @@ async def test_a_lease_runs_and_the_next_is_prefetched(owner: Owner, start_agent
     pull = await owner.pull()
     assert pull.idle
     assert 0 in pull.pages
+
+
+async def test_a_client_sends_its_calls_to_a_slot_and_nothing_else(owner: Owner, start_agent: StartAgent) -> None:
+    start_agent()
+    node = await owner.node()
+    owner.assign(node, 0, spec(double, kind=JobKind.CALLS))
+    client = subjects.calls(node)
+    pull = await owner.pull()
+    owner.lease(pull, (1, 7), [1], start=7, subject=client)  # a token that only an owner may give
+    owner.lease(pull, call_token(1, 8), [21], start=8, subject=client)
+    assert values(await owner.ended(call_token(1, 8))) == {8: 42}
+    assert not [hand_in for hand_in in owner.hand_ins if hand_in.token == (1, 7)]
+    owner.assign(node, 0, spec(double, "job-bbbbbb"))
+    pull = await owner.pull(job_id=JobId("job-bbbbbb"))
+    owner.lease(pull, call_token(1, 9), [1], start=9, subject=client)
+    assert given_back(await owner.ended(call_token(1, 9))) == {9}, "the slot works for a job without calls"
 
 
 @pytest.mark.slow

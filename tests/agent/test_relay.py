@@ -45,6 +45,7 @@ async def connection(nats: NatsServer) -> AsyncIterator[Connection]:
         ("fw.job.a.b", False),
         ("fw.beat", False),
         ("fw.node.0123456789abcdef", False),
+        ("fw.calls.0123456789abcdef", False),
         ("fw.log.job-aaaaaa", False),
         ("_INBOX.abc", False),
         ("fw.pool\r\nPUB x", False),

@@ -62,6 +62,11 @@ class Watch:
             if isinstance(message, (Lease, HandInAck)):
                 self._spoke(message.job_id, message.epoch, type(message).__name__)
 
+        async def sent(raw: Any) -> None:
+            message = decode(raw.data)
+            if isinstance(message, Lease):
+                self._lease(raw.subject.rpartition(".")[2], message)
+
         def said(message: Any, _reply: str) -> None:
             if isinstance(message, Held):
                 self._two.held(message, time.monotonic())
@@ -71,6 +76,7 @@ class Watch:
         if self._trace is not None:
             await self._write_down(connection, self._trace.open("w", buffering=1))
         await connection._client.subscribe("fw.node.*", cb=heard)
+        await connection._client.subscribe("fw.calls.*", cb=sent)
         await connection.subscribe("fw.job.*", said)
         await connection.flush()
         self._ready.set()

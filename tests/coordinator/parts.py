@@ -160,6 +160,10 @@ class HandAgent:
         self.send(Held(job_id, self.node_id, self.spec.name, self.session, tuple(self.held)))
         self.send(Pull(job_id, self.node_id, slot, self.seq, idle))
 
+    def ask(self, job_id: JobId, slot: int = 0) -> None:
+        """For a lease, without waiting for it."""
+        self._pull(job_id, slot, True)
+
     async def lease(self, job_id: JobId, slot: int = 0, idle: bool = True) -> Lease:
         self._pull(job_id, slot, idle)
         return await self.inbox.take(Lease, again=lambda: self._pull(job_id, slot, idle))

@@ -14,18 +14,15 @@ import msgspec
 import pytest
 
 from fallow.model.ids import ClientId, Digest, new_id
-from fallow.model.job import Blob, JobKind, RetryPolicy
+from fallow.model.job import Blob, RetryPolicy
 from fallow.model.parts import Death, HeldLease, ResultPage, RetryLater
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
 from fallow.wire.messages import (
-    AppendCalls,
     Appended,
     AppendInputs,
     Assign,
     AssignRefused,
-    CallResults,
-    CallsUnknown,
     CancelJob,
     Done,
     FetchResults,
@@ -42,10 +39,9 @@ from fallow.wire.messages import (
     Revoke,
     SubmitJob,
     Submitted,
-    SyncCalls,
 )
 
-from .parts import CoordinatorProcess, HandAgent, Inbox, page, spec
+from .parts import CoordinatorProcess, HandAgent, page, spec
 
 pytestmark = pytest.mark.slow
 CLIENT = ClientId("client-abcdefgh")
@@ -220,89 +216,6 @@ async def test_a_task_to_retry_later_comes_back_with_its_attempt(
     hand_in(agent, lease, retry_later=(RetryLater(0, 2, 0.3),))
     lease = await agent.lease(job.job_id)
     assert (lease.start, lease.attempt) == (0, 2)
-
-
-async def test_calls_are_answered_once_and_survive_the_owner(
-    coordinator: CoordinatorProcess, connection: Connection
-) -> None:
-    agent = HandAgent(connection, "hand")
-    await agent.start()
-    inbox = Inbox()
-    await connection.subscribe(subjects.client(CLIENT), inbox)
-    job = spec(CLIENT, JobKind.CALLS)
-    await submit(connection, job)
-    subject = subjects.job(job.job_id)
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
-    lease = await agent.lease(job.job_id)
-    hand_in(agent, lease, results(0, 1))
-    answer = await inbox.take(CallResults)
-    assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)]
-    connection.send(subject, SyncCalls(job.job_id, CLIENT, ((0, 1),)))
-    answer = await inbox.take(CallResults)
-    assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)], "a lost answer is pushed again"
-    coordinator.kill()
-    coordinator.start()
-    agent.beat(agent.spec)
-    connection.send(subject, SyncCalls(job.job_id, CLIENT, ((1, 3),), ((0, 1),)))
-    unknown = await inbox.take(CallsUnknown, lambda m: m.epoch > 1)
-    assert unknown.unknown == ((1, 3),)
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 3),)))
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 3),)))
-    seen: list[int] = []
-    while len(seen) < 2:
-        lease = await agent.lease(job.job_id)
-        hand_in(agent, lease, results(lease.start, lease.stop))
-        answer = await inbox.take(CallResults)
-        seen += [i for p in answer.pages for i in range(p.start, p.stop)]
-    assert seen == [1, 2]
-
-
-async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client_lacks_it(
-    coordinator: CoordinatorProcess, connection: Connection
-) -> None:
-    agent = HandAgent(connection, "hand")
-    await agent.start()
-    inbox = Inbox()
-    await connection.subscribe(subjects.client(CLIENT), inbox)
-    job = spec(CLIENT, JobKind.CALLS)
-    await submit(connection, job)
-    subject = subjects.job(job.job_id)
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
-    hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
-    await agent.acknowledged()
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 2),)))
-    hand_in(agent, await agent.lease(job.job_id), results(1, 2))
-    answer = await inbox.take(CallResults)
-    assert [(p.start, p.stop) for p in answer.pages] == [(1, 2)], "the first was told by the agent"
-    connection.send(subject, SyncCalls(job.job_id, CLIENT, ((0, 1),)))
-    answer = await inbox.take(CallResults)
-    assert [(p.start, p.stop) for p in answer.pages] == [(0, 1)]
-
-
-async def test_calls_whose_client_has_every_answer_end_well(
-    coordinator: CoordinatorProcess, connection: Connection
-) -> None:
-    agent = HandAgent(connection, "hand")
-    await agent.start()
-    ended = []
-    for settled in (True, False):
-        job = spec(CLIENT, JobKind.CALLS)
-        await submit(connection, job)
-        connection.send(subjects.job(job.job_id), AppendCalls(job.job_id, CLIENT, (page(0, 2),)))
-        await agent.lease(job.job_id)  # the agent has told its client, but not handed in yet
-        await ask(connection, subjects.job(job.job_id), CancelJob(job.job_id, "its script ended", settled))
-        status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
-        while status.info.state == "open":  # until it is in the journal
-            status = await ask(connection, subjects.job(job.job_id), GetJob(job.job_id))
-        ended.append((status.info.state, status.info.counts.done))
-    assert ended == [("succeeded", 2), ("cancelled", 0)]
-    coordinator.kill()
-    coordinator.start()
-    listed = (await ask(connection, subjects.POOL, ListJobs())).jobs
-    assert [(info.state, info.counts.done) for info in reversed(listed)] == ended, "an ended job stays ended"
-    for info, expected in zip(reversed(listed), ended, strict=True):
-        found = (await ask(connection, subjects.POOL, FindJob(info.job_id))).info
-        assert (found.state, found.counts.done, found.ended_unix_s > 0) == (*expected, True)
 
 
 async def test_cancelled_job_revokes_and_ends(coordinator: CoordinatorProcess, connection: Connection) -> None:

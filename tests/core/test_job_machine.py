@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fallow.core.effects import AskBack, Drop, Effect, Grant, Record, RecordFault
 from fallow.core.intervals import IntervalSet
 from fallow.core.job import JobProgress
-from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, SlotKey, Token
+from fallow.model.ids import CALL_TOKENS, ClientId, Digest, Interval, JobId, NodeId, SlotKey, Token, call_token
 from fallow.model.job import Blob, JobKind, JobSpec, RetryPolicy
 from fallow.model.parts import Death, HeldLease, ResultPage, RetryLater
 from fallow.model.states import JobState
@@ -206,6 +206,24 @@ class World:
         elif self.progress.state is JobState.OPEN:
             self.perform(self.progress.end_inputs(self.total))
 
+    def send_call(self) -> None:
+        """The client sends the next task to an idle slot itself, and to the owner: either may be lost."""
+        index = self.progress.cursor
+        idle = [slot for slot in self.slots if not any(held.slot == slot for held in self.held.values())]
+        if index >= self.total or not idle:
+            return
+        slot, token = self.random.choice(idle), call_token(self.progress.epoch, index)
+        self.progress.add_inputs(index, index + 1)
+        if token in self.had:
+            return
+        self.had.add(token)
+        if self.random.random() > 0.1:
+            self.held[token] = Held(token, slot, index, index + 1, index)
+        if self.random.random() > 0.1:
+            assert self.progress.sent_call(slot, index, self.now)
+            assert slot not in self.progress.pulls
+        self.perform([])
+
     def take_over(self) -> None:
         """The owner dies; another loads what was recorded."""
         old = self.progress
@@ -238,6 +256,7 @@ EVENTS = (
     + ["beat"] * 3
     + ["fail_task"] * 2
     + ["repeat"] * 3
+    + ["send_call"] * 2
     + ["lose_node", "kill_node", "take_over", "doubt", "hush_node"]
 )
 
@@ -271,6 +290,42 @@ def test_a_task_that_is_to_be_tried_later_goes_on_in_its_second_run() -> None:
     job.hand_in(slot=other, token=second.token, results=(), deaths=(Death(0, "timeout", "late"),), ended=True, now=4.1)
     job.check()
     assert [task.index for task in job.failures.delayed] == [0]
+
+
+def test_a_slot_that_its_client_sent_a_call_does_not_wait_for_one() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    slot = (NodeId("one"), 0)
+    job.add_call(0, 1)
+    job.pull(slot, 1, True, (), 0.0)
+    (first,) = job.dispatch(0.0)
+    assert isinstance(first, Grant)
+    job.add_call(1, 2)
+    assert job.sent_call(slot, 1, 0.1)
+    answer = (ResultPage(0, 1, 0, blob),)
+    job.hand_in(slot=slot, token=first.token, results=answer, ended=True, now=0.2)
+    job.pull(slot, 2, True, (), 0.2)  # it was asked before the call came
+    job.add_call(2, 3)
+    assert job.dispatch(0.2) == [], "the slot is busy with the call that it was sent"
+    assert not job.sent_call(slot, 1, 0.3), "a message that comes twice moves nothing"
+    answer = (ResultPage(1, 2, 1, blob),)
+    job.hand_in(slot=slot, token=call_token(1, 1), results=answer, ended=True, now=0.4)
+    job.pull(slot, 3, True, (), 0.4)
+    (third,) = job.dispatch(0.4)
+    assert isinstance(third, Grant)
+    assert (third.start, third.token < (1, CALL_TOKENS)) == (2, True)
+    job.check()
+
+
+def test_a_call_that_never_reached_its_slot_is_sent_again_by_its_owner() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    slot = (NodeId("one"), 0)
+    job.add_call(0, 1)
+    assert job.sent_call(slot, 0, 0.0)
+    (again,) = job.beat(slot[0], (), 1.0, 1.0)
+    assert isinstance(again, Grant)
+    assert (again.token, again.slot, again.start, again.stop) == (call_token(1, 0), slot, 0, 1)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ async def test_messages_go_from_the_socket_to_their_handler_and_back(
     written, taken = [], []
     write_now, take_messages = DirectClient._write_now, DirectClient._take_messages
 
-    def watched_write(self: DirectClient, subject: str, payload: bytes) -> bool:
-        done = write_now(self, subject, payload)
+    def watched_write(self: DirectClient, publications: Sequence[tuple[str, bytes]]) -> bool:
+        done = write_now(self, publications)
         written.append(done)
         return done
 
@@ -63,7 +64,7 @@ async def test_threads_write_whole_messages_beside_the_loop(connection: Connecti
         return NodeLog(f"job-{thread}", str(number), (line,))  # type: ignore[arg-type]
 
     def write(thread: int) -> int:
-        return sum(connection.send_now("here", message(thread, number)) for number in range(3000))
+        return sum(connection.send_now(("here", message(thread, number))) for number in range(3000))
 
     threads = [asyncio.create_task(asyncio.to_thread(write, thread)) for thread in range(3)]
     sent = 0
@@ -79,6 +80,34 @@ async def test_threads_write_whole_messages_beside_the_loop(connection: Connecti
         seen[came.job_id] = seen.get(came.job_id, 0) + 1
         assert len(came.lines[0].text) == int(came.node) % 40_000
     assert seen["job-9"] == sent
+
+
+async def test_what_is_sent_together_goes_by_one_write_in_its_order(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    await connection.flush()
+    write_now, counts = DirectClient._write_now, []
+
+    def watched_write(self: DirectClient, publications: Sequence[tuple[str, bytes]]) -> bool:
+        counts.append(len(publications))
+        return write_now(self, publications)
+
+    monkeypatch.setattr(DirectClient, "_write_now", watched_write)
+    with connection.together():
+        connection.send("here", Done(1))
+        with connection.together():
+            connection.send("here", Done(2))
+    assert counts == [2]
+    with connection.together():
+        connection.send("here", Done(3))
+        connection.send("here", Done(4), "answer.to.this")  # goes by itself, not before what was sent before it
+        connection.send("here", Done(5))
+        for number in range(6, 30):
+            connection.send("here", NodeLog("job", str(number), (LogLine(0, "n", 0, "stdout", "x" * 9000),)))  # type: ignore[arg-type]
+    assert [(await inbox.take(Done)).epoch for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert [int((await inbox.take(NodeLog)).node) for _ in range(24)] == list(range(6, 30)), "too much for one write"
 
 
 async def paced(connection: Connection) -> tuple[asyncio.Event, Inbox]:
@@ -133,7 +162,7 @@ async def test_a_server_that_reads_nothing_for_a_while_stops_nobody_and_loses_no
     try:
         while not connection._client._rest and tries < 2_000:
             tries += 1
-            sent += connection.send_now("here", NodeLog("job", str(sent), (line,)))  # type: ignore[arg-type]
+            sent += connection.send_now(("here", NodeLog("job", str(sent), (line,))))  # type: ignore[arg-type]
             time.sleep(WRITE_NOW_EVERY_S)
         for _ in range(3):
             connection.send("here", NodeLog("job", str(sent), (line,)))  # type: ignore[arg-type]

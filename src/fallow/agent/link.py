@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fallow.model.errors import PoolUnreachable
-from fallow.model.ids import NodeId
+from fallow.model.ids import NodeId, is_call_token
 from fallow.wire import subjects
 from fallow.wire.address import PoolAddress
-from fallow.wire.messages import Msg
+from fallow.wire.messages import Lease, Msg
 
 if TYPE_CHECKING:
     from fallow.wire.connection import Connection
@@ -34,7 +34,13 @@ class Link:
         """Take orders from now on."""
         for subject in (subjects.node(node_id), subjects.NODES):
             await self.connection.subscribe(subject, lambda message, _reply: self._on_message(message))
+        await self.connection.subscribe(subjects.calls(node_id), lambda message, _reply: self._on_call(message))
         await self.connection.flush()
+
+    def _on_call(self, message: Any) -> None:
+        """Clients give no orders but this one."""
+        if isinstance(message, Lease) and is_call_token(message.token):
+            self._on_message(message)
 
     @property
     def is_connected(self) -> bool:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,10 @@ class Node:
     def _send_now(self, subject: str, message: Msg) -> None:
         if self.link is not None:
             self.link.send(subject, message)
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is sent within goes at its end, at once where that can be."""
+        return nullcontext() if self.link is None or self.paced is not None else self.link.connection.together()
 
     def set_pace(self, throttle: Throttle) -> None:
         """Hold these rates for all that comes and goes. To be called when they are others."""

@@ -158,11 +158,12 @@ class Slot:
         """The lane's worker hands in what came of `held`."""
         for page in report.results:
             self.node.tasks_done += page.stop - page.start
-        self._is_told = self._tell_client(held, report)
-        try:
-            self.perform(self.machine.reported(lane.index, report, time.monotonic()))
-        finally:
-            self._is_told = False
+        with self.node.together():
+            self._is_told = self._tell_client(held, report)
+            try:
+                self.perform(self.machine.reported(lane.index, report, time.monotonic()))
+            finally:
+                self._is_told = False
 
     def _tell_client(self, held: Held | None, report: Report) -> bool:
         """Answers of single calls are not journalled: their client hears of them at once, before the owner does.

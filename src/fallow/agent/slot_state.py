@@ -38,8 +38,8 @@ from fallow.agent.slot_effects import (
 from fallow.agent.slot_lanes import LEND_LIMIT, Lane, Lanes
 from fallow.agent.slot_pulls import Pulls
 from fallow.agent.worker_api import Report
-from fallow.model.ids import Interval, JobId, NodeId, Token
-from fallow.model.job import JobSpec
+from fallow.model.ids import Interval, JobId, NodeId, Token, is_call_token
+from fallow.model.job import JobKind, JobSpec
 from fallow.model.parts import Death
 from fallow.wire.messages import Lease
 
@@ -74,6 +74,10 @@ class SlotMachine:
     @property
     def job_id(self) -> JobId | None:
         return self.spec.job_id if self.spec else None
+
+    @property
+    def _takes_calls(self) -> bool:
+        return self.spec is not None and self.spec.kind is JobKind.CALLS
 
     @property
     def is_shut(self) -> bool:
@@ -191,7 +195,8 @@ class SlotMachine:
         if key in self._recent or any((h.job_id, h.token) == key for h in self.held()):
             return []
         self._pulls.answered(held.job_id, lease.pull_seq)
-        if held.job_id != self.job_id or self.is_shut or len(self.queue) >= QUEUE_LIMIT:
+        is_ours = held.job_id == self.job_id and (self._takes_calls or not is_call_token(held.token))
+        if not is_ours or self.is_shut or len(self.queue) >= QUEUE_LIMIT:
             return self._with_pull([self._give_back_whole(held)], now)
         self.queue.append(held)
         effects: list[Effect] = []

@@ -15,7 +15,7 @@ from fallow.coordinator.stored_info import info_of_stored
 from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
 from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, quiet_after_s
-from fallow.model.ids import Interval, NodeId, Token
+from fallow.model.ids import Interval, NodeId, SlotKey, Token
 from fallow.model.job import JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
 from fallow.store.protocol import Op, StoredJob
@@ -23,16 +23,21 @@ from fallow.wire import subjects
 from fallow.wire.messages import (
     AppendCalls,
     CallResults,
+    CallSlot,
     CallsUnknown,
     CancelCalls,
     HandIn,
     Held,
+    Pull,
     SyncCalls,
+    Unpull,
 )
 
 INPUT_PAGES_LIMIT = 20_000
 """Pages of calls waiting at once; the client's window is far below."""
 PUSH_BYTES = 1 << 20
+OPEN_SLOTS_LIMIT = 16
+"""Slots to which a client may send calls itself. With more threads than that its calls do not wait for the way."""
 
 
 class CallsJob(OwnedJob):
@@ -43,6 +48,8 @@ class CallsJob(OwnedJob):
         self._by_index: dict[int, InputPage] = {}
         self._is_told = False
         """The agent has sent what it hands in to the client itself."""
+        self._open_slots: set[SlotKey] = set()
+        """Slots that the client was told to wait for its calls."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
 
@@ -61,6 +68,7 @@ class CallsJob(OwnedJob):
 
     def tick(self, now: float) -> None:
         """A call on a node that is silent does not wait until that is lost: it runs elsewhere too, if that may be."""
+        self._close_slots(slot for slot in self._open_slots if slot[0] in self.progress.quiet)
         if not self.progress.leases or not self.context.connection.has_listened(QUIET_LEAST_S):
             return
         interval_s = max(self._intervals_s.values(), default=LEAST_INTERVAL_S)
@@ -77,6 +85,9 @@ class CallsJob(OwnedJob):
             return
         for page in message.pages:
             self._take(page)
+        slot = message.sent_to
+        if slot is not None and message.pages and (slot in self._open_slots or slot in self.progress.pull_seqs):
+            self.progress.sent_call(slot, message.pages[0].start, self.client_seen)
         self.dispatch()
         if self.progress.demand > self.progress.slots or not self.progress.pulls:
             self.context.kick_matcher()
@@ -105,6 +116,7 @@ class CallsJob(OwnedJob):
             self._tell_end()
             return
         self._forget(message.received)
+        self._open_slots.clear()  # its client may have missed what it was told of them
         progress = self.progress
         unknown = IntervalSet()
         waiting = IntervalSet(message.waiting)
@@ -187,6 +199,44 @@ class CallsJob(OwnedJob):
             super().on_hand_in(message)
         finally:
             self._is_told = False
+        slot = (message.node_id, message.slot)
+        if message.pull is not None:
+            self._open_slot(slot)
+        elif message.ended and slot in self._open_slots and not self.progress.by_slot.get(slot):
+            self._close_slots([slot])
+
+    def on_pull(self, message: Pull) -> None:
+        super().on_pull(message)
+        self._open_slot((message.node_id, message.slot))
+
+    def on_unpull(self, message: Unpull) -> None:
+        super().on_unpull(message)
+        slot = (message.node_id, message.slot)
+        if slot in self._open_slots and slot not in self.progress.pulls:
+            self._close_slots([slot])
+
+    def on_node_lost(self, node_id: NodeId, reason: str) -> None:
+        self._close_slots(slot for slot in self._open_slots if slot[0] == node_id)
+        super().on_node_lost(node_id, reason)
+
+    def _open_slot(self, slot: SlotKey) -> None:
+        """Its client may send calls to a slot that is idle, past this owner: it is told once there is a call, so that
+        nothing comes before the first answer."""
+        pull = self.progress.pulls.get(slot)
+        if pull is None or not pull.idle or slot in self._open_slots or not self.progress.cursor:
+            return
+        if len(self._open_slots) < (self.spec.max_leases or OPEN_SLOTS_LIMIT):
+            self._open_slots.add(slot)
+            self._tell_slot(slot, is_open=True)
+
+    def _close_slots(self, slots: Iterable[SlotKey]) -> None:
+        for slot in list(slots):
+            self._open_slots.discard(slot)
+            self._tell_slot(slot, is_open=False)
+
+    def _tell_slot(self, slot: SlotKey, is_open: bool) -> None:
+        message = CallSlot(self.job_id, self.epoch, slot[0], slot[1], is_open)
+        self.context.say(subjects.client(self.spec.client_id), message)
 
     def before_hand_in(self, message: HandIn) -> None:
         """Answers of a lease from before a take-over: the numbers are news to this owner."""

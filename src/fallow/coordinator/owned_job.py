@@ -43,6 +43,7 @@ from fallow.wire.messages import (
     Revoke,
     SaveCheckpoint,
     TakeBack,
+    Unpull,
 )
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,14 @@ class OwnedJob:
 
     # ------------------------------------------------------------ agents
 
-    def on_agent(self, message: HandIn | Pull | Held | SaveCheckpoint | Place, reply: str) -> None:
+    def on_agent(self, message: HandIn | Pull | Unpull | Held | SaveCheckpoint | Place, reply: str) -> None:
         match message:
             case HandIn():
                 self.on_hand_in(message)
             case Pull():
                 self.on_pull(message)
+            case Unpull():
+                self.on_unpull(message)
             case Held():
                 self.on_held(message)
             case SaveCheckpoint():
@@ -122,6 +125,9 @@ class OwnedJob:
         slot = (message.node_id, message.slot)
         self.progress.pull(slot, message.seq, message.idle, message.pages, self.context.now())
         self.dispatch()
+
+    def on_unpull(self, message: Unpull) -> None:
+        self.progress.unpull((message.node_id, message.slot), message.seq)
 
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)

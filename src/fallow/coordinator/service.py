@@ -211,13 +211,11 @@ class Service:
         match message:
             case AppendCalls() if isinstance(owned, CallsJob):
                 owned.append(message)
-            case HandIn() | Pull() | Held() | SaveCheckpoint() | Place():
+            case HandIn() | Pull() | Unpull() | Held() | SaveCheckpoint() | Place():
                 owned.on_agent(message, reply)
             case Verdict():
                 if not owned.progress.by_slot:
                     owned.perform(owned.progress.fail(message.reason, message.kind))
-            case Unpull():
-                owned.progress.unpull((message.node_id, message.slot), message.seq)
             case AssignRefused():
                 self._on_refused(job_id, message)
             case Ping():

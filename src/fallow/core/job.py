@@ -17,7 +17,7 @@ from fallow.core.intervals import IntervalSet
 from fallow.core.lease import LiveLease, WaitingPull
 from fallow.core.results import narrow
 from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, lease_size, target_s
-from fallow.model.ids import Interval, SlotKey, Token
+from fallow.model.ids import CALL_TOKENS, Interval, SlotKey, Token, call_token, is_call_token
 from fallow.model.job import JobKind
 from fallow.model.parts import Death, ResultPage, RetryLater
 
@@ -44,11 +44,26 @@ class JobProgress(HeldProgress):
             return
         self.pull_seqs[slot] = seq
         self._know(slot)
+        if idle and any(is_call_token(token) for token in self.by_slot.get(slot, ())):
+            return  # its client was quicker than this pull, and has answered it
         at = old.at if old and old.idle == idle else now
         if old is not None and old.idle != idle:
             self._drop_pull(slot)
         pull = self.pulls[slot] = WaitingPull(slot, seq, idle, frozenset(pages), at)
         (self._idle if idle else self._ahead)[slot] = pull
+
+    def sent_call(self, slot: SlotKey, index: int, now: float) -> bool:
+        """The client has sent this call to an idle slot itself. False: the call does not wait for one (any more)."""
+        if self.is_final or index not in self.todo:
+            return False
+        self.todo.remove(index, index + 1)
+        token = call_token(self.epoch, index)
+        lease = LiveLease(token, slot, index, index + 1, IntervalSet.of(index, index + 1), granted_at=now, seen_at=now)
+        self._know(slot)
+        self._drop_pull(slot)
+        self._aside.pop(slot, None)
+        self._enter(lease, CALL_TOKENS)
+        return True
 
     def unpull(self, slot: SlotKey, seq: int) -> None:
         if seq >= self.pull_seqs.get(slot, -1):
@@ -100,11 +115,14 @@ class JobProgress(HeldProgress):
 
     def _grant(self, lease: LiveLease, pull: WaitingPull) -> Grant:
         self._drop_pull(pull.slot)
+        self._enter(lease, pull.seq)
+        return granted(lease, pull.pages)
+
+    def _enter(self, lease: LiveLease, pull_seq: int) -> None:
         self.leases[lease.token] = lease
         self.by_slot.setdefault(lease.slot, []).append(lease.token)
         self._take_backs.added(lease)
-        lease.pull_seq, lease.sent_at = pull.seq, lease.granted_at
-        return granted(lease, pull.pages)
+        lease.pull_seq, lease.sent_at = pull_seq, lease.granted_at
 
     def _new_lease(self, slot: SlotKey, start: int, stop: int, now: float) -> LiveLease:
         self._counter += 1

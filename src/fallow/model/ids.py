@@ -17,6 +17,9 @@ Digest = NewType("Digest", str)
 Token = tuple[int, int]
 """Fencing token of a lease: (epoch of the job's owner, counter within it). Compared as tuples."""
 
+CALL_TOKENS = 1 << 60
+"""Counters from here on are no owner's: the client of a standing job gives them, see `call_token`."""
+
 Interval = tuple[int, int]
 """Half-open range of task numbers [start, stop)."""
 
@@ -29,6 +32,15 @@ _ID = re.compile(r"^[a-z]{1,8}-[a-z2-7]{6,40}$|^[0-9a-f]{16}$")
 def new_id(prefix: str, randbytes: Callable[[int], bytes]) -> str:
     """Make an identifier such as 'job-k3v5...': 80 random bits, safe as one token of a NATS subject."""
     return f"{prefix}-{base64.b32encode(randbytes(10)).decode().rstrip('=').lower()}"
+
+
+def call_token(epoch: int, index: int) -> Token:
+    """Of the lease by which a client sends call `index` to a slot itself: each call is sent so once at most."""
+    return epoch, CALL_TOKENS + index
+
+
+def is_call_token(token: Token) -> bool:
+    return token[1] >= CALL_TOKENS
 
 
 def is_id(text: str) -> bool:

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from fallow.core.intervals import IntervalSet
 from fallow.model.errors import JobCancelled, JobError, TaskCancelled
+from fallow.model.ids import SlotKey
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
 from fallow.sdk.call_encoding import encode_call, encode_items
-from fallow.sdk.failures import ending, fault_exception, item_exception
+from fallow.sdk.call_slots import CallSlots, with_lease
+from fallow.sdk.failures import ending, fault_exception
 from fallow.sdk.paging import RateWindow
 from fallow.sdk.quiet import Quiet
-from fallow.sdk.reply import Replies, Reply, SentPage, Sink
+from fallow.sdk.reply import Replies, Reply, SentPage, Sink, give_out
 from fallow.wire import subjects
 from fallow.wire.blobs import hash_segments
 from fallow.wire.messages import (
     AppendCalls,
     CallResults,
+    CallSlot,
     CallsUnknown,
     CancelCalls,
     FaultPage,
@@ -38,7 +41,6 @@ from fallow.wire.messages import (
     SubmitJob,
     SyncCalls,
 )
-from fallow.wire.page import PageError, decode_items
 
 if TYPE_CHECKING:
     from fallow.sdk.client import Client
@@ -72,6 +74,7 @@ class Calls:
         self._next = 0
         self._waiting: dict[int, tuple[Sink, SentPage]] = {}
         self._sent: dict[int, SentPage] = {}
+        self._slots = CallSlots()
         self._told: tuple[tuple[int, int], ...] = ()
         """What of `_received` the next message tells."""
         # Below: on the loop only.
@@ -112,10 +115,12 @@ class Calls:
         with self._lock:
             if self._state != "open" or self._queue or self._woken or len(self._waiting) >= self._window.size:
                 return False
+            slot = self._slots.take(self._next, len(self._waiting))
+            epoch = self.epoch
             page = self._sent_page(self._next, (reply,), Blob(digest, size, segments[0]))
             self._next += 1
-        message = AppendCalls(self.job_id, self.client.id, (page,), self._told)
-        if not self.client.transport.send_now(subjects.job(self.job_id), message):
+        message = AppendCalls(self.job_id, self.client.id, (page,), self._told, slot)
+        if not self.client.transport.send_now(*with_lease(message, epoch)):
             self.client.later(self._send, (page,))
         if not self._quiet.is_armed:
             self._quiet.arm()
@@ -207,9 +212,16 @@ class Calls:
                 self._send(pages)
                 pages, size = [], 0
         if pages:
-            self._send(pages)
+            self._send(pages, self._slot_for(pages))
         elif self._idle or self._closing:
             self._maybe_idle()  # all that was queued has been cancelled
+
+    def _slot_for(self, pages: Sequence[InputPage]) -> SlotKey | None:
+        page = pages[0]
+        if len(pages) > 1 or page.stop - page.start > 1 or page.page.size > DIRECT_BYTES:
+            return None
+        with self._lock:
+            return self._slots.take(page.start, len(self._waiting) - 1)
 
     def _next_page(self, most: int) -> InputPage | None:
         """Take up to `most` queued calls as one page; None where nothing came of it that can be sent now."""
@@ -271,10 +283,10 @@ class Calls:
             self._under_way -= 1
             self._maybe_idle()
 
-    def _send(self, pages: Sequence[InputPage]) -> None:
-        message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._told)
-        self.client.transport.send(subjects.job(self.job_id), message)
-
+    def _send(self, pages: Sequence[InputPage], slot: SlotKey | None = None) -> None:
+        message = AppendCalls(self.job_id, self.client.id, tuple(pages), self._told, slot)
+        for publication in with_lease(message, self.epoch):
+            self.client.transport.send(*publication)
         if not self._quiet.is_armed:
             self._quiet.arm()
 
@@ -287,7 +299,10 @@ class Calls:
     def message(self, message: Any) -> None:
         if message.epoch < self.epoch:
             return
-        self.epoch = message.epoch
+        if message.epoch > self.epoch:
+            self.epoch = message.epoch
+            with self._lock:
+                self._slots.clear()
         self._heard = self.client.thread.loop.time()
         if isinstance(message, CallResults):
             try:
@@ -296,6 +311,9 @@ class Calls:
                 self._replies.wake()
         elif isinstance(message, CallsUnknown):
             self._send_again(message.unknown)
+        elif isinstance(message, CallSlot) and self.client.transport.reaches_nodes:
+            with self._lock:
+                self._slots.told(message)
         elif isinstance(message, OwnerHere):
             self._sync()
 
@@ -349,27 +367,7 @@ class Calls:
         else:
             sinks = [self._take(index) for index in range(start, stop)]
         self._received.add(start, stop)
-        try:
-            items = decode_items(buffer, self._plain)
-            if not shift <= start < stop <= shift + len(items):
-                raise PageError(f"a page of {len(items)} results came for the calls {start} to {stop - 1}")
-        except Exception as error:
-            for one in sinks:
-                if one is not None:
-                    one.set_exception(error)
-            return
-        for index, one in enumerate(sinks, start):
-            if one is None:
-                continue
-            if type(one) is Reply:
-                one.set_page(buffer, index - shift)
-                continue
-            item = items[index - shift]
-            failed = item_exception(item, -1, self.name, self._plain)
-            if failed is not None:
-                one.set_exception(failed)
-            else:
-                one.set_result(item)
+        give_out(sinks, buffer, start - shift, self._plain, self.name)
 
     def _answer_fault(self, fault: FaultPage) -> None:
         sink = self._take(fault.index)
@@ -383,6 +381,7 @@ class Calls:
         if entry is None:
             return None
         self._taken += 1
+        self._slots.answered(index)
         sink, sent = entry
         sent.left -= 1
         if not sent.left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -92,6 +93,30 @@ class Replies:
         waiting, self._waiting = self._waiting, []
         for reply, buffer, offset in waiting:
             reply.set_page(buffer, offset)
+
+
+def give_out(sinks: Sequence[Sink | None], buffer: Any, offset: int, plain: bool, name: str) -> None:
+    """The results of a page from `offset` on, to whoever waits for them."""
+    try:
+        items = decode_items(buffer, plain)
+        if not 0 <= offset < offset + len(sinks) <= len(items):
+            raise PageError(f"a page of {len(items)} results came for {len(sinks)} calls from {offset} on")
+    except Exception as error:
+        for sink in sinks:
+            if sink is not None:
+                sink.set_exception(error)
+        return
+    for at, sink in enumerate(sinks, offset):
+        if sink is None:
+            continue
+        if type(sink) is Reply:
+            sink.set_page(buffer, at)
+            continue
+        failed = item_exception(items[at], -1, name, plain)
+        if failed is not None:
+            sink.set_exception(failed)
+        else:
+            sink.set_result(items[at])
 
 
 class SentPage:

@@ -78,6 +78,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 class Transport(Protocol):
     """Requests, messages and subscriptions. Called on the loop, but for `open`."""
 
+    reaches_nodes: bool
+    """Whether calls may be sent to nodes, not to their job's owner alone."""
+
     async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
         """One reply; asked again every `again_s` while there is none (0: not). Raises TimeoutError."""
 
@@ -87,8 +90,8 @@ class Transport(Protocol):
     def send(self, subject: str, message: Msg) -> None:
         """Publish; may be lost."""
 
-    def send_now(self, subject: str, message: Msg) -> bool:
-        """The same from any thread, where it can be done at once; else False."""
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
+        """The same for each (subject, message), from any thread, where it can be done at once; else False."""
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         """Subscribe; returns what ends it."""
@@ -98,6 +101,8 @@ class Transport(Protocol):
 
 class NatsTransport:
     """Over wire.connection."""
+
+    reaches_nodes = True
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
@@ -111,8 +116,8 @@ class NatsTransport:
     def send(self, subject: str, message: Msg) -> None:
         self.connection.send(subject, message)
 
-    def send_now(self, subject: str, message: Msg) -> bool:
-        return bool(self.connection.send_now(subject, message))
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
+        return bool(self.connection.send_now(*publications))
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:
         subscription = await self.connection.subscribe(subject, handler)
@@ -131,6 +136,8 @@ class NatsTransport:
 
 class BridgeTransport:
     """Inside a task: the agent relays. `bridge` is worker.nested's."""
+
+    reaches_nodes = False
 
     def __init__(self, bridge: Any, on_message: Callable[[Any, str], None]) -> None:
         self._bridge = bridge
@@ -167,7 +174,7 @@ class BridgeTransport:
         body = msgspec.msgpack.encode([subject, encode(message)])
         asyncio.get_running_loop().run_in_executor(self._threads, self._bridge.ask, "publish", body)
 
-    def send_now(self, subject: str, message: Msg) -> bool:
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
         return False
 
     async def follow(self, subject: str, handler: Callable[[Any, str], None]) -> Callable[[], None]:

@@ -12,6 +12,7 @@ import ssl as _ssl  # noqa: F401  (nats imports it anyway; here so that the cost
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -90,9 +91,13 @@ class Connection:
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
             pass
 
-    def send_now(self, subject: str, message: Msg) -> bool:
-        """As `send`, from any thread, but for False where it cannot be written at once."""
-        return self._client.send_now(subject, encode(message))
+    def together(self) -> AbstractContextManager[None]:
+        """What is sent within goes at its end, all at once where that can be."""
+        return self._client.together()
+
+    def send_now(self, *publications: tuple[str, Msg]) -> bool:
+        """As `send`, for each (subject, message), from any thread; False where they cannot be written at once."""
+        return self._client.send_now(*[(subject, encode(message)) for subject, message in publications])
 
     async def request(self, subject: str, message: Msg, timeout_s: float, again_s: float = 0.0) -> Any:
         """Ask and wait for one reply. Raises TimeoutError; no responder counts as one. `again_s`: sent again that often

@@ -17,14 +17,16 @@ import threading
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import nats.errors
 from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg as NatsMessage
-from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE
+
+from fallow.wire.direct_parser import DirectParser
 
 Receive = Callable[[bytes, str], None]
 """(payload, reply subject or '')"""
@@ -56,27 +58,6 @@ class _Asked:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class DirectParser(Parser):
-    """The library's parser, for two that give it data: one at a time, in the order in which they came."""
-
-    def __init__(self, client: Any) -> None:
-        super().__init__(client)
-        self._lock = asyncio.Lock()
-        self._drivers = 0
-
-    @property
-    def is_busy(self) -> bool:
-        return self._drivers > 0
-
-    async def parse(self, data: bytes = b"") -> None:
-        self._drivers += 1
-        try:
-            async with self._lock:
-                await super().parse(data)
-        finally:
-            self._drivers -= 1
-
-
 class DirectClient(Client):
     """A nats-py client; see the module."""
 
@@ -103,6 +84,8 @@ class DirectClient(Client):
         self._finish_soon: Callable[[], object] = lambda: None
         """From any thread: has the loop hand the rest to the transport."""
         self._write_now_after = 0.0
+        self._together: list[tuple[str, bytes]] | None = None
+        """Publications that are to be written with the next ones."""
         self._is_paced = False
         self._was_heard = False
         """Something has come since the last `keep_alive`."""
@@ -299,7 +282,12 @@ class DirectClient(Client):
 
     def send(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Publish now, in order. May raise what `publish` raises."""
-        if not reply and self._write_now(subject, payload):
+        if self._together is not None:
+            if not reply:
+                self._together.append((subject, payload))
+                return
+            self._send_gathered()
+        if not reply and self._write_now(((subject, payload),)):
             return
         publication = self.publish(subject, payload, reply)
         if self._resuming is not None:
@@ -313,11 +301,34 @@ class DirectClient(Client):
         self._waiting.append(_go_on(publication, waits_for))
         self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
-    def send_now(self, subject: str, payload: bytes) -> bool:
-        """As `send`, from any thread, where nothing waits to be written before it. False: nothing was written."""
-        return self._write_now(subject, payload)
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is sent within is written at its end, by one system call where that can be: the server, too, then reads
+        and passes on all of it at once."""
+        if self._together is not None:
+            yield
+            return
+        self._together = []
+        try:
+            yield
+        finally:
+            self._send_gathered()
+            self._together = None
 
-    def _write_now(self, subject: str, payload: bytes) -> bool:
+    def _send_gathered(self) -> None:
+        gathered, self._together = self._together or [], None
+        if len(gathered) < 2 or not self._write_now(gathered):
+            for subject, payload in gathered:
+                with contextlib.suppress(nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError):
+                    self.send(subject, payload)
+        self._together = []
+
+    def send_now(self, *publications: tuple[str, bytes]) -> bool:
+        """As `send`, for each (subject, payload), from any thread, where nothing waits to be written before them.
+        False: nothing was written."""
+        return self._write_now(publications)
+
+    def _write_now(self, publications: Sequence[tuple[str, bytes]]) -> bool:
         """Write to the socket itself, if nothing waits before it and it is alone: one of many had better wait for
         the others. False: nothing was written."""
         if (
@@ -325,7 +336,7 @@ class DirectClient(Client):
             or self._pending_data_size
             or self._status != Client.CONNECTED
             or self._resuming is not None
-            or len(payload) > WRITE_NOW_BYTES
+            or sum(len(payload) for _, payload in publications) > WRITE_NOW_BYTES
             or self._raw.is_closing()
             or self._rest
             or self._raw.get_write_buffer_size()
@@ -334,10 +345,12 @@ class DirectClient(Client):
         now = time.perf_counter()
         if now < self._write_now_after:
             return False
-        head = _publish_head(subject)
-        if head is None:
-            return False
-        data = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
+        data = b""
+        for subject, payload in publications:
+            head = _publish_head(subject)
+            if head is None:
+                return False
+            data += b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
         self._write_now_after = now + WRITE_NOW_EVERY_S
         with self._writing:
             if self._descriptor < 0 or self._rest or self._raw.get_write_buffer_size():

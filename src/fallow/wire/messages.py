@@ -175,6 +175,8 @@ class AppendCalls(Msg, frozen=True):
     pages: tuple[InputPage, ...]
     received: tuple[Interval, ...] = ()
     """Answers that the client has: the owner forgets them."""
+    sent_to: tuple[NodeId, int] | None = None
+    """(node, slot) of a slot of CallSlot that was sent the only call in `pages` as well, under its call_token."""
 
 
 class SyncCalls(Msg, frozen=True):
@@ -317,6 +319,18 @@ class CallsUnknown(Msg, frozen=True):
     unknown: tuple[Interval, ...]
     started: tuple[Interval, ...] = ()
     """Calls that are with a worker now."""
+
+
+class CallSlot(Msg, frozen=True):
+    """To the client of a standing job: this slot waits for its calls. While no other is out, the client sends it one at
+    a time as a Lease (subjects.calls), under the call's own token (model.ids.call_token), and the same to the owner."""
+
+    job_id: JobId
+    epoch: int
+    node_id: NodeId
+    slot: int
+    is_open: bool
+    """False: it does so no longer. A call that it is sent all the same comes back to the owner."""
 
 
 class OwnerHere(Msg, frozen=True):
@@ -549,7 +563,7 @@ Message = (
     | AppendInputs | FetchResults | GetJob | CancelJob | RetryFailed | Ping | GetLogs
     | AppendCalls | SyncCalls | CancelCalls
     | PoolInfo | Submitted | Refused | Done | Appended | Results | JobStatus | Jobs | Nodes | SignedBlobs | Coordinators
-    | LogLines | CallResults | CallsUnknown | OwnerHere
+    | LogLines | CallResults | CallsUnknown | CallSlot | OwnerHere
     | OwnerReport | Place | Verdict | PoolState | Echo | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | SaveCheckpoint | AssignRefused | NodeLog
     | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck

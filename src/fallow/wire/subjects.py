@@ -33,6 +33,11 @@ def node(node_id: NodeId) -> str:
     return f"fw.node.{node_id}"
 
 
+def calls(node_id: NodeId) -> str:
+    """To one agent, from clients: single calls for slots that wait for them."""
+    return f"fw.calls.{node_id}"
+
+
 def client(client_id: ClientId) -> str:
     """To one client: answers of calls, hints."""
     return f"fw.client.{client_id}"
