@@ -85,8 +85,13 @@ async def test_public_addresses_are_reached_through_the_agent_and_no_others(
     monkeypatch.setattr(
         zygote_inside, "zygote_argv", lambda *_: (sys.executable, "-I", "-S", "-c", CODE, names, str(port), out)
     )
-    own = socket.gethostbyname(socket.gethostname())
-    private = ["127.0.0.78", "10.0.0.1", "169.254.169.254", own]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))  # nothing is sent
+            own = [asking.getsockname()[0]]
+        except OSError:
+            own = []  # no network here
+    private = ["127.0.0.78", "10.0.0.1", "169.254.169.254", *own]
     out = f"{SCRATCH}/found"
     ours, theirs = socket.socketpair()
     with listening() as (port, heard), ours, theirs:

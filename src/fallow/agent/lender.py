@@ -339,7 +339,7 @@ class Lender:
     def _tick(self, now_s: float, passed_s: float) -> None:
         if self.paused_until_s is not None and now_s >= self.paused_until_s:
             self.resume()
-        at_rest = self.node.is_at_rest
+        at_rest = not self.node.is_at_work
         now = (self.settings, self.node.paused) if at_rest else None
         if now is not None and now == self._rested:
             return

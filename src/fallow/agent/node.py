@@ -231,11 +231,6 @@ class Node:
         return not self._rhythm.at_rest and any(slot.machine.spec is not None or slot.is_busy for slot in self.slots)
 
     @property
-    def is_at_rest(self) -> bool:
-        """Nothing of the pool's runs here, or waits to be handed in, as of the last look."""
-        return self._rhythm.at_rest
-
-    @property
     def paused(self) -> str:
         """Why nothing runs here now; '' where something may."""
         return self._pauses.words

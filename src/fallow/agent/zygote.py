@@ -146,6 +146,8 @@ class Zygote:
         self._control = ours
         self._reader = FrameReader(CONTROL_FRAME_BYTES) if self.confined is not None else FrameReader()
         self._ready = self._loop.create_future()
+        # Whoever waited for it may have gone: that is nothing to complain about when the agent ends.
+        self._ready.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._loop.add_reader(ours.fileno(), self._readable)
 
     async def _start_confined(self, confinement: Confinement, descriptor: int) -> Running:

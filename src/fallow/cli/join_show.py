@@ -159,6 +159,8 @@ def _sandbox_rows(sandbox: dict[str, Any]) -> list[Row]:
     if problem := sandbox.get("problem"):
         return [("sandbox", str(problem), "nothing runs here")]
     works = [layer["name"] for layer in sandbox.get("layers", ()) if layer["works"]]
+    if Tier(sandbox["tier"]) is Tier.PROCESS:
+        return [("sandbox", "none: tasks are plain processes of your user", "a pool of your own")]
     found = sandbox["backend"] + (f": {', '.join(works)}" if works else "")
     return [("sandbox", found, f"tier {Tier(sandbox['tier']).word}")]
 
