@@ -382,7 +382,7 @@ class Node:
     def on_call(self, message: Any) -> None:
         """A message from a client: a call for a slot of its job, and nothing that only an owner may say."""
         if isinstance(message, Lease) and is_call_token(message.token) and not message.acks:
-            self._leased(message, self.jobs.epoch(message.job_id) == message.epoch)
+            self._leased(message, message.epoch >= self.jobs.epoch(message.job_id))
 
     def _leased(self, message: Lease, accepted: bool) -> None:
         if self.paced is not None:
