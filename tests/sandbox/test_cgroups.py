@@ -23,7 +23,15 @@ HYBRID = """\
 33 30 0:29 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
 34 30 0:30 / /sys/fs/cgroup/a\\040b rw,relatime - cgroup2 cgroup2 rw
 """
-FORKS = "import os, time\nwhile True:\n    if os.fork() == 0:\n        time.sleep(600)\n    time.sleep(0.01)\n"
+FORKS = """
+import os, sys, time
+sys.stdin.readline()  # not before it is in its group: what it forked outside would go on for ever
+for _ in range(10000):
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.01)
+"""
 
 
 def test_hierarchies_and_own_groups_are_read() -> None:
@@ -63,9 +71,13 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 def test_all_in_a_group_end_with_it_while_they_fork(place: Place) -> None:
     group = Group(place, f"{owner_prefix()}test", Limits(processes=64))
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", FORKS], stderr=subprocess.DEVNULL) as forking:
+    command = [sys.executable, "-I", "-S", "-c", FORKS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as forking:
         try:
             group.add(forking.pid)
+            assert forking.stdin is not None
+            forking.stdin.write(b"\n")
+            forking.stdin.flush()
             deadline = time.monotonic() + WITHIN_S
             while len(inside := group.pids()) < 5:
                 assert time.monotonic() < deadline
