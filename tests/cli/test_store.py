@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_blobs_that_are_gone_or_damaged_are_told(
 ) -> None:
     bodies = fill(home)
     file = tmp_path / "pool.backup"
-    live = sorted(open_store(own_store()).live_digests())[0]
+    with contextlib.closing(open_store(own_store())) as store:
+        live = sorted(store.live_digests())[0]
     lost = Path(own_blobs()) / live[:2] / live
     lost.unlink()
     assert fallow("store", "backup", "--to", str(file)) == 1
@@ -141,7 +143,8 @@ def test_upgrade(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_move_takes_the_blobs_along(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bodies = fill(home)
     new_store, new_blobs = f"sqlite:///{tmp_path}/new.sqlite", tmp_path / "new-blobs"
-    live = sorted(open_store(own_store()).live_digests())[0]
+    with contextlib.closing(open_store(own_store())) as store:
+        live = sorted(store.live_digests())[0]
     kept = Path(own_blobs()) / live[:2] / live
     kept.rename(tmp_path / "lost")
     assert fallow("store", "migrate", "--to", new_store, "--blobs-to", str(new_blobs)) == 1
