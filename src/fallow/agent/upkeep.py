@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_AFTER_S = 3.0
 BUSY_WAIT_S = 60.0
-"""Other Pythons are looked for once nothing runs, but no later than that: jobs may wait for one."""
+"""Other Pythons are looked for once no slot belongs to a job, but no later than that: jobs may wait for one."""
 BUSY_LOOK_S = 2.0
 MEASURE_EVERY_S = 3600.0
 MEASURE_WAIT_S = 10.0
+MEASURE_AT_LAST_S = 600.0
+"""After so long it is done between two tasks of a job that does not end."""
 
 
 def end_sandboxes(node: Node) -> None:
@@ -48,7 +50,7 @@ async def keep_house(node: Node, home: Path) -> None:
     if node.embedded:
         return
     for _ in range(int(BUSY_WAIT_S / BUSY_LOOK_S)):
-        if not node.is_busy:
+        if not node.is_at_work:  # (between two single calls nothing runs either)
             break
         await asyncio.sleep(BUSY_LOOK_S)
     found = await find_pythons()
@@ -68,7 +70,11 @@ async def _measure(node: Node, home: Path) -> None:
     """Measure this machine once nothing runs on it; what was measured of late counts."""
     from fallow.agent.devices.benchmark import kept_scores, measured
 
-    while kept_scores(home, node.spec, time.time()) is None and node.is_busy:
+    began_s = time.monotonic()
+    while kept_scores(home, node.spec, time.time()) is None:
+        is_patient = time.monotonic() - began_s < MEASURE_AT_LAST_S
+        if not (node.is_at_work if is_patient else node.is_busy):
+            break
         await asyncio.sleep(MEASURE_WAIT_S)
     scores = await measured(home, node.spec)
     if scores is not None and scores.speed != node.spec.speed:
