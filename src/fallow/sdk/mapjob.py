@@ -279,17 +279,9 @@ class MapJob:
     async def _parts(self, pages: Sequence[ResultPage], faults: Sequence[FaultPage]) -> list[Part]:
         import asyncio
 
-        buffers: list[Any] = [page.page.data for page in pages]
+        # No task for each of what is at hand.
+        buffers: list[Any] = [self.client.blobs.at_hand(page.page) for page in pages]
         missing = [at for at, data in enumerate(buffers) if data is None]
-        if missing and self.client.blobs.local_files is not None:
-            from fallow.wire.blobs import map_file
-
-            for at in missing:  # no task for each of what is at hand
-                blob = pages[at].page
-                path = self.client.blobs.local_files.find(blob.digest, blob.size)
-                if path is not None:
-                    buffers[at] = map_file(path, blob.size)
-            missing = [at for at in missing if buffers[at] is None]
         for low in range(0, len(missing), PARALLEL_FETCHES):
             some = missing[low : low + PARALLEL_FETCHES]
             fetched = await asyncio.gather(*(self.client.blobs.fetch(pages[at].page) for at in some))

@@ -60,6 +60,9 @@ class NestedBlobs:
     def __init__(self, transport: BridgeTransport) -> None:
         self._transport = transport
 
+    def at_hand(self, blob: Blob) -> Any:
+        return blob.data
+
     async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob:
         from fallow.model.job import INLINE_LIMIT_BYTES, Blob
         from fallow.wire.blobs import hash_segments

@@ -147,6 +147,13 @@ class BlobClient:
             task.add_done_callback(lambda _: self._fetching.pop(key, None))
         return await asyncio.shield(task)
 
+    def at_hand(self, blob: Blob) -> Buffer | None:
+        """The blob's bytes where nothing has to be waited for: what it carries, or its file in the store's folder."""
+        if blob.data is not None:
+            return blob.data
+        path = self._files.find(blob.digest, blob.size) if self._files is not None else None
+        return map_file(path, blob.size) if path is not None else None
+
     async def fetch(self, blob: Blob) -> Buffer:
         """The blob's bytes: what it carries, or its file, mapped."""
         if blob.data is not None:
