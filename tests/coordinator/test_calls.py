@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fallow.model.ids import call_token
-from fallow.model.job import JobKind
+from fallow.model.job import JobKind, JobSpec
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
 from fallow.wire.messages import (
@@ -28,17 +28,23 @@ from .test_coordinator import CLIENT, ask, hand_in, results, submit
 pytestmark = pytest.mark.slow
 
 
-async def test_calls_are_answered_once_and_survive_the_owner(
-    coordinator: CoordinatorProcess, connection: Connection
-) -> None:
+async def first_call(connection: Connection) -> tuple[HandAgent, Inbox, JobSpec]:
+    """(an agent, what its client is told, a standing job with one call)."""
     agent = HandAgent(connection, "hand")
     await agent.start()
     inbox = Inbox()
     await connection.subscribe(subjects.client(CLIENT), inbox)
     job = spec(CLIENT, JobKind.CALLS)
     await submit(connection, job)
+    connection.send(subjects.job(job.job_id), AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
+    return agent, inbox, job
+
+
+async def test_calls_are_answered_once_and_survive_the_owner(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent, inbox, job = await first_call(connection)
     subject = subjects.job(job.job_id)
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
     lease = await agent.lease(job.job_id)
     hand_in(agent, lease, results(0, 1))
     answer = await inbox.take(CallResults)
@@ -66,14 +72,8 @@ async def test_calls_are_answered_once_and_survive_the_owner(
 async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client_lacks_it(
     coordinator: CoordinatorProcess, connection: Connection
 ) -> None:
-    agent = HandAgent(connection, "hand")
-    await agent.start()
-    inbox = Inbox()
-    await connection.subscribe(subjects.client(CLIENT), inbox)
-    job = spec(CLIENT, JobKind.CALLS)
-    await submit(connection, job)
+    agent, inbox, job = await first_call(connection)
     subject = subjects.job(job.job_id)
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
     hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
     await agent.acknowledged()
     connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(1, 2),)))
@@ -88,14 +88,8 @@ async def test_an_answer_that_the_agent_has_told_is_pushed_only_where_its_client
 async def test_a_client_is_told_of_idle_slots_and_sends_them_its_calls_itself(
     coordinator: CoordinatorProcess, connection: Connection
 ) -> None:
-    agent = HandAgent(connection, "hand")
-    await agent.start()
-    inbox = Inbox()
-    await connection.subscribe(subjects.client(CLIENT), inbox)
-    job = spec(CLIENT, JobKind.CALLS)
-    await submit(connection, job)
+    agent, inbox, job = await first_call(connection)
     subject = subjects.job(job.job_id)
-    connection.send(subject, AppendCalls(job.job_id, CLIENT, (page(0, 1),)))
     hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
     agent.ask(job.job_id)
     opened = await inbox.take(CallSlot, again=lambda: agent.ask(job.job_id))
