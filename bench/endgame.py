@@ -110,7 +110,7 @@ class Model:
                     pass
 
     def _pulled(self, slot: SlotKey, seq: int, idle: bool) -> None:
-        self.progress.pull(slot, seq, idle, (), self.now)
+        self.progress.pull(slot, seq, idle, ())
         self._perform([])
 
     def _handed_in(

@@ -24,7 +24,7 @@ class Job:
     def pull(self, node: NodeId) -> Grant | None:
         self._seq += 1
         self.now += 1.0
-        self.job.pull((node, 0), self._seq, True, (), self.now)
+        self.job.pull((node, 0), self._seq, True, ())
         grants = [effect for effect in self.job.dispatch(self.now) if isinstance(effect, Grant)]
         return next((grant for grant in grants if grant.slot[0] == node), None)
 

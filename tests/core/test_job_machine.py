@@ -105,7 +105,7 @@ class World:
         slot = self.random.choice(self.slots)
         idle = not any(held.slot == slot for held in self.held.values())
         self.progress.node_heard(slot[0])
-        self.progress.pull(slot, self.pull_seq, idle, (), self.now)
+        self.progress.pull(slot, self.pull_seq, idle, ())
         self.perform(self.progress.dispatch(self.now))
 
     def work(self) -> None:
@@ -276,16 +276,16 @@ def test_a_task_that_is_to_be_tried_later_goes_on_in_its_second_run() -> None:
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob, retry=retry), 1)
     job.add_call(0, 1)
     one, other = (NodeId("one"), 0), (NodeId("two"), 0)
-    job.pull(one, 1, True, (), 0.0)
+    job.pull(one, 1, True, ())
     (first,) = job.dispatch(0.0)
     assert job.doubt(3.0, 2.2)
-    job.pull(other, 1, True, (), 3.0)
+    job.pull(other, 1, True, ())
     (second,) = job.dispatch(3.0)
     assert isinstance(first, Grant)
     assert isinstance(second, Grant)
     job.hand_in(slot=one, token=first.token, results=(), retry_later=(RetryLater(0, 1, 0.2),), ended=True, now=3.1)
     job.check()
-    job.pull(one, 2, True, (), 4.0)
+    job.pull(one, 2, True, ())
     assert job.dispatch(4.0) == [], "it runs"
     job.hand_in(slot=other, token=second.token, results=(), deaths=(Death(0, "timeout", "late"),), ended=True, now=4.1)
     job.check()
@@ -297,20 +297,20 @@ def test_a_slot_that_its_client_sent_a_call_does_not_wait_for_one() -> None:
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
     slot = (NodeId("one"), 0)
     job.add_call(0, 1)
-    job.pull(slot, 1, True, (), 0.0)
+    job.pull(slot, 1, True, ())
     (first,) = job.dispatch(0.0)
     assert isinstance(first, Grant)
     job.add_call(1, 2)
     assert job.sent_call(slot, 1, 0.1)
     answer = (ResultPage(0, 1, 0, blob),)
     job.hand_in(slot=slot, token=first.token, results=answer, ended=True, now=0.2)
-    job.pull(slot, 2, True, (), 0.2)  # it was asked before the call came
+    job.pull(slot, 2, True, ())  # it was asked before the call came
     job.add_call(2, 3)
     assert job.dispatch(0.2) == [], "the slot is busy with the call that it was sent"
     assert not job.sent_call(slot, 1, 0.3), "a message that comes twice moves nothing"
     answer = (ResultPage(1, 2, 1, blob),)
     job.hand_in(slot=slot, token=call_token(1, 1), results=answer, ended=True, now=0.4)
-    job.pull(slot, 3, True, (), 0.4)
+    job.pull(slot, 3, True, ())
     (third,) = job.dispatch(0.4)
     assert isinstance(third, Grant)
     assert (third.start, third.token < (1, CALL_TOKENS)) == (2, True)
@@ -343,12 +343,12 @@ def test_a_lost_node_counts_one_task_a_slot_as_run_again_beats_or_not() -> None:
     node, slot = world.slots[0][0], world.slots[0]
     effects: list[Effect] = []
     for seq in (1, 2):  # one lease to run, one held in advance: only the first can have begun
-        job.pull(slot, seq, seq == 1, (), 100.0)
+        job.pull(slot, seq, seq == 1, ())
         effects += job.dispatch(100.0)
     assert len([effect for effect in effects if isinstance(effect, Grant)]) == 2
     job.node_lost(node, "silent")
     assert (job.retried, job.node_losses) == (1, 0), "no heartbeat said what was in progress: nothing is blamed"
-    job.pull(slot, 3, True, (), 101.0)
+    job.pull(slot, 3, True, ())
     (grant,) = [effect for effect in job.dispatch(101.0) if isinstance(effect, Grant)]
     job.beat(
         node, (HeldLease(JobId("job-aaaaaa"), grant.token, slot[1], grant.start, grant.stop, grant.start, 0.1),), 102.0

@@ -69,7 +69,7 @@ def test_a_call_on_a_silent_node_runs_elsewhere_too_and_counts_once(speculate: b
     one, other = (NodeId("one"), 0), (NodeId("two"), 0)
 
     def grants(slot: SlotKey, seq: int, now: float) -> list[Grant]:
-        job.pull(slot, seq, True, (), now)
+        job.pull(slot, seq, True, ())
         return [effect for effect in job.dispatch(now) if isinstance(effect, Grant)]
 
     (first,) = grants(one, 1, 0.0)
@@ -79,7 +79,7 @@ def test_a_call_on_a_silent_node_runs_elsewhere_too_and_counts_once(speculate: b
     job.beat(one[0], (HeldLease(spec.job_id, first.token, 0, 0, 1, 0, 0.1),), 2.4)
     assert not job.doubt(2.5, 2.2), "it was heard of"
     assert job.doubt(4.7, 2.2) is speculate
-    job.pull((NodeId("one"), 1), 1, True, (), 4.7)
+    job.pull((NodeId("one"), 1), 1, True, ())
     granted = [effect for effect in job.dispatch(4.7) if isinstance(effect, Grant)]
     assert [grant.slot for grant in granted] == ([other] if speculate else []), "never on the silent node itself"
     job.check()
@@ -97,8 +97,8 @@ def test_a_node_that_may_be_gone_gets_nothing_until_it_is_heard_of() -> None:
     blob = Blob(Digest("00"), 1, b"x")
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
     one, other = (NodeId("one"), 0), (NodeId("two"), 0)
-    job.pull(one, 1, True, (), 10.0)
-    job.pull(other, 1, True, (), 10.1)
+    job.pull(one, 1, True, ())
+    job.pull(other, 1, True, ())
     job.node_quiet(one[0])
     job.add_call(0, 1)
     assert job.waits
@@ -170,7 +170,7 @@ def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_n
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
     job.add_call(0, 1)
     slot = (NodeId("one"), 0)
-    job.pull(slot, 7, True, (3,), 10.0)
+    job.pull(slot, 7, True, (3,))
     (first,) = job.dispatch(10.0)
     assert isinstance(first, Grant)
     assert job.beat(slot[0], (), 10.1) == [], "it may still be on its way"
@@ -187,7 +187,7 @@ def test_a_lease_that_was_lost_on_its_way_is_sent_again_when_its_node_does_not_n
     held = HeldLease(job.spec.job_id, first.token, 0, 0, 1, 0, 0.1)
     assert job.beat(slot[0], (held,), 11.5) == []
     assert job.beat(slot[0], (), 16.0) == [], "unnamed for too long: it is to do again"
-    job.pull(slot, 8, True, (), 16.0)
+    job.pull(slot, 8, True, ())
     (anew,) = job.dispatch(16.0)
     assert isinstance(anew, Grant)
     assert anew.token != first.token
@@ -204,7 +204,7 @@ def test_where_nodes_beat_seldom_an_old_beat_makes_no_task_seem_slow(interval_s:
     one, other = (NodeId("one"), 0), (NodeId("two"), 0)
 
     def grant(slot: SlotKey, seq: int, now: float) -> list[Grant]:
-        job.pull(slot, seq, True, (), now)
+        job.pull(slot, seq, True, ())
         return [effect for effect in job.dispatch(now) if isinstance(effect, Grant)]
 
     (first,) = grant(other, 1, 0.0)

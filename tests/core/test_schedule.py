@@ -126,7 +126,7 @@ class World:
         seq, idle = slot.seq, not slot.leases
 
         def arrive() -> None:
-            self.job.pull(slot.key, seq, idle, (), self.now)
+            self.job.pull(slot.key, seq, idle, ())
             self.dispatch()
 
         self.at(MESSAGE_S, arrive)

@@ -65,7 +65,7 @@ def test_a_step_that_leaves_a_task_in_two_places_is_seen_at_once() -> None:
     world.take_over(job)
     owned = world.owner_of(job)
     assert owned is not None
-    owned.progress.pull(world.nodes[0].slots[0].key, 1, True, (), 0.0)
+    owned.progress.pull(world.nodes[0].slots[0].key, 1, True, ())
     effects = owned.progress.dispatch(0.0)
     owned.progress.todo.add(0, 1)
     with pytest.raises(Broken, match=r"\[0, 1\) was leased, and is not just in that lease"):

@@ -122,7 +122,7 @@ class OwnedJob:
             return
         self._hear_of(message.node_id)
         slot = (message.node_id, message.slot)
-        self.progress.pull(slot, message.seq, message.idle, message.pages, self.context.now())
+        self.progress.pull(slot, message.seq, message.idle, message.pages)
         self.dispatch()
 
     def on_unpull(self, message: Unpull) -> None:
@@ -153,7 +153,7 @@ class OwnedJob:
             ops.append(SetJob(self.job_id, self.epoch, wasted_s=self.progress.wasted_s))
         if message.pull is not None and not self.progress.is_final:
             pull = message.pull
-            self.progress.pull(slot, pull.seq, pull.idle, pull.pages, self.context.now())
+            self.progress.pull(slot, pull.seq, pull.idle, pull.pages)
         self.perform(effects, (message.node_id, message.token, message.seq), ops)
         self.dispatch()
 

@@ -38,7 +38,7 @@ class JobProgress(HeldProgress):
 
     # ------------------------------------------------------------ pulls and leases
 
-    def pull(self, slot: SlotKey, seq: int, idle: bool, pages: Iterable[int], now: float) -> None:
+    def pull(self, slot: SlotKey, seq: int, idle: bool, pages: Iterable[int]) -> None:
         """A slot wants a lease; its newest pull counts."""
         known = self._known.get(slot)
         if known is not None and (seq < known.seq or (seq == known.seq and not known.waits)):

@@ -91,15 +91,14 @@ class Owned:
 
     def pull(self, slot: Slot, seq: int, idle: bool) -> None:
         if not self.progress.is_final:
-            self.progress.pull(slot.key, seq, idle, (), self._world.clock.now)
+            self.progress.pull(slot.key, seq, idle, ())
             self.dispatch()
 
     def pulls(self, pulls: Sequence[tuple[Slot, int, bool]]) -> None:
         """Of many slots, in one message."""
         if not self.progress.is_final:
-            now = self._world.clock.now
             for slot, seq, idle in pulls:
-                self.progress.pull(slot.key, seq, idle, (), now)
+                self.progress.pull(slot.key, seq, idle, ())
             self.dispatch()
 
     def only_notes_ahead(self) -> bool:
@@ -117,7 +116,7 @@ class Owned:
         )
 
     def note_ahead(self, slot: Slot, seq: int) -> None:
-        self.progress.pull(slot.key, seq, False, (), self._world.clock.now)
+        self.progress.pull(slot.key, seq, False, ())
 
     def unpull(self, slot: Slot, seq: int) -> None:
         self.progress.unpull(slot.key, seq)
@@ -136,7 +135,7 @@ class Owned:
             now=now,
         )
         if item.pull is not None and not self.progress.is_final:
-            self.progress.pull(item.slot.key, *item.pull, (), now)
+            self.progress.pull(item.slot.key, *item.pull, ())
         self._perform(effects, item)
         self.dispatch()
 
