@@ -119,7 +119,7 @@ class Model:
         pages = [ResultPage(*results, results[0], BLOB)] if results else []
         self._perform(
             self.progress.hand_in(
-                slot=slot, token=lease.token, bounds=(lease.start, lease.stop), results=pages,
+                slot=slot, token=lease.token, results=pages,
                 give_back=[back] if back else (), ended=ended, run_s=run_s, now=self.now,
             )
         )  # fmt: skip
