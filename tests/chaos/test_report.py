@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.chaos.markdown import markdown
 from tests.chaos.report import Happened, Noted, Report
 from tests.chaos.run import as_json
 
@@ -64,3 +65,14 @@ def test_the_report_is_for_people_and_for_programs(report: Report) -> None:
     assert (plain["requests"], plain["requests_served"], plain["calls_served"]) == (5, 3, 2)
     assert plain["kinds"][0]["kind"] == "stop NATS server"
     assert [each["what"] for each in plain["missed"]] == ["submit", "ask:jobs"]
+
+
+def test_the_tables_say_what_a_long_run_is_judged_by(report: Report) -> None:
+    text = markdown(report, "scripts/chaos --seed 3")
+    assert text.startswith("`scripts/chaos --seed 3` (1970-01-01): 2 faults in 1 minutes, 1 jobs")
+    assert "| requests | 5 | 60.000 % | 2 | 200 ms | 6.0 s | 6.0 s |" in text
+    assert "| stop NATS server | 1 | 7.0 s | 7.0 s | 6.0 s | 1 of 3 |" in text
+    slowest = text.split("The slowest 7")[1]
+    assert slowest.count(" s") > 7
+    assert "| submit | 6.0 s, missed | stop NATS server (nats1) -1.0..+3.0 s |" in slowest
+    assert slowest.index("| submit | 6.0 s") < slowest.index("| call | 3.0 s |"), "the slowest first"
