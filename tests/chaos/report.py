@@ -128,7 +128,7 @@ class Report:
             slow = [
                 noted.began + noted.seconds
                 for noted in self.asked()
-                if fault.began - PROMPT_S <= noted.began < until
+                if fault.began - PROMPT_S <= noted.began < until - PROMPT_S  # else it is the next one's
                 and (noted.seconds > (CALL_PROMPT_S if noted.is_call else PROMPT_S) or not noted.is_served)
                 and noted.began + noted.seconds > fault.began
             ]

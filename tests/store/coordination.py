@@ -144,8 +144,9 @@ class CoordinationConformance:
         assert store.renew_session("a", 1.5) == 2
 
     def test_one_leads_at_a_time(self, store: Store) -> None:
-        for owner in ("a", "b"):
+        for owner in ("a", "b", "c"):
             store.renew_session(owner, LONG_S)
+        assert store.acquire_leadership("c", role="other") == 1
         assert store.acquire_leadership("a") == 1
         assert store.acquire_leadership("b") is None
         assert store.acquire_leadership("b", role="sweeper") == 1

@@ -223,7 +223,7 @@ class SqlStore:
             session.run("lead_alone" if alone else "lead", {"role": role, "owner": owner})
             return session.run("leader", {"role": role})
 
-        if not self._database.one_writer:
+        if not (self._database.one_writer or alone):
             # Most coordinators do not lead: they look, and leave the row alone.
             present = self._read("present_leader", role=role)
             if present and present[0][0] != owner:

@@ -102,9 +102,10 @@ _LIST = _JOB.order_by(_jobs.number.desc()).limit(_HOW_MANY).offset(_NONE)
 # No clock decides who lives (core/sessions): a session is over once somebody has ended it.
 _LIVES = _sessions.ttl_s > literal_column("0.0")
 _OWNER_LIVES = exists(select(_sessions.owner).where(_sessions.owner == _jobs.owner, _LIVES))
+# (In words, since in an upsert SQLAlchemy would not take the leader's row for that of the statement.)
 _LEADER_LIVES = and_(
     _leaders.until_unix_s > literal_column("0.0"),
-    exists(select(_sessions.owner).where(_sessions.owner == _leaders.owner, _LIVES)),
+    text("EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)"),
 )
 _BELOW_INDEX = (
     _results.job == bindparam("number"), _results.start < bindparam("below"), _results.stop <= bindparam("below")
