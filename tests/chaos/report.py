@@ -57,6 +57,8 @@ class Noted(msgspec.Struct, frozen=True):
 
 HEALED_S = 1.5
 """What lay in a cut link has come so long after it healed."""
+WENT_ON_S = 0.5
+"""What lay in a stopped process has come so long after it went on."""
 
 
 @dataclass
@@ -144,9 +146,13 @@ class Report:
         return sorted(self.asked(), key=lambda noted: -noted.seconds)[:count]
 
     def has_healed(self, at: float) -> bool:
-        """A link between a coordinator and NATS has just healed: what lay in it comes now."""
+        """A link between a coordinator and NATS has just healed: what lay in it comes now. Or a coordinator that was
+        stopped has just gone on: what it had said when it was stopped, and not sent yet, comes now."""
         cut = [f for f in self.happened if f.kind.startswith("partition of coordinator from") and "NATS" in f.kind]
-        return any(f.began <= at <= f.ended + HEALED_S for f in cut)
+        stopped = [f for f in self.happened if f.kind == "stop coordinator"]
+        return any(f.began <= at <= f.ended + HEALED_S for f in cut) or any(
+            f.ended - 0.1 <= at <= f.ended + WENT_ON_S for f in stopped
+        )
 
     def in_force(self, noted: Noted) -> str:
         """Every fault that may have been felt while the request waited, and its time since the request began."""

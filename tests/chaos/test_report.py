@@ -46,6 +46,17 @@ def test_what_lay_in_a_cut_link_may_come_late(report: Report) -> None:
     assert [report.has_healed(at) for at in (132.0, 139.0, 145.5, 147.0)] == [False, False, True, False]
 
 
+def test_what_lay_in_a_stopped_coordinator_may_come_when_it_goes_on(report: Report) -> None:
+    report.happened.append(Happened("stop coordinator", "c2", 140.0, 145.0))
+    assert [report.has_healed(at) for at in (141.0, 145.2, 146.0)] == [False, True, False]
+
+
+def test_what_still_waits_when_the_next_fault_begins_is_that_ones(report: Report) -> None:
+    report.noted.append(noted("call", 129.5, 8.0))
+    assert report.recovery()["kill a worker"] == [pytest.approx(2.9)]
+    assert report.recovery()["stop NATS server"] == [pytest.approx(7.5)]
+
+
 def test_each_kind_of_fault_has_what_was_felt_of_it_and_when_it_was_over(report: Report) -> None:
     worst, other = report.by_kind()
     assert (worst.kind, worst.times, worst.asked, worst.served, worst.slowest_s) == ("stop NATS server", 1, 3, 1, 6.0)

@@ -79,13 +79,12 @@ class Session:
     @property
     def valid(self) -> bool:
         """Whether this coordinator may speak for what it owns."""
-        # Not by the loop's clock: that stands still while the loop runs callbacks, and while it is stopped among them.
-        return time.monotonic() < self._valid_until
+        return self._loop.time() < self._valid_until
 
     @property
     def leads(self) -> bool:
         """Whether this coordinator is the matcher's leader."""
-        return self.leader_term > 0 and time.monotonic() < self._leads_until
+        return self.leader_term > 0 and self._loop.time() < self._leads_until
 
     async def start(self) -> None:
         """Become known; raises StoreError in words if that cannot be."""
