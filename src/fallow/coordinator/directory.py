@@ -12,7 +12,6 @@ from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.owned_job import OwnedJob
-from fallow.coordinator.session import TTL_S
 from fallow.coordinator.stored_info import info_of_stored
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobInfo, JobKind, JobSpec
@@ -81,12 +80,12 @@ class Directory:
 
     def read_orphans(self) -> list[JobId]:
         """The same for a shared store, from whichever thread may wait for it. Raises StoreError."""
-        return self._context.store.jobs_of_dead_owners(TTL_S, LIST_LIMIT)
+        return self._context.store.jobs_of_dead_owners(LIST_LIMIT)
 
     async def unread(self) -> list[JobId]:
         """Jobs that ended lately under an owner that is dead: somebody may be reading their results."""
         after = self._context.unix_s() - UNREAD_S
-        found: list[JobId] = await self._read(self._context.store.unread_of_dead_owners, TTL_S, after, LIST_LIMIT)
+        found: list[JobId] = await self._read(self._context.store.unread_of_dead_owners, after, LIST_LIMIT)
         return found
 
     async def take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> bool:

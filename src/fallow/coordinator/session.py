@@ -1,26 +1,31 @@
 """A coordinator's session: the row that it renews, and the knowledge of when it has lapsed.
 
 An owner that was stopped, cut off or starved past its lease must not speak: `valid` is asked before every reply, on
-the monotonic clock, which goes on while a process is stopped.
+the monotonic clock, which goes on while a process is stopped. Others judge it by their own monotonic clocks too
+(core/sessions); no clock that can be set has a say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from fallow.core.sessions import Renewal, SessionWatch
 from fallow.model.ids import JobId
 from fallow.store.protocol import Store, StoreError, WrongPool
+from fallow.store.schema import at_work
 
 log = logging.getLogger(__name__)
 
-TTL_S = 1.8
-"""A session that was not renewed for so long is dead, and its jobs may be taken over."""
+TTL_S = 1.7
+"""A session that was not renewed for so long, by the clock of another coordinator that watches, is ended by that one,
+and its jobs may be taken over."""
 RENEW_S = 0.3
-MARGIN_S = 0.2
+MARGIN_S = 0.1
 """The owner falls silent this much before others may take over."""
 DEAF_S = 0.5
 """How long a coordinator may be without the pool's messages before it lets go: nobody reaches it, and what it owns is
@@ -60,6 +65,9 @@ class Session:
         self.trouble: StoreError | None = None
         """Why it cannot be renewed at the moment."""
         self._store = store
+        self._epoch = 0
+        self._watch = SessionWatch()
+        self._watches_since = 0.0
         self._loop = loop
         self._lapsed = lapsed
         self._valid_until = float("inf") if not shared else 0.0
@@ -81,27 +89,27 @@ class Session:
     async def start(self) -> None:
         """Become known; raises StoreError in words if that cannot be."""
         if self._pool is None:
-            # Alone on its store: the term only has to rise with every start, whatever the clock does.
-            for _ in range(100):
-                term = await self._loop.run_in_executor(None, self._store.acquire_leadership, self.owner, 0.001)
-                if term is not None:
-                    self.leader_term = term
-                    return
-                await asyncio.sleep(0.01)
-            raise StoreError("another coordinator seems to use this store, and it is for one alone")
+            # Alone on its store: the term only has to rise with every start.
+            lead = functools.partial(self._store.acquire_leadership, self.owner, alone=True)
+            self.leader_term = await self._loop.run_in_executor(None, lead) or self.leader_term
+            return
         await self._loop.run_in_executor(self._pool, self._refuse_other_pools)
         await self._renew()
         self._task = self._loop.create_task(self._keep_renewing())
 
     def _refuse_other_pools(self) -> None:
         """Coordinators of two pools on one store would take each other's jobs. A mark stands for a pool's secret."""
-        for owner, _, mark in self._store.live_sessions():
-            if mark and self._pool_mark and mark != self._pool_mark:
-                raise StoreError(
-                    f"this store is in use by another pool: its coordinator {owner} has another secret. To join that "
-                    "pool, start this coordinator with its address; for a pool of its own, give it an empty database "
-                    "or a schema: ?schema=NAME."
-                )
+
+        def others() -> list[Renewal]:
+            found = self._store.renewals()
+            return [each for each in found if each.info and self._pool_mark and each.info != self._pool_mark]
+
+        if owners := at_work(others):
+            raise StoreError(
+                f"this store is in use by another pool: its coordinator {owners[0]} has another secret. To join that "
+                "pool, start this coordinator with its address; for a pool of its own, give it an empty database "
+                "or a schema: ?schema=NAME."
+            )
         if self._pool_mark and not self._store.knows_secret(self._pool_mark, self._is_own):
             raise WrongPool(
                 "this store belongs to a pool with another secret, none of whose coordinators runs at this moment. To "
@@ -117,6 +125,7 @@ class Session:
             return
         in_time = await self._loop.run_in_executor(self._pool, self._renew_in_time, started)
         if in_time is None:
+            self._fall_silent()
             await self._renew_after_lapse()
             return
         term, orphans = in_time
@@ -126,27 +135,39 @@ class Session:
 
     def _renew_in_time(self, started: float) -> tuple[int | None, list[JobId]] | None:
         """On the session's thread: (term or None, jobs that nobody owns), or None where the session had lapsed before
-        it was renewed."""
-        self._store.renew_session(self.owner, TTL_S, self._pool_mark)
-        if 0.0 < self._valid_until <= time.monotonic():
+        it was renewed, or others have ended it."""
+        epoch = self._store.renew_session(self.owner, TTL_S, self._pool_mark)
+        if self._epoch not in (0, epoch) or 0.0 < self._valid_until <= time.monotonic():
             return None
+        self._epoch = epoch
         self._valid_until = started + TTL_S - MARGIN_S
-        term = self._store.acquire_leadership(self.owner, TTL_S)
+        self._end_silent()
+        term = self._store.acquire_leadership(self.owner)
         try:
             return term, self.orphans()
         except StoreError as error:
             log.warning("cannot look for jobs without an owner: %s", error)
             return term, []
 
+    def _end_silent(self) -> None:
+        renewals = self._store.renewals()
+        now = time.monotonic()
+        self._watches_since = self._watches_since or now
+        for renewal in self._watch.silent([each for each in renewals if each.owner != self.owner], now):
+            if self._store.end_silent(renewal):
+                log.warning("coordinator %s has been silent for %.1f s: its session is over", renewal.owner, TTL_S)
+
     async def _renew_after_lapse(self) -> None:
         """Others may own by now what was owned here: that is looked up before anything is said."""
         assert self._pool is not None
         started = self._loop.time()
-        await self._loop.run_in_executor(self._pool, self._store.renew_session, self.owner, TTL_S, self._pool_mark)
+        renew = functools.partial(self._store.renew_session, self.owner, TTL_S, self._pool_mark, anew=True)
+        self._epoch = await self._loop.run_in_executor(self._pool, renew)
+        self._watch = SessionWatch()  # where the store was away, the others need a moment to come back as well
         log.warning("this coordinator's session lapsed: it looks up what it still owns before it speaks again")
         await self._lapsed()
         self._valid_until = started + TTL_S - MARGIN_S
-        term = await self._loop.run_in_executor(self._pool, self._store.acquire_leadership, self.owner, TTL_S)
+        term = await self._loop.run_in_executor(self._pool, self._store.acquire_leadership, self.owner)
         self._leads_on(started, term)
 
     def _leads_on(self, started: float, term: int | None) -> None:
@@ -174,6 +195,10 @@ class Session:
             else:
                 self.trouble = None
 
+    def _fall_silent(self) -> None:
+        now = self._loop.time()
+        self._valid_until, self._leads_until = min(self._valid_until, now), min(self._leads_until, now)
+
     async def _let_go(self) -> None:
         """Fall silent, then say so to the store."""
         assert self._pool is not None
@@ -181,23 +206,24 @@ class Session:
         if self._valid_until <= now:
             return
         log.warning("nobody reaches this coordinator: what it owns is for others to take")
-        self._valid_until, self._leads_until = now, min(self._leads_until, now)
+        self._fall_silent()
         try:
             await self._loop.run_in_executor(self._pool, self._store.end_session, self.owner)
         except StoreError as error:
             log.warning("cannot end this coordinator's session; it lapses by itself: %s", error)
 
     async def others(self) -> list[str]:
-        """Owner ids of the other coordinators with a live session, as the store knows them; none where it cannot be
-        read."""
+        """Owner ids of the other coordinators with a session, as the store knows them; none where it cannot be read.
+        Soon after the start that takes a moment: those that are gone are to be known."""
         if self._pool is None:
             return []
+        await asyncio.sleep(max(0.0, self._watches_since + TTL_S + 2 * RENEW_S - self._loop.time()))
         try:
-            live = await self._loop.run_in_executor(self._pool, self._store.live_sessions)
+            renewals = await self._loop.run_in_executor(self._pool, self._store.renewals)
         except StoreError as error:
             log.warning("cannot read who else coordinates: %s", error)
             return []
-        return [owner for owner, _, _ in live if owner != self.owner]
+        return [renewal.owner for renewal in renewals if renewal.owner != self.owner]
 
     async def close(self) -> None:
         """End the session at once, so that others need not wait for it to lapse."""

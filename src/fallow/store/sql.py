@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from fallow.core.sessions import Renewal
 from fallow.model.ids import Digest, Interval, JobId, PoolId
 from fallow.model.job import Blob, JobSpec
 from fallow.model.node import NodeSpec
@@ -185,9 +186,11 @@ class SqlStore:
 
     # ------------------------------------------------------------ coordinators
 
-    def renew_session(self, owner: str, ttl_s: float, info: str = "") -> int:
+    def renew_session(self, owner: str, ttl_s: float, info: str = "", anew: bool = False) -> int:
         def renew(session: Session) -> int:
-            session.run("renew_session", {"owner": owner, "ttl_s": ttl_s, "info": info})
+            if anew:
+                session.run("end_leadership", {"ended_owner": owner})
+            session.run("renew_session", {"owner": owner, "ttl_s": ttl_s, "info": info, "anew": int(anew)})
             epoch: int = session.run("session", {"owner": owner})[0][0]
             if epoch == 1:
                 session.run("forget_sessions", {"kept_s": SESSION_KEPT_S})
@@ -195,8 +198,8 @@ class SqlStore:
 
         return self._write(renew, self._coordination)
 
-    def live_sessions(self) -> list[tuple[str, float, str]]:
-        return [(owner, since_s, info) for owner, since_s, info in self._read("live_sessions")]
+    def renewals(self) -> list[Renewal]:
+        return [Renewal(*row) for row in self._read("sessions")]
 
     def end_session(self, owner: str) -> None:
         def end(session: Session) -> None:
@@ -205,12 +208,22 @@ class SqlStore:
 
         self._write(end, self._coordination)
 
-    def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
+    def end_silent(self, renewal: Renewal) -> bool:
+        def end(session: Session) -> bool:
+            session.run("end_silent", {"ended_owner": renewal.owner, "stamp": renewal.stamp})
+            ended = renewal.owner not in [row[0] for row in session.run("sessions")]
+            if ended:
+                session.run("end_leadership", {"ended_owner": renewal.owner})
+            return ended
+
+        return self._write(end, self._coordination)
+
+    def acquire_leadership(self, owner: str, role: str = "matcher", alone: bool = False) -> int | None:
         def lead(session: Session) -> list[Row]:
-            session.run("lead", {"role": role, "owner": owner, "ttl_s": ttl_s})
+            session.run("lead_alone" if alone else "lead", {"role": role, "owner": owner})
             return session.run("leader", {"role": role})
 
-        if not self._database.one_writer:
+        if not (self._database.one_writer or alone):
             # Most coordinators do not lead: they look, and leave the row alone.
             present = self._read("present_leader", role=role)
             if present and present[0][0] != owner:
@@ -218,12 +231,11 @@ class SqlStore:
         leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
 
-    def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
-        rows = self._read("jobs_of_dead_owners", silent_s=ttl_s, count=max(0, limit))
-        return [JobId(row[0]) for row in rows]
+    def jobs_of_dead_owners(self, limit: int) -> list[JobId]:
+        return [JobId(row[0]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
 
-    def unread_of_dead_owners(self, ttl_s: float, after_unix_s: float, limit: int) -> list[JobId]:
-        rows = self._read("unread_of_dead_owners", silent_s=ttl_s, after=after_unix_s, count=max(0, limit))
+    def unread_of_dead_owners(self, after_unix_s: float, limit: int) -> list[JobId]:
+        rows = self._read("unread_of_dead_owners", after=after_unix_s, count=max(0, limit))
         return [JobId(row[0]) for row in rows]
 
     # ------------------------------------------------------------ reading

@@ -1,0 +1,44 @@
+"""Which coordinators have fallen silent, as another one sees it.
+
+No wall clock says so: the store's may be set while the pool runs, an hour forward (everybody would be dead at once) or
+back (the dead would live for an hour). Every renewal of a session changes its stamp, and whoever watches takes the
+time between two stamps on a clock of its own that nobody sets. Only how fast clocks go has to be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Renewal(NamedTuple):
+    """What the store says of a session that nobody has ended."""
+
+    owner: str
+    stamp: float
+    """Another one, and a higher one, with every renewal."""
+    ttl_s: float
+    """Its owner falls silent before that, should it not be renewed."""
+    info: str = ""
+
+
+class SessionWatch:
+    """Told from time to time what sessions there are."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def silent(self, renewals: Iterable[Renewal], now: float) -> list[Renewal]:
+        """Those that have stood still for as long as they hold. `now`: a steady clock's time, in seconds, once
+        `renewals` had been read. A session may still be renewed after that: so it is ended on condition that its
+        stamp is the same."""
+        seen, self._seen = self._seen, {}
+        found = []
+        for renewal in renewals:
+            stamp, since = seen.get(renewal.owner, (renewal.stamp, now))
+            if stamp != renewal.stamp:
+                since = now
+            self._seen[renewal.owner] = renewal.stamp, since
+            if now - since >= renewal.ttl_s:
+                found.append(renewal)
+        return found
