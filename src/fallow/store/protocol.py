@@ -223,6 +223,19 @@ class PageIndex(Struct, frozen=True, array_like=True):
     node: str = ""
 
 
+class Renewal(Struct, frozen=True):
+    """What a coordinator hears with the renewal of its session."""
+
+    epoch: int
+    """See renew_session."""
+    term: int | None
+    """See acquire_leadership."""
+    orphans: list[JobId]
+    """See jobs_of_dead_owners; none of its own."""
+    next_lapse_s: float | None
+    """In how many seconds the first of the others' sessions ends, unless it is renewed; None: there are none."""
+
+
 class Store(Protocol):
     """See the module. Methods may be called from any thread, one at a time per kind of use."""
 
@@ -274,6 +287,9 @@ class Store(Protocol):
     def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
         """Lead, or lead on, for `ttl_s` seconds. Returns the term: it rises with every new leader, and with a leader
         that was late. None while another one leads."""
+
+    def keep_session(self, owner: str, ttl_s: float, info: str, limit: int) -> Renewal:
+        """renew_session, acquire_leadership and jobs_of_dead_owners (`limit` at most) with one word to the database."""
 
     def get_job(self, job_id: JobId) -> StoredJob | None: ...
 

@@ -457,6 +457,11 @@ SELECT sessions.owner, ((julianday('now') - 2440587.5) * 86400.0) - sessions.ren
 FROM sessions
 WHERE sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) ORDER BY sessions.owner
 
+-- name: first_lapse
+SELECT min(sessions.renewed_unix_s + sessions.ttl_s) - ((julianday('now') - 2440587.5) * 86400.0) AS anon_1
+FROM sessions
+WHERE sessions.owner != :owner AND sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0)
+
 -- name: end_session
 UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = :ended_owner
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ClauseElement,
     ColumnElement,
     Float,
+    String,
     Table,
     and_,
     bindparam,
@@ -151,6 +152,10 @@ def _led() -> Any:
         term=literal_column("1"),
         until_unix_s=Now() + bindparam("ttl_s", type_=Float),
     )
+    return _prolonged(put)
+
+
+def _prolonged(put: Any) -> Any:
     over = _leaders.until_unix_s <= Now()
     return put.on_conflict_do_update(
         index_elements=["role"],
@@ -160,6 +165,45 @@ def _led() -> Any:
             "until_unix_s": put.excluded.until_unix_s,
         },
         where=or_(over, _leaders.owner == put.excluded.owner),
+    )
+
+
+def _first_lapse() -> Any:
+    """In how many seconds the first of the others' sessions ends, unless it is renewed; NULL: there are none."""
+    ends = func.min(_sessions.renewed_unix_s + _sessions.ttl_s)
+    return select(ends - Now()).where(_sessions.owner != bindparam("owner", type_=String), *_LIVE)
+
+
+def _kept() -> Any:
+    """renew_session, lead (which leaves the row alone while another leads), jobs_of_dead_owners and first_lapse in one
+    statement: one round trip, one commit."""
+    owner = bindparam("owner", type_=String)
+    renewed = _renewed().returning(_sessions.epoch).cte("renewed")
+    led_by_another = exists(
+        select(_leaders.owner).where(
+            _leaders.role == bindparam("role"), _leaders.owner != owner, _leaders.until_unix_s > Now()
+        )
+    )
+    row = select(
+        cast(bindparam("role", type_=String), String),
+        cast(owner, String),
+        cast(literal_column("1"), BigInteger),
+        Now() + bindparam("ttl_s", type_=Float),
+    ).where(~led_by_another)
+    put = upsert(tables.leaderships).from_select(["role", "owner", "term", "until_unix_s"], row)
+    led = _prolonged(put).returning(_leaders.term).cte("led")
+    orphans = (
+        select(_jobs.job_id)
+        .where(_jobs.state.in_(_ACTIVE), _OWNER_SILENT, _jobs.owner != owner)
+        .order_by(_jobs.number)
+        .limit(_HOW_MANY)
+        .scalar_subquery()
+    )
+    return select(
+        select(renewed.c.epoch).scalar_subquery(),
+        select(led.c.term).scalar_subquery(),
+        func.array(orphans),
+        _first_lapse().scalar_subquery(),
     )
 
 
@@ -322,6 +366,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     "live_sessions": select(_sessions.owner, Now() - _sessions.renewed_unix_s, _sessions.info)
     .where(*_LIVE)
     .order_by(_sessions.owner),
+    "first_lapse": _first_lapse(),
     "end_session": update(tables.sessions)
     .where(_sessions.owner == bindparam("ended_owner"))
     .values(ttl_s=literal_column("-1.0")),
@@ -338,3 +383,6 @@ STATEMENTS: dict[str, ClauseElement] = {
         tables.nodes.c.node_id
     ),
 }
+
+ONLY_POSTGRESQL: dict[str, ClauseElement] = {"keep_session": _kept()}
+"""What SQLite has no words for."""
