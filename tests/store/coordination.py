@@ -125,6 +125,28 @@ class CoordinationConformance:
         wait_for(lambda: len(store.live_sessions()) == 1)
         assert store.renew_session("b", LONG_S) == 3
 
+    def test_a_session_is_kept_with_one_word_and_hears_what_is_to_be_known(self, store: Store) -> None:
+        jobs = [job_id() for _ in range(4)]
+        for number, job in enumerate(jobs):
+            store.commit([CreateJob(spec(job), ("a", "b", "dead", "dead")[number], 1.0)])
+        first = store.keep_session("a", LONG_S, "at a", 10)
+        assert (first.epoch, first.term, first.next_lapse_s) == (1, 1, None)
+        assert first.orphans == jobs[1:], "nobody else is known yet"
+        other = store.keep_session("b", LONG_S / 2, "at b", 1)
+        assert (other.epoch, other.term) == (1, None), "another leads"
+        assert other.orphans == [jobs[2]], "as many as were asked for; its own is none"
+        assert other.next_lapse_s == pytest.approx(LONG_S, abs=60)
+        again = store.keep_session("a", LONG_S, "moved", 10)
+        assert (again.epoch, again.term, again.orphans) == (1, 1, jobs[2:])
+        assert again.next_lapse_s == pytest.approx(LONG_S / 2, abs=60)
+        assert [(owner, info) for owner, _, info in store.live_sessions()] == [("a", "moved"), ("b", "at b")]
+        store.end_session("a")
+        now = store.keep_session("b", 0.001, "at b", 10)
+        assert (now.term, now.orphans, now.next_lapse_s) == (2, [jobs[0], *jobs[2:]], None)
+        wait_for(lambda: store.keep_session("b", 0.001, "at b", 10).epoch > 1)
+        wait_for(lambda: store.keep_session("b", 0.001, "at b", 10).term != 2)
+        wait_for(lambda: store.keep_session("a", LONG_S, "at a", 10).term is not None)
+
     def test_one_leads_at_a_time(self, store: Store) -> None:
         assert store.acquire_leadership("a", LONG_S) == 1
         assert store.acquire_leadership("b", LONG_S) is None
@@ -154,10 +176,10 @@ class CoordinationConformance:
             try:
                 mine = self.open_at(tmp_path)
                 mine.renew_session(name, LONG_S)
-                term = mine.acquire_leadership(name, LONG_S)
-                if term is not None:
-                    terms.append(term)
-                for each in mine.jobs_of_dead_owners(0.0, 10):
+                kept = mine.keep_session(name, LONG_S, "", 10)
+                if kept.term is not None:
+                    terms.append(kept.term)
+                for each in kept.orphans:
                     if mine.acquire_job(each, name, force=False) is not None:
                         won[name].append(each)
                 mine.close()
