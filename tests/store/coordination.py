@@ -141,7 +141,7 @@ class CoordinationConformance:
         assert again.next_lapse_s == pytest.approx(LONG_S / 2, abs=60)
         assert [(owner, info) for owner, _, info in store.live_sessions()] == [("a", "moved"), ("b", "at b")]
         store.end_session("a")
-        now = store.keep_session("b", 0.001, "at b", 10)
+        now = store.keep_session("b", LONG_S, "at b", 10)
         assert (now.term, now.orphans, now.next_lapse_s) == (2, [jobs[0], *jobs[2:]], None)
         wait_for(lambda: store.keep_session("b", 0.001, "at b", 10).epoch > 1)
         wait_for(lambda: store.keep_session("b", 0.001, "at b", 10).term != 2)
