@@ -381,7 +381,10 @@ class Service:
         """Silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
         self._turned_at, self._soon_at = now, float("inf")
-        self.context.session.turn(now)
+        self._look(now)
+        self.context.session.turn(now)  # last: its thread waits for the interpreter, which this one gives up soon
+
+    def _look(self, now: float) -> None:
         if self.context.session.valid != (self._door is not None) and not self._turning:
             self.context.loop.create_task(self._turn_door())
         if not self.context.session.valid:
