@@ -20,9 +20,10 @@ from fallow.store.protocol import Renewal, Store, StoreError, WrongPool
 
 log = logging.getLogger(__name__)
 
-TTL_S = 1.8
+TTL_S = 2.0
 """A session that was not renewed for so long is dead, and its jobs may be taken over."""
-RENEW_S = 0.6
+RENEW_S = 0.5
+"""A coordinator, or its store, may stand still for twice that and keep what it owns."""
 LATE_S = 0.1
 """A renewal may come so much later, if it comes with something else then."""
 EARLY_S = 0.05
