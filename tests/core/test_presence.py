@@ -144,6 +144,29 @@ def test_each_silence_is_told_once_and_as_early_as_it_lasts_too_long() -> None:
     assert quiet.take(1e9) == [], "it is nobody's concern any more"
 
 
+def test_it_is_known_when_somebody_may_be_silent_for_too_long() -> None:
+    one, two = NodeId("one"), NodeId("two")
+    seen = {one: (10.0, 1.0), two: (10.5, 1.0)}
+    quiet = Silences(quiet_after_s, lambda node_id: seen.get(node_id))
+    for node_id in seen:
+        quiet.watch(node_id)
+    assert quiet.next_s(12.0) is None
+    first = quiet.next_s(20.0)
+    assert first is not None
+    assert first == pytest.approx(10.0 + quiet_after_s(1.0), abs=0.1)
+    assert quiet.take(first - 0.01) == [], "no sooner"
+    assert quiet.take(first + 0.001) == [one]
+    seen[two] = (12.0, 1.0)
+    assert quiet.next_s(13.5) is None, "it was heard of meanwhile"
+    last = quiet.next_s(20.0)
+    assert last is not None
+    assert last == pytest.approx(12.0 + quiet_after_s(1.0), abs=0.1)
+    assert quiet.take(last + 0.001) == [two], "asking loses nobody"
+    quiet.watch(one)
+    del seen[one]
+    assert quiet.next_s(1e9) is None
+
+
 def test_ten_thousand_that_speak_in_time_cost_no_look_at_all_of_them() -> None:
     looked = 0
     seen = {NodeId(f"{number:05}"): number / 1_000 for number in range(10_000)}
@@ -162,6 +185,7 @@ def test_ten_thousand_that_speak_in_time_cost_no_look_at_all_of_them() -> None:
         for node_id in [node_id for node_id, at in seen.items() if now - at >= 10.0]:
             seen[node_id] = now
         assert lost.take(now) == []
+        assert lost.next_s(now + 1.0) is None
     assert looked <= 3 * len(seen), "once for each time that it may be silent"
 
 

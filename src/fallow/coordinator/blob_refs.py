@@ -35,6 +35,10 @@ class BlobRefs:
     def needed(self, digest: str) -> bool:
         return digest in self._counts
 
+    def is_due(self, now: float) -> bool:
+        """Whether `take_due` may name some."""
+        return bool(self._doomed) and self._doomed[0][0] <= now
+
     def take_due(self, now: float) -> list[str]:
         """Some that are due and still not referred to, to be deleted now."""
         due: list[str] = []

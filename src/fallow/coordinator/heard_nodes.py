@@ -45,6 +45,11 @@ class HeardNodes:
         """(node, after how long that is) of those that have been silent for too long."""
         return [(node_id, lost_after_s(self._interval_s(node_id))) for node_id in self._silent.take(now)]
 
+    def next_s(self, before: float) -> float | None:
+        """When `quiet` or `lost` would name a node that is not heard of until then, if that is before `before`."""
+        dues = (self._quiet.next_s(before), self._silent.next_s(before))
+        return min((due for due in dues if due is not None), default=None)
+
     def forget(self, node_id: NodeId) -> None:
         self.seen.pop(node_id, None)
         self._intervals_s.pop(node_id, None)

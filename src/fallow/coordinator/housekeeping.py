@@ -23,8 +23,8 @@ have put are named by nothing that a coordinator can read."""
 
 
 class Housekeeping:
-    """`start` it once; `stop` waits for what is being deleted. `leads`: whether this coordinator is the one that
-    collects for all of them."""
+    """`start` it once and have it `turn` now and then; `stop` waits for what is being deleted. `leads`: whether this
+    coordinator is the one that collects for all of them."""
 
     def __init__(self, store: Store, blobs: BlobStore, refs: BlobRefs, leads: Callable[[], bool]) -> None:
         self._store = store
@@ -33,26 +33,33 @@ class Housekeeping:
         self._leads = leads
         self._pool = ThreadPoolExecutor(1, "housekeeping")
         self._task: asyncio.Task[None] | None = None
+        self._sweep_s = self._collect_s = float("inf")
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        now = asyncio.get_running_loop().time()
+        self._sweep_s, self._collect_s = now + SWEEP_S, now + COLLECT_S
 
     async def stop(self) -> None:
+        self._sweep_s = self._collect_s = float("inf")
         if self._task is not None:
             self._task.cancel()
         await asyncio.get_running_loop().run_in_executor(None, lambda: self._pool.shutdown(cancel_futures=True))
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        collect_at = loop.time() + COLLECT_S
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            await self.sweep(loop.time())
-            if loop.time() >= collect_at:
-                collect_at = loop.time() + COLLECT_S
-                self._blobs.renew()
-                if self._leads():
-                    await self.collect()
+    def turn(self, now: float) -> None:
+        """Begin what is due, on the loop's clock; nothing while the last is under way."""
+        if now < self._sweep_s or (self._task is not None and not self._task.done()):
+            return
+        self._sweep_s = now + SWEEP_S
+        if self._refs.is_due(now) or now >= self._collect_s:
+            self._task = asyncio.get_running_loop().create_task(self._work(now))
+
+    async def _work(self, now: float) -> None:
+        await self.sweep(now)
+        if now >= self._collect_s:
+            self._collect_s = now + COLLECT_S
+            self._blobs.renew()
+            if self._leads():
+                await self.collect()
 
     async def sweep(self, now: float) -> int:
         """Delete what is due. Returns how many blobs."""

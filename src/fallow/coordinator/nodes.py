@@ -273,6 +273,12 @@ class NodeRegistry:
                 self._is_another(node_id)
         return news
 
+    def next_s(self, before: float) -> float:
+        """When `note_quiet` or `silent` may name a node, where that is before then; else any later time."""
+        dues = [self._quiet.next_s(before), self._silent.next_s(before)]
+        dues += [awaited_s + QUIET_LEAST_S for node in self._awaited if (awaited_s := self.entries[node].awaited_s)]
+        return min((due for due in dues if due is not None), default=before)
+
     def silent(self, now: float) -> list[NodeEntry]:
         """Nodes that have just been silent for too long: they are lost now."""
         lost = []

@@ -66,11 +66,13 @@ from fallow.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.25
-MAPS_TICK_S = 0.5
-"""Where there are maps alone: nobody waits for a single call, and each turn takes time from tasks on this machine."""
-REST_TICK_S = 1.0
+TURN_S = 1.0
+REST_TURN_S = 2.5
 """While there is no job, and no other coordinator."""
+LATE_S = 0.3
+"""A turn may be so much later, if it comes with a message then."""
+SOON_S = 0.25
+"""Within which a new job's turn comes, and after which one that is overdue is looked at again."""
 
 
 class Service:
@@ -101,6 +103,14 @@ class Service:
         self.peers.on_drain = self.roster.passed_on
         self.peers.on_node_anew = self._node_anew
         self._clients = ClientWatch(context)
+        self.on_sooner: Callable[[], None] = lambda: None
+        """The next turn is nearer than it was."""
+        self.ride: Callable[[], None] = lambda: None
+        """The loop is awake: a turn that is due may come now."""
+        self.directory.on_added = self._turn_soon
+        self.logs.on_lines = self._turn_soon
+        self._turned_at = context.now()
+        self._soon_at = float("inf")
         self._leading: list[Any] = []
         self._door: Any = None
         self._turning = False
@@ -109,7 +119,7 @@ class Service:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
         connection = self.context.connection
         if self.context.session.shared:
-            await connection.subscribe(subjects.OWNERS, self.peers.receive)
+            await connection.subscribe(subjects.OWNERS, self._on_peer)
         connection.on_reconnect.append(self._reconnected)
         await self.context.load.start()
         await self.ownership.take_over()
@@ -164,6 +174,7 @@ class Service:
         match message:
             case Beat():
                 self._on_beat(message)
+                self.ride()
             case Bye():
                 if self.context.session.leads and self.context.nodes.bye(message.node_id, message.session):
                     self.matcher.kick()
@@ -199,6 +210,10 @@ class Service:
     def _peers_changed(self) -> None:
         if self.context.session.leads:
             self.matcher.kick()
+
+    def _on_peer(self, message: Msg, reply: str) -> None:
+        self.peers.receive(message, reply)
+        self.ride()
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):
@@ -340,16 +355,36 @@ class Service:
 
     # ------------------------------------------------------------ time
 
-    @property
-    def tick_within_s(self) -> float:
-        active = self.directory.active
-        if self.context.session.shared or any(isinstance(job, CallsJob) for job in active.values()):
-            return TICK_S
-        return MAPS_TICK_S if active else REST_TICK_S
+    def _turn_soon(self) -> None:
+        if self._soon_at == float("inf"):
+            self._soon_at = self.context.now() + SOON_S
+            self.on_sooner()
 
-    def tick(self) -> None:
-        """Every `tick_within_s`: silences, deadlines, and what is to be forgotten."""
+    def next_turn(self) -> tuple[float, float]:
+        """When the next turn is due, and when it is to come at the latest."""
+        context, session = self.context, self.context.session
+        active = self.directory.active.values()
+        if session.shared:
+            due, latest = session.renew_at, session.renew_by
+        else:
+            due = self._turned_at + (TURN_S if active else REST_TURN_S)
+            latest = due + LATE_S
+        exact = [self._soon_at]
+        if session.valid:
+            exact += [owned.next_s(latest) for owned in active if not owned.progress.is_final]
+            if session.leads:
+                exact.append(context.nodes.next_s(latest))
+        first = max(min(exact), self._turned_at + SOON_S)
+        return min(due, first), min(latest, first)
+
+    def turn(self) -> None:
+        """Silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
+        self._turned_at, self._soon_at = now, float("inf")
+        self._look(now)
+        self.context.session.turn(now)  # last: its thread waits for the interpreter, which this one gives up soon
+
+    def _look(self, now: float) -> None:
         if self.context.session.valid != (self._door is not None) and not self._turning:
             self.context.loop.create_task(self._turn_door())
         if not self.context.session.valid:

@@ -8,8 +8,9 @@ connection may break and be made anew). One that is cut off keeps the longer tim
 
 from __future__ import annotations
 
-ASK_AFTER_S = 1.0
-"""A client that is silent for so long is asked whether it is there."""
+ASK_AFTER_S = 1.5
+"""A client that is silent for so long is asked whether it is there. (With its owner's next turn: every 2 s or so, and
+so often enough for CLOSED_WITHIN_S.)"""
 CLOSED_WITHIN_S = 3.5
 """Nobody listens so soon after it was heard of: its connection was closed, and not given up."""
 GONE_S = 10.0

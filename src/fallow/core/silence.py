@@ -56,6 +56,21 @@ class Silences:
                     self._put(node_id, due)
         return found
 
+    def next_s(self, before: float) -> float | None:
+        """When `take` would name somebody if nothing more is heard, where that is before then; else None."""
+        for step in sorted(step for step in self._steps if (step + 1) * STEP_S < before):
+            for node_id in self._steps.pop(step):
+                if self._step_of.get(node_id) != step:
+                    continue
+                presence = self._presence(node_id)
+                if presence is None:
+                    del self._step_of[node_id]
+                else:
+                    self._put(node_id, max(step, int((presence[0] + self._limit_s(presence[1])) / STEP_S)))
+            if step in self._steps:
+                return (step + 1) * STEP_S
+        return None
+
     def _put(self, node_id: NodeId, step: int) -> None:
         self._step_of[node_id] = step
         places = self._steps.get(step)
