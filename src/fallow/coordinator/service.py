@@ -40,6 +40,7 @@ from fallow.wire.messages import (
     HandIn,
     Held,
     JobStatus,
+    LeaderHere,
     ListCoordinators,
     ListJobs,
     ListNodes,
@@ -156,6 +157,7 @@ class Service:
                 await connection.subscribe(subjects.BEAT, self._on_agent),
                 await connection.subscribe(subjects.LEADER, self._on_leader_request),
             ]
+        self.context.connection.send(subjects.NODES, LeaderHere(session.leader_term))
         self.matcher.kick()
 
     # ------------------------------------------------------------ agents
