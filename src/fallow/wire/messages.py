@@ -349,8 +349,7 @@ NODE_LOST_AFTER_S = 6.0
 
 class Beat(Msg, frozen=True):
     """Every BEAT_INTERVAL_S, or as seldom as the leader's last BeatAck asked for; at rest every REST_INTERVAL_S
-    (core.presence) at least. `spec` in the first of a session, and
-    when asked for. Owners get Held."""
+    (core.presence) at least. `spec` in the first of a session, and when asked for. Owners get Held."""
 
     node_id: NodeId
     session: str
