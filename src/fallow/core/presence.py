@@ -19,6 +19,11 @@ QUIET_LEAST_S = QUIET_INTERVALS * LEAST_INTERVAL_S + QUIET_MORE_S
 REST_INTERVAL_S = 10.0
 """At least, between beats of a node on which nothing of the pool's runs: nobody waits for it, and each beat wakes a
 machine that is its owner's. It answers work by a beat, and says a beat again that nobody answers."""
+SERVER_PING_S = REST_INTERVAL_S + 1.0
+"""The message server asks who is silent for so long, at times that are so far apart, and gives up whoever has not
+answered at the next of them: who speaks as often as a node at rest is never asked."""
+GIVEN_UP_AFTER_S = 3 * SERVER_PING_S
+"""At most so long after it was last heard the message server gives up who is stopped or cut off."""
 AWAITED_S = 1.5
 """A node at rest that was given work, and has not answered for so long, may be gone."""
 LEAST_JITTER = 0.85
