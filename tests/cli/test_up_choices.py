@@ -1,6 +1,7 @@
 """What `fallow up` decides before it starts anything."""
 
 import errno
+import re
 import socket
 import stat
 from pathlib import Path
