@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from fallow.wire.messages import (
     FindJob,
     JobStatus,
     Lease,
+    ListCoordinators,
     ListJobs,
     ListNodes,
     Nodes,
@@ -30,6 +32,7 @@ from fallow.wire.messages import (
     SubmitJob,
     Submitted,
 )
+from fallow.wire.messages import Coordinators as CoordinatorList
 from tests.engines.postgres import Postgres
 
 from .parts import CoordinatorProcess, HandAgent, Inbox, NatsProcess, page, spec
@@ -267,3 +270,30 @@ async def test_another_leads_when_the_leader_dies(
                 break
     await submit(connection, spec(CLIENT), 2)
     await run_all(agent, job, 2)
+
+
+async def test_questions_that_go_to_a_stopped_coordinator_are_taken_by_another_too(
+    coordinators: Coordinators, connection: Connection
+) -> None:
+    """Its connection stands, so the message server hands it every second question until it gives it up, which takes
+    half a minute."""
+    stopped = coordinators.start("one").process
+    coordinators.start("two")
+
+    async def known(count: int) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    answer = await connection.request(subjects.POOL, ListCoordinators(), 1.0)
+                    if isinstance(answer, CoordinatorList) and len(answer.coordinators) == count:
+                        return
+                await asyncio.sleep(0.05)
+
+    await known(2)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        await known(1)
+        asked = [connection.request(subjects.POOL, ListCoordinators(), 30.0) for _ in range(12)]
+        assert all(isinstance(answer, CoordinatorList) for answer in await asyncio.gather(*asked))
+    finally:
+        os.kill(stopped.pid, signal.SIGCONT)

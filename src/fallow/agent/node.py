@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import fallow
+from fallow.agent.beats import Beats
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
 from fallow.agent.devices.gpus import Gpus, tenants_of
@@ -28,7 +29,7 @@ from fallow.agent.memory import collect_rarely
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.pauses import Pauses
-from fallow.agent.probe import load_average, memory_used_bytes, own_python, probe_node
+from fallow.agent.probe import own_python, probe_node
 from fallow.agent.pulse import Pulse
 from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
@@ -40,12 +41,12 @@ from fallow.model.lending import GpuSettings
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
-    Beat,
     BeatAck,
     Bye,
     HandIn,
     HandInAck,
     Held,
+    LeaderHere,
     Lease,
     Msg,
     NameLeases,
@@ -132,6 +133,7 @@ class Node:
         self.fullness = Fullness(home, self._drain_slots, takes_words=not confined)
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
+        self._beats = Beats(self, self._rhythm)
         self._looked_s = 0.0
         """When the connection was looked at last."""
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
@@ -315,23 +317,12 @@ class Node:
 
     def beat(self) -> None:
         """Say what this node holds."""
-        spec = self.spec if self._tell_spec else None
+        now = time.monotonic()
+        draining = self._drained_by_operator or self._drained_by_owner or self._ending
+        beat = self._beats.next(now, self._tell_spec, draining)
         self._tell_spec = False
-        beat = Beat(
-            node_id=self.node_id,
-            session=self.session,
-            seq=self._rhythm.beats(time.monotonic()),
-            slots=tuple(slot.state() for slot in self.slots),
-            busy=0 if self._rhythm.at_rest else sum(1 for slot in self.slots if slot.is_busy),
-            load=load_average(),
-            memory_used_bytes=memory_used_bytes(),
-            draining=self._drained_by_operator or self._drained_by_owner or self._ending,
-            spec=spec,
-            interval_s=self._rhythm.interval_s,
-            paused=self.paused or self.fullness.words,
-            withheld=self.gpus.withheld,
-        )
         self.send(subjects.BEAT, beat)
+        self.pulse.wants(self._second, self._rhythm.wait_s(now))
         if not self._rhythm.at_rest:
             self._tell_owners(anew=self._anew_beats > 0)
         self._anew_beats = max(0, self._anew_beats - 1)
@@ -376,6 +367,9 @@ class Node:
                     self._send_all_again(message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
+            case LeaderHere():
+                self._tell_spec = True
+                self.pulse.wants(self._second, self._rhythm.is_awaited(time.monotonic()))
             case _:
                 log.debug("a message that is not for agents: %s", type(message).__name__)
 
@@ -389,6 +383,7 @@ class Node:
             self.paced.came(message)
         if self._rhythm.at_rest:
             self._rhythm.rests(False, time.monotonic())
+            self.pulse.within(PING_OFTEN_S)
         if accepted:
             self.outbox.acknowledge(message.job_id, message.acks)
             if (slot := self._slot(message.slot)) is not None:
@@ -412,7 +407,11 @@ class Node:
             self.logs.forget_job(message.job_id)
 
     def _beat_acknowledged(self, message: BeatAck) -> None:
-        again = self._rhythm.acknowledged(message, time.monotonic())
+        now = time.monotonic()
+        again = self._rhythm.acknowledged(message, now)
+        self._said_away = say_away(False, self._said_away)
+        if self._rhythm.at_rest:
+            self.pulse.wants(self._second, self._rhythm.wait_s(now))
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
@@ -455,6 +454,7 @@ class Node:
         if spec != self.spec:
             self.spec = spec
             self._tell_spec = True
+            self.pulse.wants(self._second, self._rhythm.hurry(time.monotonic()))
 
     def gpu_uuids(self, lane: Lane) -> tuple[str, ...]:
         """The GPUs that the lane's worker has."""

@@ -78,6 +78,8 @@ class Peers:
         self.on_handover: Callable[[Handover], None] = lambda _: None
         self.on_change: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_silent: Callable[[], None] = lambda: None
+        """One was lost that did not say that it leaves."""
         self.on_drain: Callable[[DrainCoordinator, str], None] = lambda message, reply: None
         self.on_node_anew: Callable[[NodeAnew], None] = lambda _: None
         self.pool_slots = 0
@@ -123,6 +125,7 @@ class Peers:
         for owner in [name for name, peer in self._peers.items() if now - peer.seen > SILENT_S]:
             del self._peers[owner]
             self.on_lost()
+            self.on_silent()
         return {job_id: job for peer in self._peers.values() for job_id, job in peer.jobs.items()}
 
     def info(self, job_id: JobId) -> JobInfo | None:

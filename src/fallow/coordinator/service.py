@@ -17,7 +17,7 @@ from fallow.coordinator.ownership import Ownership
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
-from fallow.core.presence import QUIET_LEAST_S
+from fallow.core.presence import GIVEN_UP_AFTER_S, QUIET_LEAST_S
 from fallow.model.ids import JobId
 from fallow.model.node import NodeSpec
 from fallow.store.protocol import PutNode, StoreError
@@ -40,6 +40,7 @@ from fallow.wire.messages import (
     HandIn,
     Held,
     JobStatus,
+    LeaderHere,
     ListCoordinators,
     ListJobs,
     ListNodes,
@@ -101,6 +102,7 @@ class Service:
         self.peers.on_change = self._peers_changed
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
+        self.peers.on_silent = self._peer_silent
         self.peers.on_node_anew = self._node_anew
         self._clients = ClientWatch(context)
         self.on_sooner: Callable[[], None] = lambda: None
@@ -114,6 +116,9 @@ class Service:
         self._leading: list[Any] = []
         self._door: Any = None
         self._turning = False
+        self._side_door: Any = None
+        """False while it is being opened."""
+        self._side_door_until_s = 0.0
 
     async def start(self) -> None:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
@@ -143,6 +148,21 @@ class Service:
         finally:
             self._turning = False
 
+    def _peer_silent(self) -> None:
+        """It is stopped or cut off, and the message server still hands it its share of the pool's questions: until that
+        gives it up they come here as well. One that is answered twice harms nobody."""
+        self._side_door_until_s = self.context.now() + GIVEN_UP_AFTER_S
+        self.context.loop.create_task(self._turn_side_door())
+
+    async def _turn_side_door(self) -> None:
+        connection, is_wanted = self.context.connection, self.context.now() < self._side_door_until_s
+        if is_wanted and self._side_door is None:
+            self._side_door = False
+            self._side_door = await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.SIDE_DOOR)
+        elif not is_wanted and self._side_door:
+            door, self._side_door = self._side_door, None
+            await connection.unsubscribe(door)
+
     def _reconnected(self) -> None:
         """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
         for job_id, owned in self.directory.active.items():
@@ -166,6 +186,7 @@ class Service:
                 await connection.subscribe(subjects.BEAT, self._on_agent),
                 await connection.subscribe(subjects.LEADER, self._on_leader_request),
             ]
+        self.context.connection.send(subjects.NODES, LeaderHere(session.leader_term))
         self.matcher.kick()
 
     # ------------------------------------------------------------ agents
@@ -387,6 +408,8 @@ class Service:
     def _look(self, now: float) -> None:
         if self.context.session.valid != (self._door is not None) and not self._turning:
             self.context.loop.create_task(self._turn_door())
+        if self._side_door and now >= self._side_door_until_s:
+            self.context.loop.create_task(self._turn_side_door())
         if not self.context.session.valid:
             return
         if self.context.session.leads:

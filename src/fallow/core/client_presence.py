@@ -1,7 +1,7 @@
 """Whether the script of an attached job is gone for good, or only cut off.
 
 A process that ends, however it ends, closes its connection at once: nobody listens to its subject any more. So does a
-cut, but later: the message server gives a connection up once two of its pings (every 2 s) are unanswered. Hence a
+cut, but later: the message server gives a connection up that was silent for presence.SERVER_PING_S and longer. Hence a
 script is gone that was heard of a moment before nobody listened to it, and that has not come back within GONE_S (a
 connection may break and be made anew). One that is cut off keeps the longer time that a silent client has.
 """
