@@ -211,7 +211,7 @@ async def _serve(options: CoordinatorOptions) -> None:
         journal=journal,
         nodes=NodeRegistry(connection),
         session=session,
-        blobs=BlobRefs(blobs.remove_after_s),
+        blobs=BlobRefs(),
         owner=owner,
         loop=loop,
         reader=reader,
@@ -219,7 +219,8 @@ async def _serve(options: CoordinatorOptions) -> None:
         load=LoadWatch(connection),
         limits=options.limits,
     )
-    housekeeping = Housekeeping(store, blobs, context.blobs, lambda: session.leads)
+    if not session.shared:
+        blobs.is_alone()
 
     def pool_info() -> PoolInfo:
         from fallow import __version__
@@ -240,6 +241,15 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     service = Service(context, pool_info, blobs.sign)
     services.append(service)
+    housekeeping = Housekeeping(
+        store,
+        blobs,
+        context.blobs,
+        context.room,
+        leads=lambda: session.leads,
+        is_busy=lambda: bool(service.directory.active),
+        is_well=lambda: session.valid and connection.is_connected and journal.trouble is None,
+    )
     service.roster.leave = turns.end
     service.directory.on_first = turns.hurry
     health = HealthServer(

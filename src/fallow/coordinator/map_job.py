@@ -10,10 +10,11 @@ from functools import partial
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, OwnedJob
-from fallow.coordinator.result_index import Recorded
+from fallow.coordinator.result_index import Recorded, in_order, without
 from fallow.coordinator.stored_info import split_reason
 from fallow.core.effects import Ended
 from fallow.core.gathering import Gathering
+from fallow.core.room import ResultBytes
 from fallow.model.ids import Digest, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
@@ -74,6 +75,7 @@ class MapJob(OwnedJob):
         """Fetches that wait are looked through in a moment."""
         self._kept: deque[Recorded] = deque()
         self._kept_bytes = 0
+        self._result_bytes = ResultBytes()
         self._consumed = 0
         self._consumed_seq = 0
         self._trim_at = 0.0
@@ -172,6 +174,7 @@ class MapJob(OwnedJob):
             self.inputs.add(page)
             if page.page.data is None:
                 self.context.blobs.add(page.page.digest)
+                self.context.room.took(page.page.size)
             ops.append(PutInputPage(self.job_id, self.epoch, page.start, page.stop, page.page))
         return ops
 
@@ -180,6 +183,7 @@ class MapJob(OwnedJob):
     def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
         super().tell_recorded(recorded, ack)
         for entry in recorded:
+            self._result_bytes.note(entry.stop - entry.start, 0 if entry.inline else entry.size)
             if entry.page.data:
                 self._kept.append(entry)
                 self._kept_bytes += len(entry.page.data)
@@ -305,7 +309,7 @@ class MapJob(OwnedJob):
             page = read.get(entry.start, entry.page)
             pages.append(ResultPage(start, entry.stop, entry.page_start, page, entry.failed_count, entry.failed))
         if message.ordered and faults and pages:
-            pages, faults, cursor = _in_order(pages, faults, message.cursor)
+            pages, faults, cursor = in_order(pages, faults, message.cursor)
         self._reply(
             reply,
             Results(
@@ -360,8 +364,17 @@ class MapJob(OwnedJob):
     def _backlogged(self) -> bool:
         return not self.spec.detached and self.results.bytes > BACKLOG_BYTES
 
-    def leasing_stop(self) -> int:
-        return self._consumed + 1 if self._backlogged() else 1 << 62
+    def leasing_bounds(self) -> tuple[int, int]:
+        progress = self.progress
+        slots = max(progress.owner_slots, progress.slots, progress.busy_slots)
+        most = self.context.room.lease_tasks(self._result_bytes.per_task, slots)
+        if most is None:
+            return self._consumed + 1 if self._backlogged() else 1 << 62, 0
+        if most and not self._backlogged():
+            return 1 << 62, most
+        # What its reader waits for goes on, with something at all where there is nothing to read.
+        starves = not self.spec.detached and not len(self.results) and not progress.leases
+        return 1 << 62 if starves else self._consumed + 1, 1
 
     def _trim(self) -> None:
         """Journal what may be forgotten, in bulk."""
@@ -436,7 +449,7 @@ class MapJob(OwnedJob):
         self.results.clear()
         self._nodes_by_name = dict(self._taken_by_node)
         for entry in entries:
-            for piece in _without(entry, intervals):
+            for piece in without(entry, intervals):
                 piece.seq = self._draw_seq()
                 self.results.add(piece)
                 count = self._nodes_by_name.get(piece.node, 0)
@@ -463,37 +476,3 @@ class MapJob(OwnedJob):
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:
             self.context.say(reply, message)
-
-
-def _in_order(
-    pages: list[ResultPage], faults: list[FaultPage], cursor: int
-) -> tuple[list[ResultPage], list[FaultPage], int]:
-    """Both lists are by index already; readers merge them. What is beyond a gap stays out."""
-    marks = sorted([(page.start, page.stop) for page in pages] + [(f.index, f.index + 1) for f in faults])
-    for start, stop in marks:
-        if start > cursor:
-            break
-        cursor = max(cursor, stop)
-    return [p for p in pages if p.start < cursor], [f for f in faults if f.index < cursor], cursor
-
-
-def _without(entry: Recorded, intervals: Sequence[tuple[int, int]]) -> list[Recorded]:
-    """The parts of a recorded page outside these intervals."""
-    from fallow.core.intervals import IntervalSet
-
-    left = IntervalSet([(entry.start, entry.stop)])
-    for start, stop in intervals:
-        left.remove(start, stop)
-    pieces = []
-    for start, stop in left:
-        piece = Recorded(
-            seq=entry.seq,
-            start=start,
-            stop=stop,
-            page_start=entry.page_start,
-            page=entry.page,
-            node=entry.node,
-            inline=entry.inline,
-        )
-        pieces.append(piece)
-    return pieces

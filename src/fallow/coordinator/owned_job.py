@@ -285,12 +285,12 @@ class OwnedJob:
     def dispatch(self) -> None:
         if not self.is_written and self.context.session.shared:
             return  # another coordinator may have been sent the job too: the store says whose it is
-        self.progress.leasing_stop = self.leasing_stop()
+        self.progress.leasing_stop, self.progress.lease_most = self.leasing_bounds()
         self.perform(self.progress.dispatch(self.context.now()))
 
-    def leasing_stop(self) -> int:
-        """For subclasses: no lease from this index on."""
-        return 1 << 62
+    def leasing_bounds(self) -> tuple[int, int]:
+        """For subclasses: (no lease from this index on; how many tasks a lease may have, 0: any number)."""
+        return 1 << 62, 0
 
     def perform(
         self, effects: Iterable[Effect], ack: tuple[NodeId, Token, int] | None = None, more: Iterable[Op] = ()

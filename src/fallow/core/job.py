@@ -150,7 +150,7 @@ class JobProgress(HeldProgress):
             last_size=place.last_size,
             rate_per_s=rate,
             target_s=aimed_s,
-            size_cap=self._size_cap,
+            size_cap=min(self._size_cap or self.lease_most, self.lease_most or self._size_cap),
         )
         attempt = self.failures.attempts.get(first[0], 0)
         if attempt:

@@ -68,6 +68,8 @@ class Progress:
         """Slots of all jobs of the same owner: what its coordinator has to keep up with."""
         self.leasing_stop = 1 << 62
         """No lease beyond this index: what the client's window allows."""
+        self.lease_most = 0
+        """How many tasks a lease may have, for the room that their results take; 0: any number."""
         self._hold_until = hold_until
         self._counter = tokens_above
         """Two coordinators that were both sent a new job lease it under the same epoch until one commits it: what

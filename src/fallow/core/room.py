@@ -8,7 +8,7 @@ room for, and where there is none they wait until something was read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 GARBAGE_KEPT_S = 15.0
 """What was read is kept so long where there is room."""
@@ -34,8 +34,7 @@ LOOK_LEAST_S, LOOK_MOST_S = 0.1, 2.0
 """...within these bounds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """Bytes that are free, and in all."""
 
     free: int

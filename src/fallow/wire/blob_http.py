@@ -22,6 +22,7 @@ import blake3
 
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.model.ids import Digest
+from fallow.model.job import Purpose
 from fallow.wire import subjects
 from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 UPLOAD_ID = "Upload-Id"
 UPLOAD_OFFSET = "Upload-Offset"
+UPLOAD_FOR = "Upload-For"
+"""A Purpose."""
 
 ATTEMPTS = 12
 """Attempts in a row that bring nothing, after which a transfer fails: about 30 s. An S3 service that is started again
@@ -182,7 +185,9 @@ class HttpBlobs:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    async def put_segments(self, digest: Digest, size: int, segments: Sequence[memoryview]) -> None:
+    async def put_segments(
+        self, digest: Digest, size: int, segments: Sequence[memoryview], purpose: Purpose = Purpose.OBJECT
+    ) -> None:
         """Send the segments, one after another."""
 
         async def read(offset: int) -> AsyncIterator[bytes]:
@@ -194,9 +199,9 @@ class HttpBlobs:
                     yield bytes(segment[first : first + self._piece_bytes])
                 offset = 0
 
-        await self._put(digest, size, read)
+        await self._put(digest, size, read, purpose)
 
-    async def put_file(self, digest: Digest, size: int, path: Path) -> None:
+    async def put_file(self, digest: Digest, size: int, path: Path, purpose: Purpose = Purpose.OBJECT) -> None:
         """Send a file."""
 
         async def read(offset: int) -> AsyncIterator[bytes]:
@@ -210,7 +215,7 @@ class HttpBlobs:
                     left -= len(chunk)
                     yield chunk
 
-        await self._put(digest, size, read)
+        await self._put(digest, size, read, purpose)
 
     # ------------------------------------------------------------ inside
 
@@ -244,12 +249,14 @@ class HttpBlobs:
                 return
         raise PoolRefused(f"the pool's copy of blob {digest[:16]} is damaged: its bytes are not its own.", "invalid")
 
-    async def _put(self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]]) -> None:
+    async def _put(
+        self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]], purpose: Purpose
+    ) -> None:
         if self._young.get(digest, 0.0) > time.monotonic():
             return
         attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s, self._say)
         session = self._session()
-        upload = {UPLOAD_ID: secrets.token_hex(8)}
+        upload = {UPLOAD_ID: secrets.token_hex(8), UPLOAD_FOR: purpose.value}
         reached = 0
         source: list[Exception] = []
 
