@@ -6,8 +6,9 @@ pool's secret, so that every coordinator of the pool accepts it. Nothing is serv
     GET   whole or with Range.
     HEAD  with a URL for GET: the size. With one for PUT: how much of this upload (header Upload-Id) is there,
           in the header Upload-Offset; equal to the size where the blob is whole.
-    PUT   with Content-Range from that offset on; the header Upload-For says what for (Purpose). 200/201: the blob is there. 409: the offset is another.
-          413: too many bytes. 422: not the bytes of that digest; 507: the disk is full; both forget the upload.
+    PUT   with Content-Range from that offset on; the header Upload-For says what for (model.job.Purpose).
+          200/201: the blob is there. 409: the offset is another. 413: too many bytes. 422: not the bytes of that
+          digest; 507: the disk is full; both forget the upload.
 """
 
 from __future__ import annotations

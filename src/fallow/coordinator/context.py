@@ -46,6 +46,8 @@ class Context:
     """By account."""
     room: DiskRoom = field(default_factory=DiskRoom)
     """On the disk of the blobs."""
+    is_there: Callable[[str], bool] | None = None
+    """Where there is one coordinator: BlobStore.is_there."""
     kick_matcher: Callable[[], None] = field(default=_nothing)
     node_names: dict[NodeId, str] = field(default_factory=dict)
     """Names of nodes that worked for jobs owned here."""

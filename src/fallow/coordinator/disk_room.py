@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable
 
 from fallow.core.quantities import size_words
 from fallow.core.room import LOOK_LEAST_S, ORPHANS_KEPT_S, Room
+from fallow.model.ids import JobId
 
 log = logging.getLogger(__name__)
 
@@ -14,14 +17,18 @@ SOON_S = 0.5
 
 
 class DiskRoom:
-    """Whoever looks says so before (`looks`) and after (`seen`); whoever hears of a blob says what it takes (`took`)."""
+    """`look` looks at the disk, and may block: here that is done once, when it is first asked for; else in a thread by
+    somebody who says so before (`looks`) and after (`seen`). Whoever hears of a blob says what it takes (`took`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], Room | None] = lambda: None) -> None:
+        self._look = look
         self._seen: Room | None = None
         self._took = 0
         self._took_before = 0
         self._was_full = False
-        self.was_looked_at = False
+        self._promised: dict[JobId, float] = {}
+        """What results will take of tasks that are leased, by job."""
+        self._was_looked_at = False
 
     @property
     def room(self) -> Room | None:
@@ -39,15 +46,15 @@ class DiskRoom:
         self._took -= self._took_before
         self._took_before = 0
         self._seen = room
-        self.was_looked_at = True
+        self._was_looked_at = True
         # (By two bounds, so that it is not said again and again.)
         is_full = room is not None and not room.takes_inputs(room.inputs_leave // 2 if self._was_full else 0)
         if room is not None and is_full != self._was_full:
             self._was_full = is_full
             if is_full:
                 log.warning(
-                    "the disk of the blobs is nearly full: %s of %s are free. Large inputs, and tasks with large results, "
-                    "wait until something was read or deleted",
+                    "the disk of the blobs is nearly full: %s of %s are free. Large inputs, and tasks with large "
+                    "results, wait until something was read or deleted",
                     size_words(room.free),
                     size_words(room.total),
                 )
@@ -64,7 +71,7 @@ class DiskRoom:
     @property
     def look_again_s(self) -> float:
         if self._seen is None:
-            return SOON_S if not self.was_looked_at else 1e9
+            return SOON_S if not self._was_looked_at else 1e9
         return max(LOOK_LEAST_S, self._seen.look_again_s)
 
     def garbage_kept_s(self, after_s: float, least_s: float) -> float:
@@ -77,9 +84,19 @@ class DiskRoom:
         room = self.room
         return room.orphans_kept_s if room is not None else ORPHANS_KEPT_S
 
-    def lease_tasks(self, task_bytes: float, slots: int) -> int | None:
-        """As Room.lease_tasks; None: as many as anyone likes."""
+    def result_tasks(self, job_id: JobId, task_bytes: float, leased: int) -> int | None:
+        """How many more tasks of the job may be leased, of which `leased` are; None: as many as anyone likes."""
         if task_bytes <= 0.0:
             return None
+        if not self._was_looked_at:
+            with contextlib.suppress(OSError):
+                self.seen(self._look())
         room = self.room
-        return room.lease_tasks(task_bytes, slots) if room is not None else None
+        if room is None:
+            return None
+        self._promised[job_id] = leased * task_bytes
+        return room.result_tasks(task_bytes, sum(self._promised.values()))
+
+    def forget(self, job_id: JobId) -> None:
+        """Nothing of the job is leased any more."""
+        self._promised.pop(job_id, None)

@@ -140,6 +140,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.blob_refs import BlobRefs
     from fallow.coordinator.blob_store import open_blob_store
     from fallow.coordinator.context import Context
+    from fallow.coordinator.disk_room import DiskRoom
     from fallow.coordinator.housekeeping import Housekeeping
     from fallow.coordinator.journal import OWN, SHARED, Journal
     from fallow.coordinator.load import LoadWatch
@@ -217,10 +218,12 @@ async def _serve(options: CoordinatorOptions) -> None:
         reader=reader,
         questions=Questions(loop, reader),
         load=LoadWatch(connection),
+        room=DiskRoom(blobs.room),
         limits=options.limits,
     )
     if not session.shared:
         blobs.is_alone()
+        context.is_there = blobs.is_there if blobs.folder else None
 
     def pool_info() -> PoolInfo:
         from fallow import __version__

@@ -36,6 +36,7 @@ from fallow.wire.messages import (
     Done,
     FetchResults,
     GetJob,
+    HandIn,
     JobStatus,
     Msg,
     Refused,
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 WINDOW_BYTES = 64 * 1024 * 1024
 PARKED_LIMIT = 64
 """Fetches of one job that wait at once; beyond it the oldest is answered empty."""
+FILES_FOR_ONE = 16
+"""Bytes of results in files that count as one of those in messages: what a reader has not looked at yet takes room."""
 TRIM_S = 0.5
 TRIM_S_PER_NODE = 0.0002
 """What is trimmed is written with the counts of all nodes."""
@@ -180,10 +183,15 @@ class MapJob(OwnedJob):
 
     # ------------------------------------------------------------ results
 
+    def before_hand_in(self, message: HandIn) -> None:
+        for page in message.results:
+            size = page.page.size if page.page.data is None else 0
+            self._result_bytes.note(page.stop - page.start, size)
+            self.context.room.took(size)
+
     def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
         super().tell_recorded(recorded, ack)
         for entry in recorded:
-            self._result_bytes.note(entry.stop - entry.start, 0 if entry.inline else entry.size)
             if entry.page.data:
                 self._kept.append(entry)
                 self._kept_bytes += len(entry.page.data)
@@ -246,7 +254,7 @@ class MapJob(OwnedJob):
         for entry in source:
             if message.ordered and 0 <= message.hint_stop <= entry.start:
                 break
-            cost = entry.size if entry.inline else 256
+            cost = entry.size if entry.inline else max(256, entry.size // FILES_FOR_ONE)
             if entries and size + cost > message.max_bytes:
                 break
             entries.append(entry)
@@ -364,17 +372,19 @@ class MapJob(OwnedJob):
     def _backlogged(self) -> bool:
         return not self.spec.detached and self.results.bytes > BACKLOG_BYTES
 
-    def leasing_bounds(self) -> tuple[int, int]:
-        progress = self.progress
-        slots = max(progress.owner_slots, progress.slots, progress.busy_slots)
-        most = self.context.room.lease_tasks(self._result_bytes.per_task, slots)
-        if most is None:
-            return self._consumed + 1 if self._backlogged() else 1 << 62, 0
-        if most and not self._backlogged():
-            return 1 << 62, most
-        # What its reader waits for goes on, with something at all where there is nothing to read.
-        starves = not self.spec.detached and not len(self.results) and not progress.leases
-        return 1 << 62 if starves else self._consumed + 1, 1
+    def bound_leases(self) -> None:
+        progress, room = self.progress, self.context.room
+        tasks = room.result_tasks(self.job_id, self._result_bytes.per_task, progress.leased)
+        progress.leasing_stop, progress.lease_room = 1 << 62, tasks
+        if self._backlogged():
+            progress.leasing_stop = self._consumed + 1
+        if tasks == 0:
+            # What its reader waits for goes on; where it has nothing to read, something at all, unless there is garbage
+            # whose room is free in a moment.
+            progress.leasing_stop, progress.lease_room = self._consumed + 1, 1
+            if not len(self.results) and not self.spec.detached:
+                is_stuck = not progress.leases and not len(self.context.blobs)
+                progress.leasing_stop = 1 << 62 if is_stuck else 0
 
     def _trim(self) -> None:
         """Journal what may be forgotten, in bulk."""

@@ -13,6 +13,7 @@ from functools import partial
 
 from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
+from fallow.coordinator.hand_in_blobs import without_lost
 from fallow.coordinator.heard_nodes import HeardNodes
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
@@ -131,6 +132,8 @@ class OwnedJob:
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)
         self._hear_of(message.node_id)
+        if self.context.is_there is not None:
+            message = without_lost(message, self.context.blobs, self.context.is_there, self.context.now())
         self.before_hand_in(message)
         wasted_before_s = self.progress.wasted_s
         effects = self.progress.hand_in(
@@ -255,6 +258,7 @@ class OwnedJob:
         """This coordinator has no more to do with the job: nothing of it is told or journalled any more. What is not
         acknowledged by now is handed in again, to the job's next owner."""
         self.closed = True
+        self.context.room.forget(self.job_id)
         self.states.release()
         if self.spec.function.data is None:
             self.context.blobs.release(self.spec.function.digest)
@@ -270,6 +274,7 @@ class OwnedJob:
     def drop_blobs(self) -> None:
         """Nothing of the job needs its blobs any more."""
         now = self.context.now()
+        self.context.room.forget(self.job_id)
         self.states.drop([(0, 1 << 62)], now)
         for entry in self.results:
             if not entry.inline and entry.fault is None:
@@ -285,12 +290,11 @@ class OwnedJob:
     def dispatch(self) -> None:
         if not self.is_written and self.context.session.shared:
             return  # another coordinator may have been sent the job too: the store says whose it is
-        self.progress.leasing_stop, self.progress.lease_most = self.leasing_bounds()
+        self.bound_leases()
         self.perform(self.progress.dispatch(self.context.now()))
 
-    def leasing_bounds(self) -> tuple[int, int]:
-        """For subclasses: (no lease from this index on; how many tasks a lease may have, 0: any number)."""
-        return 1 << 62, 0
+    def bound_leases(self) -> None:
+        """For subclasses: how much may be leased (progress.leasing_stop, progress.lease_room)."""
 
     def perform(
         self, effects: Iterable[Effect], ack: tuple[NodeId, Token, int] | None = None, more: Iterable[Op] = ()
@@ -329,6 +333,7 @@ class OwnedJob:
             gone = self.states.drop(over, self.context.now())
             ops += [DropCheckpoints(self.job_id, self.epoch, start, stop) for start, stop in gone]
         if ended is not None:
+            self.context.room.forget(self.job_id)
             self._release_nodes(ended)
         if ops:
             wait_s = self.wait_s(recorded) if ended is None else 0.0

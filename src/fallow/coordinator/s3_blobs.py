@@ -182,6 +182,9 @@ class S3Blobs:
     def room(self) -> Room | None:
         return None
 
+    def is_there(self, digest: str) -> bool:
+        return True
+
     def note_garbage(self, fresh: Sequence[str], garbage: Sequence[str]) -> None:
         """A bucket has room: what is forgotten here is found by `collect`."""
 

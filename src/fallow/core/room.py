@@ -24,9 +24,9 @@ INPUTS_LEAVE_SHARE, INPUTS_LEAVE_MOST_BYTES = 4, 64 << 20
 """In the same way: what inputs leave free."""
 RESULTS_LEAVE_SHARE, RESULTS_LEAVE_MOST_BYTES = 8, 32 << 20
 """What results leave free, as far as they can be foreseen."""
-LEASES_PER_SLOT = 4
-"""Of the room for results a lease gets a share, as if each slot held so many leases at once: one that runs, one that
-waits, and what was leased before room was as short as it is."""
+LEASES_PER_SLOT = 2
+"""Of the room for results a lease gets a share, as if each slot were about to get so many leases: one that runs, and
+one that waits."""
 
 FILLED_PER_S = 1 << 30
 """As many bytes a second as a machine may write: room is looked at before half of it can be gone..."""
@@ -57,11 +57,11 @@ class Room(NamedTuple):
     def inputs_leave(self) -> int:
         return _least(self.total, INPUTS_LEAVE_SHARE, INPUTS_LEAVE_MOST_BYTES)
 
-    def lease_tasks(self, task_bytes: float, slots: int) -> int:
-        """How many tasks a lease may hold whose results take `task_bytes` each, where `slots` slots work; 0: none may
-        be leased, but what a reader waits for."""
-        left = self.free - _least(self.total, RESULTS_LEAVE_SHARE, RESULTS_LEAVE_MOST_BYTES)
-        return max(0, int(left / (max(task_bytes, 1e-3) * LEASES_PER_SLOT * max(1, slots))))
+    def result_tasks(self, task_bytes: float, promised_bytes: float) -> int:
+        """How many more tasks may be leased whose results take `task_bytes` each; `promised_bytes`: what results of
+        those that are leased already will take. 0: none, but what a reader waits for."""
+        left = self.free - promised_bytes - _least(self.total, RESULTS_LEAVE_SHARE, RESULTS_LEAVE_MOST_BYTES)
+        return max(0, int(left / max(task_bytes, 1e-3)))
 
     def garbage_kept_s(self, least_s: float) -> float:
         """How long to keep what was read; `least_s` is what somebody may take to name again what he has put."""
@@ -75,6 +75,11 @@ class Room(NamedTuple):
     def look_again_s(self) -> float:
         """When to look at the disk again, in seconds."""
         return min(LOOK_MOST_S, max(LOOK_LEAST_S, self.free / (2 * FILLED_PER_S)))
+
+
+def lease_share(tasks: int, slots: int) -> int:
+    """How many of so many tasks one lease may have, where `slots` slots work."""
+    return max(1, tasks // (LEASES_PER_SLOT * max(1, slots)))
 
 
 def _least(total: int, share: int, most: int) -> int:

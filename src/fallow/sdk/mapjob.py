@@ -87,8 +87,8 @@ def new_job_id() -> JobId:
 def page_blob(
     client: Client, segments: list[Any], durable: bool = True, goes_on: Callable[[], bool] = lambda: False
 ) -> Blob:
-    """Segments as a Blob: inline where small, else put into the blob store (blocks; not for the loop's thread). Waits for
-    room there, as long as `goes_on` says, or for a while."""
+    """Segments as a Blob: inline where small, else put into the blob store (blocks; not for the loop's thread). Waits
+    for room there, as long as `goes_on` says, or for a while."""
     size = sum(map(len, segments))
     if size <= INLINE_LIMIT_BYTES:
         digest, size = hash_segments(segments)

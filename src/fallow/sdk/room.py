@@ -1,5 +1,5 @@
-"""Putting what a job needs where the disk of the pool's blobs may be full at the moment: the pool deletes what was read,
-and takes less from nodes, so that there may be room soon. It is waited for, in words, and not for ever.
+"""Putting what a job needs where the disk of the pool's blobs may be full at the moment: the pool deletes what was
+read, and takes less from nodes, so that there may be room soon. It is waited for, in words, and not for ever.
 """
 
 from __future__ import annotations

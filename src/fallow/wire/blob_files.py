@@ -73,9 +73,9 @@ def check_room(folder: Path, size: int) -> None:
 
     if not room.could_take_inputs(size):
         raise PoolRefused(
-            f"{size_words(size)} do not fit on the disk under {folder}, which holds {size_words(room.total)} in all and "
-            f"must keep {size_words(room.inputs_leave)} free for results. Send less at a time, or keep the pool's blobs "
-            "on a larger disk.",
+            f"{size_words(size)} do not fit on the disk under {folder}, which holds {size_words(room.total)} in all "
+            f"and must keep {size_words(room.inputs_leave)} free for results. Send less at a time, or keep the pool's "
+            "blobs on a larger disk.",
             "invalid",
         )
     raise no_room(folder, f": {size_words(size)} are to be put, and {size_words(room.free)} are free")
