@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fallow.core.room import GARBAGE_KEPT_S, LOOK_LEAST_S, LOOK_MOST_S, ResultBytes, Room
+from fallow.core.room import GARBAGE_KEPT_S, LOOK_LEAST_S, LOOK_MOST_S, ResultBytes, Room, lease_share
 
 MB = 1 << 20
 DISKS = st.integers(8 * MB, 1 << 46)
@@ -16,19 +16,26 @@ def test_inputs_stay_out_before_results_do(total: int, share: float, size: int) 
     room = Room(int(total * share), total)
     if room.takes_inputs(size):
         after = Room(room.free - size, total)
-        assert after.lease_tasks(1.0, 1) > 0, "inputs were let in, and no result has room"
+        assert after.result_tasks(1.0, 0.0) > 0, "inputs were let in, and no result has room"
         assert room.could_take_inputs(size)
-    if room.lease_tasks(1.0, 1) == 0:
+    if room.result_tasks(1.0, 0.0) == 0:
         assert room.is_short, "results wait while garbage is kept"
         assert not room.takes_inputs(0)
 
 
-@given(total=DISKS, share=st.floats(0, 1), size=st.integers(1, 1 << 34), slots=st.integers(1, 5000))
-def test_what_is_leased_has_room(total: int, share: float, size: int, slots: int) -> None:
+@given(
+    total=DISKS,
+    share=st.floats(0, 1),
+    size=st.integers(1, 1 << 34),
+    slots=st.integers(1, 5000),
+    promised=st.integers(0, 1 << 40),
+)
+def test_what_is_leased_has_room(total: int, share: float, size: int, slots: int, promised: int) -> None:
     room = Room(int(total * share), total)
-    tasks = room.lease_tasks(size, slots)
-    assert 2 * slots * tasks * size <= room.free
-    assert Room(room.free // 2, total).lease_tasks(size, slots) <= tasks
+    tasks = room.result_tasks(size, promised)
+    assert not tasks or tasks * size + promised <= room.free
+    assert Room(room.free // 2, total).result_tasks(size, promised) <= tasks
+    assert 1 <= lease_share(tasks, slots) <= max(1, tasks)
 
 
 @given(total=DISKS, share=st.floats(0, 1), least_s=st.floats(0.1, 60))
@@ -47,8 +54,9 @@ def test_a_large_disk_and_a_small_one() -> None:
     assert Room(5 << 30, 1 << 40).takes_inputs(4 << 30)
     assert not Room(65 * MB, 1 << 40).takes_inputs(2 * MB)
     assert not Room(256 * MB, 256 * MB).could_take_inputs(200 * MB)
-    assert small.lease_tasks(MB, 2) == 11
-    assert small.lease_tasks(30 * MB, 2) == 0
+    assert small.result_tasks(MB, 8 * MB) == 80
+    assert small.result_tasks(90 * MB, 0.0) == 0
+    assert lease_share(80, 2) == 20
 
 
 def test_what_results_take_follows_the_last_ones() -> None:

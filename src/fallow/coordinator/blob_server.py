@@ -33,11 +33,11 @@ from fallow.wire.blob_files import (
     INCOMING,
     NO_ROOM,
     BlobFiles,
+    check_result_room,
     check_room,
     is_digest,
     keep,
     no_room,
-    room_under,
     to_the_end,
     write_all,
 )
@@ -52,6 +52,7 @@ URL_LIFETIME_S = 900.0
 _UPLOAD = re.compile(r"[0-9a-f]{8,32}")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _WRITE_BYTES = 1 << 20
+_STATUS = {"store_full": 507, "too_large": 413}
 
 
 class BlobServer:
@@ -167,8 +168,8 @@ class BlobServer:
             offset = part.stat().st_size if part.exists() else 0
             if purpose is not Purpose.RESULTS:
                 check_room(self.files.folder, size - offset)
-            elif room_under(self.files.folder).free < size - offset:
-                raise no_room(self.files.folder)
+            else:
+                check_result_room(self.files.folder, size - offset)
             if offset >= size:  # an empty blob, or an attempt that ended after its last byte
                 return await self._finish(digest, size, part, purpose)
             if request.method == "HEAD":
@@ -187,7 +188,7 @@ class BlobServer:
             return await self._finish(digest, size, part, purpose)
         except PoolRefused as error:
             part.unlink(missing_ok=True)
-            return _answer(507 if error.kind == "store_full" else 422, str(error))
+            return _answer(_STATUS.get(error.kind, 422), str(error))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

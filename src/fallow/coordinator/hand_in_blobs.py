@@ -14,14 +14,15 @@ from fallow.wire.messages import HandIn
 log = logging.getLogger(__name__)
 
 
-def without_lost(message: HandIn, refs: BlobRefs, is_there: Callable[[str], bool], now: float) -> HandIn:
-    """What of it is there. `now`: monotonic seconds."""
+def without_lost(message: HandIn, refs: BlobRefs, is_there: Callable[[str], bool] | None, now: float) -> HandIn:
+    """What of it is there. What is not going to be recorded is garbage from now on. `is_there`: see Context. `now`:
+    monotonic seconds."""
     lost = set()
     for page in message.results:
         digest = page.page.digest
         if page.page.data is None and not refs.needed(digest):
             refs.add(digest)  # first counted, then looked for: whoever deletes it looks the other way round
-            if not is_there(digest):
+            if is_there is not None and not is_there(digest):
                 lost.add(digest)
             refs.drop(digest, now)
     if not lost:

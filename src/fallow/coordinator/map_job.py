@@ -459,7 +459,12 @@ class MapJob(OwnedJob):
         self.results.clear()
         self._nodes_by_name = dict(self._taken_by_node)
         for entry in entries:
-            for piece in without(entry, intervals):
+            pieces = without(entry, intervals)
+            if not entry.inline and entry.fault is None:
+                for _ in pieces:
+                    self.context.blobs.add(entry.page.digest)
+                self.context.blobs.drop(entry.page.digest, self.context.now())
+            for piece in pieces:
                 piece.seq = self._draw_seq()
                 self.results.add(piece)
                 count = self._nodes_by_name.get(piece.node, 0)

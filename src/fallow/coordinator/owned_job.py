@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from fallow.coordinator.acknowledgements import Acknowledgements
@@ -132,8 +132,7 @@ class OwnedJob:
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)
         self._hear_of(message.node_id)
-        if self.context.is_there is not None:
-            message = without_lost(message, self.context.blobs, self.context.is_there, self.context.now())
+        message = without_lost(message, self.context.blobs, self.context.is_there, self.context.now())
         self.before_hand_in(message)
         wasted_before_s = self.progress.wasted_s
         effects = self.progress.hand_in(
@@ -260,8 +259,8 @@ class OwnedJob:
         self.closed = True
         self.context.room.forget(self.job_id)
         self.states.release()
-        if self.spec.function.data is None:
-            self.context.blobs.release(self.spec.function.digest)
+        for digest in self.named_blobs():
+            self.context.blobs.release(digest)
 
     def withdraw(self, reason: str) -> None:
         """The job could not be taken in after all: nodes forget it, and what its client sent for it is not kept."""
@@ -276,14 +275,20 @@ class OwnedJob:
         now = self.context.now()
         self.context.room.forget(self.job_id)
         self.states.drop([(0, 1 << 62)], now)
+        for digest in self.named_blobs():
+            self.context.blobs.drop(digest, now)
+
+    def named_blobs(self) -> Iterator[str]:
+        """Those that are counted for the job, but for saved states."""
         for entry in self.results:
             if not entry.inline and entry.fault is None:
-                self.context.blobs.drop(entry.page.digest, now)
-        for page in self.inputs.pages():
-            if page.page.data is None and not self.inputs.is_let_go(page.start):
-                self.context.blobs.drop(page.page.digest, now)
+                yield entry.page.digest
+        if self.spec.kind is JobKind.MAP:
+            for page in self.inputs.pages():
+                if page.page.data is None and not self.inputs.is_let_go(page.start):
+                    yield page.page.digest
         if self.spec.function.data is None:
-            self.context.blobs.drop(self.spec.function.digest, now)
+            yield self.spec.function.digest
 
     # ------------------------------------------------------------ effects
 

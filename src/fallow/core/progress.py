@@ -175,6 +175,8 @@ class Progress:
             count += stop - start
         if not self.is_final:
             assert count == self.cursor, f"{self.cursor - count} tasks are nowhere: {self.story()}"
+            held = [i for lease in self.leases.values() if not lease.doubled for i in lease.pending.intervals()]
+            assert self.leased == sum(stop - start for start, stop in held), self.story()
 
     # ------------------------------------------------------------ inputs and life
 

@@ -65,7 +65,7 @@ def room_under(folder: Path) -> Room:
 
 def check_room(folder: Path, size: int) -> None:
     """Raises PoolRefused where inputs or objects of so many bytes have no room now ('store_full'), or never have
-    ('invalid')."""
+    ('too_large')."""
     room = room_under(folder)
     if room.takes_inputs(size):
         return
@@ -76,9 +76,25 @@ def check_room(folder: Path, size: int) -> None:
             f"{size_words(size)} do not fit on the disk under {folder}, which holds {size_words(room.total)} in all "
             f"and must keep {size_words(room.inputs_leave)} free for results. Send less at a time, or keep the pool's "
             "blobs on a larger disk.",
-            "invalid",
+            "too_large",
         )
     raise no_room(folder, f": {size_words(size)} are to be put, and {size_words(room.free)} are free")
+
+
+def check_result_room(folder: Path, size: int) -> None:
+    """Raises PoolRefused where a result of so many bytes has no room now ('store_full': half of it would only be in the
+    way of others), or never has ('too_large')."""
+    room = room_under(folder)
+    if size > room.total:
+        from fallow.core.quantities import size_words
+
+        raise PoolRefused(
+            f"a result of {size_words(size)} does not fit on the disk under {folder}, which holds "
+            f"{size_words(room.total)} in all.",
+            "too_large",
+        )
+    if size > room.free:
+        raise no_room(folder)
 
 
 def is_digest(text: str) -> bool:
@@ -174,8 +190,8 @@ class BlobFiles:
         expected = source.stat().st_size
         if purpose is not Purpose.RESULTS:
             check_room(self.folder, expected)
-        elif room_under(self.folder).free < expected:  # half a file would only be in the way of others
-            raise no_room(self.folder)
+        else:
+            check_result_room(self.folder, expected)
         hasher = _hasher(expected)
         with self._incoming() as temporary:
             with _created(temporary, self._durable and durable) as descriptor:

@@ -360,7 +360,7 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if answer.status < 300:
         return
     words = (await answer.text(errors="replace")).strip()[:500] or f"HTTP {answer.status}"
-    kind = {404: "not_found", 413: "invalid", 422: "invalid", 507: "store_full"}.get(answer.status)
+    kind = {404: "not_found", 413: "too_large", 422: "invalid", 507: "store_full"}.get(answer.status)
     if code := _S3_CODE.search(words):
         if code[1] == "EntityTooLarge":
             raise PoolRefused(f"blob {digest[:16]} is larger than the S3 service takes in one piece.", "invalid")
@@ -380,6 +380,7 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if answer.method == "HEAD":  # has no body
         words = {
             "not_found": f"the pool no longer has the blob {digest[:16]}.",
+            "too_large": "it does not fit on the disk of the pool's blob store, even if that were empty.",
             "store_full": "the disk of the pool's blob store is full. Free some room there and run again.",
         }.get(kind, words)
     raise PoolRefused(words, kind)
