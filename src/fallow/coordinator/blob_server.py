@@ -27,11 +27,10 @@ from urllib.parse import urlencode
 
 import blake3
 
-from fallow.model.errors import PoolRefused
+from fallow.model.errors import NO_ROOM, PoolRefused
 from fallow.model.job import Purpose
 from fallow.wire.blob_files import (
     INCOMING,
-    NO_ROOM,
     BlobFiles,
     check_result_room,
     check_room,

@@ -24,7 +24,7 @@ from typing import TypeAlias, TypeVar
 import blake3
 
 from fallow.core.room import Room
-from fallow.model.errors import PoolRefused
+from fallow.model.errors import NO_ROOM, PoolRefused
 from fallow.model.ids import Digest
 from fallow.model.job import Purpose
 
@@ -33,7 +33,6 @@ Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 _T = TypeVar("_T")
 
 INCOMING = ".incoming"
-NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 TOUCH_AFTER_S = 600.0
 """A blob's age is renewed by its use, at most this often."""
 

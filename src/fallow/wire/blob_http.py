@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import blake3
 
-from fallow.model.errors import PoolRefused, PoolUnreachable
+from fallow.model.errors import NO_ROOM, PoolRefused, PoolUnreachable
 from fallow.model.ids import Digest
 from fallow.model.job import Purpose
 from fallow.wire import subjects
-from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
+from fallow.wire.blob_files import no_room, to_the_end, write_all
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
 from fallow.wire.repeats import AGAIN_S
 
