@@ -37,6 +37,7 @@ from fallow.agent.upkeep import end_sandboxes, keep_house
 from fallow.agent.waiting import until
 from fallow.agent.workers import Workers, own_kind
 from fallow.model.ids import JobId, NodeId, is_call_token, new_id
+from fallow.model.job import Purpose
 from fallow.model.lending import GpuSettings
 from fallow.wire import subjects
 from fallow.wire.messages import (
@@ -193,10 +194,10 @@ class Node:
         job = self.jobs.get(job_id)
         if self.workers.confinement is not None:
             taken = await self.desk.take_result(path, digest, size)
-            await self.blobs.store(taken, digest, size, durable=job is None or job.spec.detached)
+            await self.blobs.store(taken, digest, size, job is None or job.spec.detached, Purpose.RESULTS)
             self.desk.stored(path)
             return
-        await self.blobs.store(path, digest, size, durable=job is None or job.spec.detached)
+        await self.blobs.store(path, digest, size, job is None or job.spec.detached, Purpose.RESULTS)
 
     # ------------------------------------------------------------ life
 

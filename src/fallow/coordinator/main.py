@@ -103,6 +103,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.blob_refs import BlobRefs
     from fallow.coordinator.blob_store import open_blob_store
     from fallow.coordinator.context import Context
+    from fallow.coordinator.disk_room import DiskRoom
     from fallow.coordinator.housekeeping import Housekeeping
     from fallow.coordinator.journal import OWN, SHARED, Journal
     from fallow.coordinator.load import LoadWatch
@@ -174,15 +175,18 @@ async def _serve(options: CoordinatorOptions) -> None:
         journal=journal,
         nodes=NodeRegistry(connection),
         session=session,
-        blobs=BlobRefs(blobs.remove_after_s),
+        blobs=BlobRefs(),
         owner=owner,
         loop=loop,
         reader=reader,
         questions=Questions(loop, reader),
         load=LoadWatch(connection),
+        room=DiskRoom(blobs.room),
         limits=options.limits,
     )
-    housekeeping = Housekeeping(store, blobs, context.blobs, lambda: session.leads)
+    if not session.shared:
+        blobs.is_alone()
+        context.is_there = blobs.is_there if blobs.folder else None
 
     def pool_info() -> PoolInfo:
         from fallow import __version__
@@ -203,6 +207,15 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     service = Service(context, pool_info, blobs.sign)
     services.append(service)
+    housekeeping = Housekeeping(
+        store,
+        blobs,
+        context.blobs,
+        context.room,
+        leads=lambda: session.leads,
+        is_busy=lambda: bool(service.directory.active),
+        is_well=lambda: session.valid and connection.is_connected and journal.trouble is None,
+    )
     service.roster.leave = turns.end
     service.on_sooner = turns.hurry
     service.ride = turns.ride

@@ -10,6 +10,7 @@ from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.client_watch import ClientWatch
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
+from fallow.coordinator.hand_in_blobs import without_lost
 from fallow.coordinator.job_logs import JobLogs
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.matcher import Matcher
@@ -289,6 +290,8 @@ class Service:
         epoch = self.directory.last_epoch(job_id)
         if self.ownership.silent(job_id):
             return  # another owns it, or this coordinator is about to
+        if isinstance(message, HandIn):
+            without_lost(message, self.context.blobs, None, self.context.now())
         match message:
             case HandIn() | Pull() | Held():
                 self.context.connection.send(
@@ -456,8 +459,12 @@ class Service:
 
     def _forget(self, job_id: JobId) -> None:
         owned = self.directory.forget(job_id)
-        if isinstance(owned, MapJob) and not owned.spec.detached:
+        if owned is not None and owned.spec.detached:
+            owned.close()  # (the store knows what it needs)
+        elif isinstance(owned, MapJob):
             owned.forget_pages()
+        elif owned is not None:
+            owned.drop_blobs()
         self.logs.forget(job_id)
         if owned is not None and not owned.spec.detached:
             self.ownership.unlisten(job_id)
