@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid
@@ -17,6 +18,7 @@ from fallow.cli.node_client import ask_agents
 from fallow.cli.node_history import CPU, GPU, MEMORY, TASKS, History
 from fallow.cli.node_show import status_lines
 from fallow.cli.show import duration_words
+from fallow.core.terminal import name_words
 from fallow.model.errors import FallowError
 
 PERCENT = (CPU, MEMORY, GPU)
@@ -27,6 +29,8 @@ SPARE_ROWS = 3
 LESS = ("runs", "today", "total", "an hour", "watch", "sandbox", "limits", "settings")
 """What is told as it stands where there is no room: the list of jobs or `fallow node status` has it."""
 FIRST = (GPU, CPU, TASKS)
+NAME_CELLS = 36
+"""Of a job's name, so that all columns are seen in 80."""
 COLOURS = ("cyan", "green", "orange", "red", "magenta", "blue", "white")
 
 
@@ -108,7 +112,9 @@ class NodeScreen(App[None]):
         for job in self._body["jobs"]:
             since = duration_words(time.time() - job["since_unix_s"])
             longest = duration_words(job["longest_task_s"])
-            jobs.add_row(job["name"] or job["job_id"], str(job["workers"]), str(job["gpus"]), since, longest)
+            # As text: a name is a stranger's, and may hold what the table would take for marks of its own.
+            name = Text(name_words(job["name"] or job["job_id"], NAME_CELLS), no_wrap=True)
+            jobs.add_row(name, str(job["workers"]), str(job["gpus"]), since, longest)
         grid = self.query_one("#plots", Grid)
         for number, (name, values) in enumerate(self._history.series.items()):
             widget_id = f"plot-{number}"
