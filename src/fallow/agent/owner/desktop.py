@@ -76,7 +76,7 @@ class ScreenSaver(InputSensor):
     def open(self) -> None:
         self._grows = False
         self._per_s: float | None = None
-        self._begin(clock_s(), 0.0)
+        self._first: tuple[float, float] | None = None
         for path in SCREEN_SAVER_PATHS:
             try:
                 self._count(path)
@@ -99,6 +99,9 @@ class ScreenSaver(InputSensor):
 
     def _find_unit(self, now_s: float, count: float) -> None:
         """Who types keeps either count small, so that each read must agree with the unit."""
+        if self._first is None:
+            self._begin(now_s, count)
+            return
         passed_s, grown = now_s - self._first[0], count - self._first[1]
         self._units = {unit for unit in self._units if abs(grown / unit - passed_s) <= UNIT_SLACK_S}
         self._reads += 1
