@@ -32,8 +32,9 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
     lines.append(f"  slots     {body['busy_slots']} of {body['slots']} busy; {done}")
     for job in body["jobs"]:
         gpus = f", {job['gpus']} GPU" if job["gpus"] else ""
+        name = name_words(job["name"] or job["job_id"])
         lines.append(
-            f"  runs      {name_words(job['name'] or job['job_id'])} on {job['workers']} slot{_s(job['workers'])}{gpus} for "
+            f"  runs      {name} on {job['workers']} slot{_s(job['workers'])}{gpus} for "
             f"{duration_words(now_unix_s - job['since_unix_s'])}, its longest task for "
             f"{duration_words(job['longest_task_s'])}"
         )

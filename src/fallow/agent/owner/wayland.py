@@ -17,6 +17,8 @@ from pathlib import Path
 from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor, clock_s
 from fallow.core.owner_readings import Input
 
+USERS = Path("/run/user")
+FIRST_PERSON = 1000
 IDLE_MS = 2000
 WAIT_S = 1.0
 MOST_BUFFER = 1 << 20
@@ -33,7 +35,7 @@ NOTIFIERS = {
 
 
 def wayland_sockets() -> list[str]:
-    """Paths of the compositors of this user, the environment's first."""
+    """Paths of the compositors of this user, the environment's first; root sees those of all who log in."""
     folder = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     named = os.environ.get("WAYLAND_DISPLAY", "")
     found = [str(Path(folder, named))] if named else []
@@ -42,13 +44,27 @@ def wayland_sockets() -> list[str]:
     except OSError:
         names = []
     found += [str(Path(folder, name)) for name in names if re.fullmatch(r"wayland-\d+", name) and name != named]
+    if os.geteuid() == 0:
+        found += [
+            str(path) for path in sorted(USERS.glob("*/wayland-*")) if _is_a_persons(path) and str(path) not in found
+        ]
     return found
+
+
+def _is_a_persons(path: Path) -> bool:
+    """The login screen's is a system user's."""
+    try:
+        return re.fullmatch(r"wayland-\d+", path.name) is not None and path.stat().st_uid >= FIRST_PERSON
+    except OSError:
+        return False
 
 
 class Wayland(InputSensor):
     def __init__(self, path: str) -> None:
         self.path = path
-        self.name = f"keyboard or mouse (Wayland {Path(path).name})"
+        own = os.environ.get("XDG_RUNTIME_DIR") or str(USERS / str(os.getuid()))
+        whose = "" if os.path.dirname(path) == own else f" of user {Path(path).parent.name}"
+        self.name = f"keyboard or mouse (Wayland {Path(path).name}{whose})"
         self._socket: socket.socket | None = None
 
     def open(self) -> None:
