@@ -208,6 +208,10 @@ def _shared_causes(
     if owner.watch:
         if owner.full_screen and readings.full_screen:
             yield Cause("full_screen", f"{readings.full_screen} fills the screen", settle_s)
+        elif owner.full_screen and readings.screen_on != "":
+            cannot = "whether a film or a talk keeps the screen on cannot be read"
+            words = f"{readings.screen_on} keeps the screen on" if readings.screen_on else cannot
+            yield Cause("screen_on", words, settle_s)
         if owner.remote_sessions:
             yield from _remote_causes(readings, owner, settle_s)
 

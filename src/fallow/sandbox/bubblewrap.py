@@ -137,7 +137,7 @@ class _Start:
         self._kept.append(block_write)
         status_read, status = self._pipe()
         log_read, log = self._pipe()
-        plan = launcher_plan(program, view, memory_bounded, self._without)
+        plan = launcher_plan(program, view, memory_bounded, self._without, not self._identity.changed)
         plan_file = self._memory_file(packed_launcher(plan))
         seccomp = -1
         if "seccomp" not in self._without:
@@ -190,6 +190,8 @@ class _Start:
             program.log,
             jail.kill,
             looked_at.bounded,
+            kernel=is_watched,
+            by_user=not self._identity.changed or not memory_bounded,
         )
         return jail
 

@@ -71,7 +71,7 @@ class Logins(Sensor):
         seen = {one.source for one in draft.inputs.values() if one.proves and one.idle_s is not None}
         draft.sessions = tuple(_with_sight(session, bool(seen), draft) for session in sessions)
         local = any(not session.remote for session in sessions)
-        strangers = _displays_of_persons()
+        strangers = [*_displays_of_persons(), *(name for name in draft.inputs if "(Wayland " in name)]
         if not by_logind:
             draft.sessions += tuple(_unread(strangers, draft))
         draft.nobody = ""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from fallow.agent.owner.sensor import Absent, Draft, Failed, Sensor
+from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor, Sensor
 from fallow.core.owner_readings import Readings
 from fallow.model.lending import LendingSettings
 
@@ -88,7 +88,16 @@ class Sensing:
         for name, sensor in list(self._sensors.items()):
             if now_s >= self._due_s[name]:
                 self._read(name, sensor, now_s)
-        return self._look(self._draft.readings(self._troubles.values()))
+        return self._look(self._draft.readings(self._worth_saying()))
+
+    def _worth_saying(self) -> list[str]:
+        """Where one sensor tells of all input, others need not: GNOME's compositor does not say what its D-Bus does."""
+        told = any(one.proves and one.idle_s is not None for one in self._draft.inputs.values())
+        return [
+            words
+            for name, words in self._troubles.items()
+            if not (told and isinstance(self._sensors.get(name), InputSensor))
+        ]
 
     def _take_up(self, found: list[Sensor]) -> None:
         names = {sensor.name for sensor in found}
