@@ -278,7 +278,7 @@ class NodeRegistry:
     def next_s(self, before: float) -> float:
         """When `note_quiet` or `silent` may name a node, where that is before then; else any later time."""
         dues = [self._quiet.next_s(before), self._silent.next_s(before)]
-        dues += [awaited_s + QUIET_LEAST_S for node in self._awaited if (awaited_s := self.entries[node].awaited_s)]
+        dues += [awaited_s + AWAITED_S for node in self._awaited if (awaited_s := self.entries[node].awaited_s)]
         return min((due for due in dues if due is not None), default=before)
 
     def silent(self, now: float) -> list[NodeEntry]:

@@ -62,11 +62,11 @@ class Silences:
             for node_id in self._steps.pop(step):
                 if self._step_of.get(node_id) != step:
                     continue
-                presence = self._presence(node_id)
-                if presence is None:
+                end = self._ends(node_id)
+                if end is None:
                     del self._step_of[node_id]
                 else:
-                    self._put(node_id, max(step, int((presence[0] + self._limit_s(presence[1])) / STEP_S)))
+                    self._put(node_id, max(step, int(end / STEP_S)))
             if step in self._steps:
                 return (step + 1) * STEP_S
         return None
