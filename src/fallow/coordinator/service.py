@@ -68,6 +68,9 @@ from fallow.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+BOTH_DOORS_S = 0.2
+"""Who has no answer asks again after twice that at the soonest."""
+TAKEN_MOST = 4096
 TURN_S = 1.0
 REST_TURN_S = 2.5
 """While there is no job, and no other coordinator."""
@@ -120,6 +123,8 @@ class Service:
         self._side_door: Any = None
         """False while it is being opened."""
         self._side_door_until_s = 0.0
+        self._taken_s: dict[str, float] = {}
+        """When questions came lately, by their reply subject, while the side door is open."""
 
     async def start(self) -> None:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
@@ -151,7 +156,7 @@ class Service:
 
     def _peer_silent(self) -> None:
         """It is stopped or cut off, and the message server still hands it its share of the pool's questions: until that
-        gives it up they come here as well. One that is answered twice harms nobody."""
+        gives it up they come here as well. One that two coordinators answer harms nobody."""
         self._side_door_until_s = self.context.now() + GIVEN_UP_AFTER_S
         self.context.loop.create_task(self._turn_side_door())
 
@@ -162,7 +167,17 @@ class Service:
             self._side_door = await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.SIDE_DOOR)
         elif not is_wanted and self._side_door:
             door, self._side_door = self._side_door, None
+            self._taken_s.clear()
             await connection.unsubscribe(door)
+
+    def _came_by_both_doors(self, reply: str) -> bool:
+        """The same question, and not because it is asked again."""
+        now = self.context.now()
+        if len(self._taken_s) >= TAKEN_MOST:
+            self._taken_s.clear()
+        before_s = self._taken_s.get(reply)
+        self._taken_s[reply] = now
+        return before_s is not None and now - before_s < BOTH_DOORS_S
 
     def _reconnected(self) -> None:
         """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
@@ -333,7 +348,7 @@ class Service:
     # ------------------------------------------------------------ the pool
 
     def _on_pool(self, message: Msg, reply: str) -> None:
-        if not self.context.session.valid:
+        if not self.context.session.valid or (self._side_door and reply and self._came_by_both_doors(reply)):
             return
         match message:
             case GetPool():
