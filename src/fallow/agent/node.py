@@ -26,6 +26,7 @@ from fallow.agent.leases import jobs_in_use, leases_by_job
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
 from fallow.agent.memory import collect_rarely
+from fallow.agent.named import Named
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.pauses import Pauses
@@ -135,6 +136,7 @@ class Node:
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
         self._beats = Beats(self, self._rhythm)
+        self._named = Named(time.monotonic)
         self._looked_s = 0.0
         """When the connection was looked at last."""
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
@@ -322,17 +324,22 @@ class Node:
         draining = self._drained_by_operator or self._drained_by_owner or self._ending
         beat = self._beats.next(now, self._tell_spec, draining)
         self._tell_spec = False
-        self.send(subjects.BEAT, beat)
+        with self.together():
+            self.send(subjects.BEAT, beat)
+            if not self._rhythm.at_rest:
+                self._tell_owners(beat=True, anew=self._anew_beats > 0)
         self.pulse.wants(self._second, self._rhythm.wait_s(now))
-        if not self._rhythm.at_rest:
-            self._tell_owners(anew=self._anew_beats > 0)
         self._anew_beats = max(0, self._anew_beats - 1)
 
-    def _tell_owners(self, gone: bool = False, only: JobId | None = None, anew: bool = False) -> None:
-        """Name to the owner of each job (or of one) what this node holds of it."""
+    def _tell_owners(
+        self, gone: bool = False, only: JobId | None = None, *, anew: bool = False, beat: bool = False
+    ) -> None:
+        """Name to the owner of each job (or of one) what this node holds of it; with a beat, where it is news."""
         interval_s = self._rhythm.interval_s
-        for job_id, leases in leases_by_job(self.slots, self.outbox).items():
-            if only in (None, job_id):
+        held_by_job = leases_by_job(self.slots, self.outbox)
+        due = self._named.due(held_by_job, self.slots, interval_s, anew) if beat else held_by_job
+        for job_id, leases in held_by_job.items():
+            if job_id in due and only in (None, job_id):
                 held = Held(job_id, self.node_id, self.name, self.session, leases, gone, interval_s, anew)
                 self.send(subjects.job(job_id), held)
 
