@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ COLLECT_SHORT_S = 60.0
 LEFT_S = 30.0
 """How often the garbage of coordinators that are gone is looked for."""
 RENEW_S = 60.0
+LIVE_TIMES = 12
+"""Garbage that the store still names is looked at again so often: rows of what was read are deleted in bulk."""
 UNUSED_KEPT_S = 7 * 86_400.0
 """What no job names is kept so long after it was put (in a folder: after it was last asked for): objects that scripts
 have put are named by nothing that a coordinator can read."""
@@ -58,6 +60,8 @@ class Housekeeping:
         self._task: asyncio.Task[None] | None = None
         self._unwell_at = 0.0
         self._next_s = self._collected_s = self._left_s = self._renewed_s = float("inf")
+        self._seen_live: dict[str, int] = {}
+        """How often garbage was found to be named in the store."""
 
     def start(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -169,11 +173,23 @@ class Housekeeping:
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def _remove(self, due: list[str], fresh: list[str], garbage: list[str]) -> tuple[int, list[str]]:
+    def _remove(self, due: list[str], fresh: list[str], garbage: list[str]) -> tuple[int, Sequence[str]]:
         self._blobs.note_garbage(fresh, garbage)
         if not due:
-            return 0, []
-        # Another coordinator's job may name the same blob.
+            return 0, ()
+        # Another coordinator's job may name the same blob; or a row of our own that is to be deleted in a moment.
         live = self._store.live_among(due)
-        count, again = self._blobs.remove([digest for digest in due if digest not in live], self._refs.needed)
-        return count, list(again)
+        for digest in due:
+            if digest not in live:
+                self._seen_live.pop(digest, None)
+        count, young = self._blobs.remove([digest for digest in due if digest not in live], self._refs.needed)
+        again = []
+        for digest in live:
+            times = self._seen_live.pop(digest, 0) + 1
+            if times < LIVE_TIMES:
+                self._seen_live[digest] = times
+                again.append(digest)
+        again += young
+        if len(garbage) == len(due) and not again:
+            self._blobs.note_garbage((), ())
+        return count, again
