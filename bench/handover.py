@@ -1,10 +1,10 @@
 """python -m bench.handover --repeat 10: what a user notices while a coordinator leaves, and while one joins.
 
 Three coordinators on PostgreSQL, two nodes with workers; one script calls a function again and again, another draws
-the results of a map as they come (tasks of one to two seconds, on one of the nodes). The coordinator that owns the calls,
-and then that of the map, is drained as `fallow drain` does it; once that is over it is started again, and jobs pass to
-it until all have a fair share. Measured is the longest time without an answer of a call, and without a result of the
-map, in each of these windows, and in windows of the same length in which nothing happens.
+the results of a map as they come (tasks of one to two seconds, on one of the nodes). The coordinator that owns the
+calls, and then that of the map, is drained as `fallow drain` does it; once that is over it is started again, and jobs
+pass to it until all have a fair share. Measured is the longest time without an answer of a call, and without a result
+of the map, in each of these windows, and in windows of the same length in which nothing happens.
 """
 
 from __future__ import annotations

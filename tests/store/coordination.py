@@ -73,7 +73,7 @@ class CoordinationConformance:
             store.commit([give(job, 0, 5)])
         with pytest.raises(OwnershipLost):
             store.release_job(job, 1)
-        assert store.jobs_of_dead_owners(10) == [job]
+        assert store.jobs_of_dead_owners(10) == [(job, "")]
         taken = store.acquire_job(job, "you", force=False)
         assert taken is not None
         assert (taken.owner, taken.epoch) == ("you", 3)
@@ -96,10 +96,11 @@ class CoordinationConformance:
         store.renew_session("live", LONG_S)
         store.renew_session("short", 0.001)
         store.commit([SetJob(jobs[4], 1, state=JobState.SUCCEEDED)])
-        assert store.jobs_of_dead_owners(10) == [jobs[1]], "no clock ends a session"
+        assert store.jobs_of_dead_owners(10) == [(jobs[1], "dead")], "no clock ends a session"
         assert store.end_silent(renewal_of(store, "short"))
-        assert store.jobs_of_dead_owners(10) == [jobs[1], jobs[2]], "what has ended can wait until it is asked for"
-        assert store.jobs_of_dead_owners(1) == [jobs[1]]
+        found = store.jobs_of_dead_owners(10)
+        assert found == [(jobs[1], "dead"), (jobs[2], "short")], "what has ended can wait until it is asked for"
+        assert store.jobs_of_dead_owners(1) == found[:1]
 
     def test_unread_jobs_of_dead_owners(self, store: Store) -> None:
         jobs = [job_id() for _ in range(5)]
@@ -189,7 +190,7 @@ class CoordinationConformance:
                 term = mine.acquire_leadership(name)
                 if term is not None:
                     terms.append(term)
-                for each in mine.jobs_of_dead_owners(10):
+                for each, _ in mine.jobs_of_dead_owners(10):
                     if mine.acquire_job(each, name, force=False) is not None:
                         won[name].append(each)
                 mine.close()

@@ -59,9 +59,9 @@ class Session:
         self.hears: Callable[[], bool] = lambda: True
         """Whether clients and agents can reach this coordinator. One that nobody reaches lets its session lapse, so
         that others take over what it owns."""
-        self.orphans: Callable[[], list[JobId]] = list
-        """Reads which jobs nobody owns: with every renewal, since that is on the way to the store anyway."""
-        self.on_orphans: Callable[[list[JobId]], None] = lambda _: None
+        self.orphans: Callable[[], list[tuple[JobId, str]]] = list
+        """Reads which jobs nobody owns, and who did: with every renewal, which is on the way to the store anyway."""
+        self.on_orphans: Callable[[list[tuple[JobId, str]]], None] = lambda _: None
         self.trouble: StoreError | None = None
         """Why it cannot be renewed at the moment."""
         self._store = store
@@ -130,10 +130,10 @@ class Session:
             return
         term, orphans = in_time
         self._leads_on(started, term)
-        if orphans and self.valid:
+        if self.valid:
             self.on_orphans(orphans)
 
-    def _renew_in_time(self, started: float) -> tuple[int | None, list[JobId]] | None:
+    def _renew_in_time(self, started: float) -> tuple[int | None, list[tuple[JobId, str]]] | None:
         """On the session's thread: (term or None, jobs that nobody owns), or None where the session had lapsed before
         it was renewed, or others have ended it."""
         epoch = self._store.renew_session(self.owner, TTL_S, self._pool_mark)

@@ -231,8 +231,8 @@ class SqlStore:
         leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
 
-    def jobs_of_dead_owners(self, limit: int) -> list[JobId]:
-        return [JobId(row[0]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
+    def jobs_of_dead_owners(self, limit: int) -> list[tuple[JobId, str]]:
+        return [(JobId(row[0]), row[1]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
 
     def unread_of_dead_owners(self, after_unix_s: float, limit: int) -> list[JobId]:
         rows = self._read("unread_of_dead_owners", after=after_unix_s, count=max(0, limit))

@@ -223,7 +223,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
     "owner_of": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")),
     "lock_job": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")).with_for_update(),
-    "jobs_of_dead_owners": select(_jobs.job_id)
+    "jobs_of_dead_owners": select(_jobs.job_id, _jobs.owner)
     .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES)
     .order_by(_jobs.number)
     .limit(_HOW_MANY)
