@@ -16,6 +16,7 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
+from fallow.core.sessions import to_take
 from fallow.model.ids import JobId, NodeId
 from fallow.model.parts import HeldLease
 from fallow.store.protocol import StoreError
@@ -70,10 +71,8 @@ class Ownership:
             self._rebalance()
 
     def _on_orphans(self, orphans: Sequence[tuple[JobId, str]]) -> None:
-        """With every renewal of the session. A job that was released is on its way to somebody, with its leases: only
-        if it is still free the next time is it anybody's."""
-        before, self._released = self._released, {job_id for job_id, owner in orphans if not owner}
-        job_ids = [job_id for job_id, owner in orphans if owner or job_id in before]
+        """With every renewal of the session."""
+        job_ids, self._released = to_take(orphans, self._released)
         if job_ids:
             self.context.loop.create_task(self.take_over(job_ids))
 
