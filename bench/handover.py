@@ -1,10 +1,10 @@
 """python -m bench.handover --repeat 10: what a user notices while a coordinator leaves, and while one joins.
 
 Three coordinators on PostgreSQL, two nodes with workers; one script calls a function again and again, another draws
-the results of a map of short tasks. The coordinator that owns the map or the calls is drained, as `fallow drain` does
-it; once that is over it is started again, and jobs pass to it until all have a fair share. Measured is the longest time
-without an answer of a call, and without a result of the map, in each of these windows, and in windows of the same
-length in which nothing happens.
+the results of a map as they come (tasks of one to two seconds, on one of the nodes). The coordinator that owns the
+calls, and then that of the map, is drained as `fallow drain` does it; once that is over it is started again, and jobs
+pass to it until all have a fair share. Measured is the longest time without an answer of a call, and without a result
+of the map, in each of these windows, and in windows of the same length in which nothing happens.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fallow.wire import messages as wire
 from fallow.wire import subjects
 from fallow.wire.connection import Connection, connect
 
-TASK_S = 0.02
+SLOTS = 12
 WINDOW_S = 4.0
 DEADLINE_S = 60.0
-JOBS = 6
-"""Maps beside the one that is watched, so that there is something to share out."""
+JOBS = 4
+"""Maps that wait for a node that is not there, so that there is something to share out."""
 
 
 class Stream:
@@ -50,7 +50,7 @@ class Stream:
             self.wrong += words[-1] != b"True"
 
     def longest_gap(self, start: float, stop: float) -> float:
-        """Seconds; what began before the window, or ends after it, counts whole."""
+        """Seconds; one that began before the window, or ends after it, counts whole."""
         times = list(self.times)
         gaps = [b - a for a, b in itertools.pairwise(times) if b >= start and a <= stop]
         return max(gaps, default=stop - start)
@@ -69,7 +69,9 @@ class Owners:
                 self.jobs.pop(message.owner, None)
             else:
                 self.jobs[message.owner] = {
-                    job.spec.job_id: str(job.spec.kind) for job in message.jobs if job.info.state in ("open", "running")
+                    job.spec.job_id: "wait" if job.spec.resources.gpu.count else str(job.spec.kind)
+                    for job in message.jobs
+                    if job.info.state in ("open", "running")
                 }
 
     def spread(self) -> bool:
@@ -103,8 +105,8 @@ async def _measure(pool: BenchPool, repeat: int, streams: dict[str, Stream]) -> 
     for number in range(repeat):
         await window("nothing", time.monotonic(), WINDOW_S)
         names = sorted(owners.jobs)
-        # In turn those that own the calls, and all others.
-        chosen = next((n for n in names if number % 2 == 0 and "calls" in owners.jobs[n].values()), names[number % 3])
+        wanted = ("calls", "map")[number % 2]
+        chosen = next((name for name in names if wanted in owners.jobs[name].values()), names[number % len(names)])
         part = next(each for each in pool.coordinators if each.owner == chosen)
         began = time.monotonic()
         await _drain(connection, chosen)
@@ -140,7 +142,7 @@ def main() -> int:
     result: dict[str, Any] = {"busy_share_before": round(busy_share(1.0), 3)}
     with BenchPool(3, options.store) as pool:
         for name in ("one", "two"):
-            pool.agent(name, 4)
+            pool.agent(name, SLOTS)
 
         def script(module: str, *words: str) -> Stream:
             process = subprocess.Popen(
@@ -150,9 +152,9 @@ def main() -> int:
             pool.callback(end, process)
             return Stream(process)
 
-        streams = {"calls": script("bench.scale.caller"), "map": script("bench.scale.steady", str(TASK_S))}
+        streams = {"calls": script("bench.scale.caller"), "map": script("bench.scale.steady", "map")}
         for _ in range(JOBS):
-            script("bench.scale.steady", "0.2")
+            script("bench.scale.steady", "wait")
         found = asyncio.run(_measure(pool, options.repeat, streams))
         result["wrong"] = sum(stream.wrong for stream in streams.values())
     for kind, windows in found.items():

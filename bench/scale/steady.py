@@ -1,20 +1,32 @@
-"""python -m bench.scale.steady TASK_S: a map without end; a line for each result: when the script had it (seconds of
-the monotonic clock), and whether it was the next one."""
+"""python -m bench.scale.steady map|wait: a map without end; a line for each result, as they come: when the script had
+it (seconds of the monotonic clock), and whether it was new. `wait`: one that no node may run."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-from bench.scale.client import work
+import fallow
 
-TASKS = 100_000_000
+TASKS = 10_000_000
+app = fallow.App("steady")
+
+
+@app.function(speculate=False)
+def vary(item: int) -> int:
+    """Between one and two seconds: each is a lease of its own, and they do not end in step."""
+    time.sleep(1.0 + item * 7919 % 100 / 100)
+    return item
 
 
 def main() -> int:
-    seconds = float(sys.argv[1])
-    for number, result in enumerate(work.map(range(TASKS), kwargs={"seconds": seconds})):
-        print(f"{time.monotonic():.4f} {result == number}", flush=True)
+    # A call that finds every slot in a task waits for the end of one: the calls have the other node.
+    options = {"max_nodes": 1} if sys.argv[1] == "map" else {"gpu": "80GB"}
+    function = vary.with_options(**options)
+    seen: set[int] = set()
+    for result in function.map(range(TASKS), order_outputs=False):
+        print(f"{time.monotonic():.4f} {result not in seen}", flush=True)
+        seen.add(result)
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from fallow.core.sessions import Renewal, SessionWatch
+from fallow.core.sessions import Renewal, SessionWatch, to_take
+from fallow.model.ids import JobId
 
 TTL_S = 1.7
 
@@ -21,6 +22,15 @@ def test_a_session_is_over_when_its_stamp_stood_still_for_as_long_as_it_holds() 
     assert watch.silent([stamped("a", 5.001)], 101.8) == []
     assert watch.silent([stamped("a", 5.001)], 103.4) == []
     assert watch.silent([stamped("a", 5.001)], 103.5) == [stamped("a", 5.001)]
+
+
+def test_what_is_handed_over_is_left_to_whom_it_is_for() -> None:
+    dead, handed = JobId("job-dead"), JobId("job-handed")
+    taken, released = to_take([(dead, "c1"), (handed, "")], set())
+    assert taken == [dead]
+    taken, released = to_take([(handed, "")], released)
+    assert taken == [handed], "whoever it was for has not heard of it"
+    assert to_take([], released) == ([], set())
 
 
 def test_whoever_returns_is_seen_for_the_first_time_again() -> None:

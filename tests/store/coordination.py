@@ -73,7 +73,7 @@ class CoordinationConformance:
             store.commit([give(job, 0, 5)])
         with pytest.raises(OwnershipLost):
             store.release_job(job, 1)
-        assert store.jobs_of_dead_owners(10) == [job]
+        assert store.jobs_of_dead_owners(10) == [(job, "")]
         taken = store.acquire_job(job, "you", force=False)
         assert taken is not None
         assert (taken.owner, taken.epoch) == ("you", 3)
@@ -96,10 +96,11 @@ class CoordinationConformance:
         store.renew_session("live", LONG_S)
         store.renew_session("short", 0.001)
         store.commit([SetJob(jobs[4], 1, state=JobState.SUCCEEDED)])
-        assert store.jobs_of_dead_owners(10) == [jobs[1]], "no clock ends a session"
+        assert store.jobs_of_dead_owners(10) == [(jobs[1], "dead")], "no clock ends a session"
         assert store.end_silent(renewal_of(store, "short"))
-        assert store.jobs_of_dead_owners(10) == [jobs[1], jobs[2]], "what has ended can wait until it is asked for"
-        assert store.jobs_of_dead_owners(1) == [jobs[1]]
+        found = store.jobs_of_dead_owners(10)
+        assert found == [(jobs[1], "dead"), (jobs[2], "short")], "what has ended can wait until it is asked for"
+        assert store.jobs_of_dead_owners(1) == found[:1]
 
     def test_unread_jobs_of_dead_owners(self, store: Store) -> None:
         jobs = [job_id() for _ in range(5)]
@@ -147,22 +148,23 @@ class CoordinationConformance:
         jobs = [job_id() for _ in range(4)]
         for number, job in enumerate(jobs):
             store.commit([CreateJob(spec(job), ("a", "b", "dead", "dead")[number], 1.0)])
+        dead = [(job, "dead") for job in jobs[2:]]
         store.renew_session("a", LONG_S, "at a")
         first = store.keep_session("a", LONG_S, "at a", 10)
         assert (first.epoch, first.term, first.others) == (1, 1, [])
-        assert first.orphans == jobs[1:], "nobody else is known yet"
+        assert first.orphans == [(jobs[1], "b"), *dead], "nobody else is known yet"
         other = store.keep_session("b", 1.5, "at b", 1)
         assert (other.epoch, other.term) == (1, None), "another leads"
-        assert other.orphans == [jobs[2]], "as many as were asked for; its own is none"
+        assert other.orphans == dead[:1], "as many as were asked for; its own is none"
         assert other.others == [renewal_of(store, "a")]
         again = store.keep_session("a", LONG_S, "moved", 10)
-        assert (again.epoch, again.term, again.orphans) == (1, 1, jobs[2:])
+        assert (again.epoch, again.term, again.orphans) == (1, 1, dead)
         assert again.others == [renewal_of(store, "b")]
         assert renewal_of(store, "a").info == "moved"
         assert renewal_of(store, "a").stamp > other.others[0].stamp
         store.end_session("a")
         now = store.keep_session("b", LONG_S, "at b", 10)
-        assert (now.term, now.orphans, now.others) == (2, [jobs[0], *jobs[2:]], [])
+        assert (now.term, now.orphans, now.others) == (2, [(jobs[0], "a"), *dead], [])
         assert store.end_silent(renewal_of(store, "b"))
         assert store.keep_session("b", LONG_S, "at b", 10).epoch == 2, "whoever returns is told that it was away"
         assert store.keep_session("b", LONG_S, "at b", 10).term == 3
@@ -214,7 +216,7 @@ class CoordinationConformance:
                 kept = mine.keep_session(name, LONG_S, "", 10)
                 if kept.term is not None:
                     terms.append(kept.term)
-                for each in kept.orphans:
+                for each, _ in kept.orphans:
                     if mine.acquire_job(each, name, force=False) is not None:
                         won[name].append(each)
                 mine.close()

@@ -384,7 +384,13 @@ class Node:
     def on_call(self, message: Any) -> None:
         """A message from a client: a call for a slot of its job, and nothing that only an owner may say."""
         if isinstance(message, Lease) and is_call_token(message.token) and not message.acks:
-            self._leased(message, message.epoch >= self.jobs.epoch(message.job_id))
+            slot, epoch = self._slot(message.slot), self.jobs.epoch(message.job_id)
+            if message.epoch < epoch and slot is not None:
+                # Its client has not heard of the next owner yet, which takes the call for one of its own.
+                if slot.machine.has_had(message.job_id, message.token):
+                    return
+                message = msgspec.structs.replace(message, epoch=epoch, token=(epoch, message.token[1]))
+            self._leased(message, True)
 
     def _leased(self, message: Lease, accepted: bool) -> None:
         if self.paced is not None:

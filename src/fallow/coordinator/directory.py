@@ -70,14 +70,14 @@ class Directory:
     # ------------------------------------------------------------ from the store
 
     async def orphans(self) -> list[JobId]:
-        """Jobs that have not ended and are nobody's (on a store of one's own: all that this process has not got)."""
+        """Jobs that have not ended and whose owner is dead (on a store of one's own: all that this process has not
+        got)."""
         context = self._context
         if context.session.shared:
-            found: list[JobId] = await self._read(self.read_orphans)
-            return found
+            return [job_id for job_id, owner in await self._read(self.read_orphans) if owner]
         return [stored.spec.job_id for stored in await self._read(context.store.list_jobs, LIST_LIMIT * 10, True)]
 
-    def read_orphans(self) -> list[JobId]:
+    def read_orphans(self) -> list[tuple[JobId, str]]:
         """The same for a shared store, from whichever thread may wait for it. Raises StoreError."""
         return self._context.store.jobs_of_dead_owners(LIST_LIMIT)
 

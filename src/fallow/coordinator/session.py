@@ -70,8 +70,8 @@ class Session:
         self.hears: Callable[[], bool] = lambda: True
         """Whether clients and agents can reach this coordinator. One that nobody reaches lets its session lapse, so
         that others take over what it owns."""
-        self.on_orphans: Callable[[list[JobId]], None] = lambda _: None
-        """Jobs that nobody owns, which each renewal hears of."""
+        self.on_orphans: Callable[[list[tuple[JobId, str]]], None] = lambda _: None
+        """Jobs that nobody owns, and who did: with every renewal that hears of some, and the next one."""
         self.on_sooner: Callable[[], None] = lambda: None
         """`renew_at` is nearer than it was."""
         self.renew_at = float("inf")
@@ -84,6 +84,7 @@ class Session:
         self._epoch = 0
         self._watch = SessionWatch()
         self._watches_since = 0.0
+        self._had_orphans = False
         self._loop = loop
         self._lapsed = lapsed
         self._valid_until = float("inf") if not shared else 0.0
@@ -222,7 +223,7 @@ class Session:
         is_news = self.trouble is not None or (kept.term or 0) != self.leader_term
         if not is_news and kept.term is not None:
             self._leads_until = self._valid_until
-        is_urgent = bool(kept.orphans) or self._look_in_s() < RENEW_S
+        is_urgent = bool(kept.orphans) or self._had_orphans or self._look_in_s() < RENEW_S
         self._is_renewing = False
         if is_news or is_urgent:
             self._tell(partial(self._hear, started, kept))
@@ -240,7 +241,8 @@ class Session:
             self._leads_until = started + TTL_S - MARGIN_S
         if self.leader_term and self.leader_term != before:
             self.on_leader()
-        if kept.orphans and self.valid:
+        if (kept.orphans or self._had_orphans) and self.valid:
+            self._had_orphans = bool(kept.orphans)
             self.on_orphans(kept.orphans)
         if self.renew_at == float("inf"):
             self._renew_in(started, RENEW_S)

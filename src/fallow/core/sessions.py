@@ -1,4 +1,4 @@
-"""Which coordinators have fallen silent, as another one sees it.
+"""Which coordinators have fallen silent, as another one sees it, and what of theirs is anybody's.
 
 No wall clock says so: the store's may be set while the pool runs, an hour forward (everybody would be dead at once) or
 back (the dead would live for an hour). Every renewal of a session changes its stamp, and whoever watches takes the
@@ -7,9 +7,11 @@ time between two stamps on a clock of its own that nobody sets. Only how fast cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf
 from typing import NamedTuple
+
+from fallow.model.ids import JobId
 
 
 class Renewal(NamedTuple):
@@ -21,6 +23,15 @@ class Renewal(NamedTuple):
     ttl_s: float
     """Its owner falls silent before that, should it not be renewed."""
     info: str = ""
+
+
+def to_take(orphans: Iterable[tuple[JobId, str]], released: Collection[JobId]) -> tuple[list[JobId], set[JobId]]:
+    """Of jobs without a living owner, with the owner they had ('' where it released them): those that anybody may take
+    up, and those that were released. Such a job is on its way to somebody, with its leases: it is anybody's only where
+    it was among the `released` when they were last looked at."""
+    orphans = list(orphans)
+    taken = [job_id for job_id, owner in orphans if owner or job_id in released]
+    return taken, {job_id for job_id, owner in orphans if not owner}
 
 
 class SessionWatch:

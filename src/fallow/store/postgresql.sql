@@ -261,7 +261,7 @@ FROM jobs
 WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C" FOR UPDATE
 
 -- name: jobs_of_dead_owners
-SELECT jobs.job_id
+SELECT jobs.job_id, jobs.owner
 FROM jobs
 WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
@@ -504,12 +504,17 @@ FROM jobs
 WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
 WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) AND jobs.owner != %(owner)s::VARCHAR ORDER BY jobs.number
- LIMIT %(count)s::BIGINT)) AS array_1, array((SELECT sessions.owner
+ LIMIT %(count)s::BIGINT)) AS array_1, array((SELECT jobs.owner
+FROM jobs
+WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_2, array((SELECT sessions.renewed_unix_s
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) AND jobs.owner != %(owner)s::VARCHAR ORDER BY jobs.number
+ LIMIT %(count)s::BIGINT)) AS array_2, array((SELECT sessions.owner
 FROM sessions
-WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_3, array((SELECT sessions.ttl_s
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_3, array((SELECT sessions.renewed_unix_s
 FROM sessions
-WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_4, array((SELECT sessions.info
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_4, array((SELECT sessions.ttl_s
 FROM sessions
-WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_5
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_5, array((SELECT sessions.info
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_6

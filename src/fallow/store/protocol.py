@@ -231,7 +231,7 @@ class Kept(Struct, frozen=True):
     """See renew_session."""
     term: int | None
     """See acquire_leadership."""
-    orphans: list[JobId]
+    orphans: list[tuple[JobId, str]]
     """See jobs_of_dead_owners; none of its own."""
     others: list[Renewal]
     """The sessions of others that nobody has ended."""
@@ -265,9 +265,9 @@ class Store(Protocol):
         acquires it. Raises OwnershipLost where `epoch` is not the present one, or `owner` (if given) not its owner: two
         that were both sent a new job call it theirs under the same first epoch until one of them commits."""
 
-    def jobs_of_dead_owners(self, limit: int) -> list[JobId]:
-        """Jobs that have not ended, oldest first, which acquire_job gives without force: free ones, and those whose
-        owner's session is over."""
+    def jobs_of_dead_owners(self, limit: int) -> list[tuple[JobId, str]]:
+        """Jobs that have not ended, oldest first, which acquire_job gives without force: those whose owner's session is
+        over, and free ones, with that owner ('' for a free one)."""
 
     def unread_of_dead_owners(self, after_unix_s: float, limit: int) -> list[JobId]:
         """Jobs of such owners that ended after `after_unix_s` and whose pages are still there, newest first: somebody

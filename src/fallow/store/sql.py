@@ -242,11 +242,12 @@ class SqlStore:
         values = {"owner": owner, "ttl_s": ttl_s, "info": info, "anew": 0, "role": LEADER, "count": max(0, limit)}
 
         rows = self._write(lambda session: session.run("keep_session", values), self._coordination, whole=False)
-        epoch, term, orphans, *columns = rows[0]
-        return Kept(epoch, term, orphans, [Renewal(*row) for row in zip(*columns, strict=True)])
+        epoch, term, jobs, owners, *columns = rows[0]
+        others = [Renewal(*row) for row in zip(*columns, strict=True)]
+        return Kept(epoch, term, list(zip(jobs, owners, strict=True)), others)
 
-    def jobs_of_dead_owners(self, limit: int) -> list[JobId]:
-        return [JobId(row[0]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
+    def jobs_of_dead_owners(self, limit: int) -> list[tuple[JobId, str]]:
+        return [(JobId(row[0]), row[1]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
 
     def unread_of_dead_owners(self, after_unix_s: float, limit: int) -> list[JobId]:
         rows = self._read("unread_of_dead_owners", after=after_unix_s, count=max(0, limit))

@@ -261,7 +261,7 @@ FROM jobs
 WHERE jobs.job_id = :id
 
 -- name: jobs_of_dead_owners
-SELECT jobs.job_id
+SELECT jobs.job_id, jobs.owner
 FROM jobs
 WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions

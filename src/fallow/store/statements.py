@@ -190,12 +190,16 @@ def _kept() -> Any:
     ).where(~led_by_another)
     put = upsert(tables.leaderships).from_select(["role", "owner", "term", "until_unix_s"], row)
     led = _prolonged(put).returning(_leaders.term).cte("led")
-    orphans = (
-        select(_jobs.job_id)
-        .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES, _jobs.owner != owner)
-        .order_by(_jobs.number)
-        .limit(_HOW_MANY)
-    )
+    orphans = [
+        func.array(
+            select(column)
+            .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES, _jobs.owner != owner)
+            .order_by(_jobs.number)
+            .limit(_HOW_MANY)
+            .scalar_subquery()
+        )
+        for column in (_jobs.job_id, _jobs.owner)
+    ]
     others = [
         func.array(select(column).where(_LIVES, _sessions.owner != owner).order_by(_sessions.owner).scalar_subquery())
         for column in (_sessions.owner, _sessions.renewed_unix_s, _sessions.ttl_s, _sessions.info)
@@ -203,7 +207,7 @@ def _kept() -> Any:
     return select(
         select(renewed.c.epoch).scalar_subquery(),
         select(led.c.term).scalar_subquery(),
-        func.array(orphans.scalar_subquery()),
+        *orphans,
         *others,
     )
 
@@ -262,7 +266,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
     "owner_of": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")),
     "lock_job": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")).with_for_update(),
-    "jobs_of_dead_owners": select(_jobs.job_id)
+    "jobs_of_dead_owners": select(_jobs.job_id, _jobs.owner)
     .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES)
     .order_by(_jobs.number)
     .limit(_HOW_MANY)
