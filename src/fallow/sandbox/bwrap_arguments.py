@@ -145,7 +145,7 @@ def launcher_plan(
     return {
         "argv": list(program.argv),
         "environment": program.environment,
-        "descriptors": list(program.descriptors),
+        "descriptors": list(program.descriptors if "descriptors" not in without else range(3, OPEN_FILES)),
         "listener": (program.listener, LISTENER_PORT) if program.listener >= 0 else None,
         "limits": limits,
         "landlock": rules,
