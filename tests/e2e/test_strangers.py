@@ -435,7 +435,7 @@ def test_the_customer_opens_nothing_that_could_run(lent: Pool, tmp_path: Path) -
 
 
 HOARD = """
-    import os, socket, time
+    import socket, time
     import fallow
 
     app = fallow.App("hoard")
@@ -452,15 +452,12 @@ HOARD = """
 
     @app.function(retries=0)
     def attack(x):
-        for _ in range(10):
-            if os.fork() == 0:
-                held = []
-                try:
-                    sent(held)
-                except OSError:
-                    pass
-                time.sleep(600)
-        time.sleep(2.5)
+        held = []
+        try:
+            sent(held)
+        except OSError as error:
+            print(error)
+        time.sleep(1)  # the owner's programs try it meanwhile
         return "survived"
 
     @app.function
@@ -498,9 +495,7 @@ print(sorted(wrong))
 
 
 @EVERY
-def test_descriptors_that_a_stranger_sends_leave_the_owners_programs_theirs(
-    lent: Pool, request: pytest.FixtureRequest
-) -> None:
+def test_descriptors_that_a_stranger_sends_are_not_the_owners(lent: Pool, request: pytest.FixtureRequest) -> None:
     """Judged by a program of the agent's own user, all the while."""
     is_plain = request.node.callspec.params["lent"] == "an ordinary user"
     words = [sys.executable, "-c", VICTIM]

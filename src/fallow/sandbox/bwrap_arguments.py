@@ -16,7 +16,8 @@ SHM_BYTES = 256 << 20
 OPEN_FILES = 4096
 OWNERS_OPEN_FILES = 512
 """Where the program has the owner's own user: descriptors on their way through sockets are counted by user, and who may
-open fewer than those can send none. Most of the owner's programs may open 1024; a message takes 253, and two may be sent at once."""
+open fewer than those can send none. Most of the owner's programs may open 1024; a message takes 253, and there may be
+two at once."""
 
 Source = Callable[[str], str]
 """Where bwrap finds a path of the host."""
