@@ -455,8 +455,8 @@ HOARD = """
         held = []
         try:
             sent(held)
-        except OSError as error:
-            print(error)
+        except OSError:
+            pass
         time.sleep(1)  # the owner's programs try it meanwhile
         return "survived"
 
