@@ -117,8 +117,8 @@ class NodeScreen(App[None]):
             since = duration_words(time.time() - job["since_unix_s"])
             longest = duration_words(job["longest_task_s"])
             # As text: a name is a stranger's, and may hold what the table would take for marks of its own.
-            name = Text(name_words(job["name"] or job["job_id"], NAME_CELLS), no_wrap=True)
-            jobs.add_row(name, str(job["workers"]), str(job["gpus"]), since, longest)
+            shown_name = Text(name_words(job["name"] or job["job_id"], NAME_CELLS), no_wrap=True)
+            jobs.add_row(shown_name, str(job["workers"]), str(job["gpus"]), since, longest)
         grid = self.query_one("#plots", Grid)
         for number, (name, values) in enumerate(self._history.series.items()):
             widget_id = f"plot-{number}"
