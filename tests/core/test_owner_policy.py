@@ -130,6 +130,17 @@ def test_what_the_owner_allows_does_not_pause(owner: dict[str, Any], readings: d
     assert Watched(**owner).look(away(**readings)).paused == ""
 
 
+def test_what_it_still_waits_for_is_said_and_not_what_is_over() -> None:
+    machine = Watched(settle_s=30.0)
+    assert machine.look(away()).paused == ""
+    assert machine.look(away(full_screen="game"), 1.0).paused == "game fills the screen"
+    machine.state = replace(machine.state, pause=ManualPause(machine.now_s + 7200.0))
+    assert machine.look(away(), 1.0).paused == "by your word, for 2 h more"
+    machine.state = replace(machine.state, pause=None)
+    assert machine.look(away(), 1.0).paused == "until a moment ago: game fills the screen (goes on in 28 s)"
+    assert machine.look(away(), 28.5).paused == ""
+
+
 def test_load_has_two_thresholds_and_settles() -> None:
     machine = Watched(settle_s=30.0)
     assert not machine.look(away(foreign_cpu_share=0.24)).paused

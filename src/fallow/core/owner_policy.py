@@ -63,7 +63,7 @@ class DeviceState(Struct, frozen=True):
     since_s: float = -inf
     reason: str = ""
     words: str = ""
-    """Of the weightiest cause since it last was allowed."""
+    """Of the cause that `free_s` waits for."""
     causes: tuple[str, ...] = ()
     """Keys of the causes of the last look: those with two thresholds hold until the lower one."""
     free_s: float = -inf
@@ -149,14 +149,15 @@ def look(
 
 def _next_state(before: DeviceState, causes: list[Cause], now_s: float, restart: bool) -> DeviceState:
     free_s = -inf if restart else before.free_s
+    words = before.words
     for cause in causes:
-        free_s = max(free_s, now_s + cause.settle_s)
-    words = causes[0].words if causes else before.words
+        if now_s + cause.settle_s > free_s:
+            free_s, words = now_s + cause.settle_s, cause.words
     allowed = not causes and now_s >= free_s
     if allowed:
         reason = words = ""
     elif causes:
-        reason = words
+        reason = causes[0].words
     else:
         reason = f"until a moment ago: {words} (goes on in {span_words(free_s - now_s)})"
     changed = allowed != before.allowed or before.since_s == -inf or restart

@@ -42,7 +42,8 @@ START_WITHIN_S = 30.0
 
 class BubblewrapSandbox:
     """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
-    network, egress, userns, bounds, watch, processes, mounts, identity (of an agent that is root), capabilities."""
+    network, egress, userns, bounds, watch, processes, mounts, descriptors, identity (of an agent that is root),
+    capabilities."""
 
     name = "bubblewrap"
     tier = Tier.ISOLATED

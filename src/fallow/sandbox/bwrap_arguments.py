@@ -14,9 +14,10 @@ HOSTNAME = "sandbox"
 TMP_BYTES = 256 << 20
 SHM_BYTES = 256 << 20
 OPEN_FILES = 4096
-OWNERS_OPEN_FILES = 768
+OWNERS_OPEN_FILES = 512
 """Where the program has the owner's own user: descriptors on their way through sockets are counted by user, and who may
-open fewer than those can send none. Most of the owner's programs may open 1024, and a message takes 253."""
+open fewer than those can send none. Most of the owner's programs may open 1024; a message takes 253, and there may be
+two at once."""
 
 Source = Callable[[str], str]
 """Where bwrap finds a path of the host."""
@@ -145,7 +146,7 @@ def launcher_plan(
     return {
         "argv": list(program.argv),
         "environment": program.environment,
-        "descriptors": list(program.descriptors),
+        "descriptors": list(program.descriptors if "descriptors" not in without else range(3, OPEN_FILES)),
         "listener": (program.listener, LISTENER_PORT) if program.listener >= 0 else None,
         "limits": limits,
         "landlock": rules,

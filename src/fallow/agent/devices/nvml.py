@@ -106,7 +106,7 @@ class Nvml:
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(at)
                 self._handles[nvml.nvmlDeviceGetUUID(handle)] = handle
-            except nvml.NVMLError as error:
+            except (nvml.NVMLError, AttributeError, UnicodeDecodeError) as error:
                 # One that fell off the bus must not hide the others.
                 self.words = f"GPU {at} does not answer: {_words(error)}"
 
