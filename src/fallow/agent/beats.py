@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+from fallow.agent.leases import leases_by_job
+from fallow.agent.named import Named
 from fallow.agent.probe import load_average, memory_used_bytes
-from fallow.wire.messages import Beat
+from fallow.wire import subjects
+from fallow.wire.messages import Beat, Held
 
 if TYPE_CHECKING:
     from fallow.agent.node import Node
     from fallow.agent.rhythm import Rhythm
+    from fallow.model.ids import JobId
 
 REST_READ_S = 60.0
 """What the machine has to do is read so seldom at rest: reading it touches much that could sleep on."""
@@ -20,6 +25,7 @@ class Beats:
 
     def __init__(self, node: Node, rhythm: Rhythm) -> None:
         self._node, self._rhythm = node, rhythm
+        self._named = Named(time.monotonic)
         self._read_s = float("-inf")
         self._load = 0.0
         self._memory_used_bytes = 0
@@ -43,3 +49,15 @@ class Beats:
             paused=node.paused or node.fullness.words,
             withheld=node.gpus.withheld,
         )
+
+    def tell_owners(
+        self, gone: bool = False, only: JobId | None = None, *, anew: bool = False, beat: bool = False
+    ) -> None:
+        """Name to the owner of each job (or of one) what this node holds of it; with a beat, where it is news."""
+        node, interval_s = self._node, self._rhythm.interval_s
+        held_by_job = leases_by_job(node.slots, node.outbox)
+        due = self._named.due(held_by_job, node.slots, interval_s, anew) if beat else held_by_job
+        for job_id, leases in held_by_job.items():
+            if job_id in due and only in (None, job_id):
+                held = Held(job_id, node.node_id, node.name, node.session, leases, gone, interval_s, anew)
+                node.send(subjects.job(job_id), held)

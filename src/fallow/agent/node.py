@@ -22,11 +22,10 @@ from fallow.agent.devices.gpus import Gpus, tenants_of
 from fallow.agent.environments import Environments
 from fallow.agent.fullness import Fullness
 from fallow.agent.jobs import Jobs
-from fallow.agent.leases import jobs_in_use, leases_by_job
+from fallow.agent.leases import jobs_in_use
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
 from fallow.agent.memory import collect_rarely
-from fallow.agent.named import Named
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.pauses import Pauses
@@ -47,7 +46,6 @@ from fallow.wire.messages import (
     Bye,
     HandIn,
     HandInAck,
-    Held,
     LeaderHere,
     Lease,
     Msg,
@@ -136,7 +134,6 @@ class Node:
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
         self._beats = Beats(self, self._rhythm)
-        self._named = Named(time.monotonic)
         self._looked_s = 0.0
         """When the connection was looked at last."""
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
@@ -327,21 +324,9 @@ class Node:
         with self.together():
             self.send(subjects.BEAT, beat)
             if not self._rhythm.at_rest:
-                self._tell_owners(beat=True, anew=self._anew_beats > 0)
+                self._beats.tell_owners(beat=True, anew=self._anew_beats > 0)
         self.pulse.wants(self._second, self._rhythm.wait_s(now))
         self._anew_beats = max(0, self._anew_beats - 1)
-
-    def _tell_owners(
-        self, gone: bool = False, only: JobId | None = None, *, anew: bool = False, beat: bool = False
-    ) -> None:
-        """Name to the owner of each job (or of one) what this node holds of it; with a beat, where it is news."""
-        interval_s = self._rhythm.interval_s
-        held_by_job = leases_by_job(self.slots, self.outbox)
-        due = self._named.due(held_by_job, self.slots, interval_s, anew) if beat else held_by_job
-        for job_id, leases in held_by_job.items():
-            if job_id in due and only in (None, job_id):
-                held = Held(job_id, self.node_id, self.name, self.session, leases, gone, interval_s, anew)
-                self.send(subjects.job(job_id), held)
 
     # ------------------------------------------------------------ messages
 
@@ -371,7 +356,7 @@ class Node:
                     self._revoke(message)
             case NameLeases():
                 if self._accepts(message):
-                    self._tell_owners(only=message.job_id, anew=True)
+                    self._beats.tell_owners(only=message.job_id, anew=True)
                     self._send_all_again(message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
@@ -488,7 +473,7 @@ class Node:
             await until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
         if self.paced is not None:
             self.paced.flush()
-        self._tell_owners(gone=True)
+        self._beats.tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 
     async def close(self) -> None:

@@ -71,6 +71,11 @@ def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:
     return f"no node of this pool can run {spec.name!r}: it {shown}{more}"
 
 
+def _three(number: float) -> str:
+    """To three digits, and never as 1e+04."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _size(size: int) -> str:
     """'25.3 GB', '900 TB'."""
-    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
+    return f"{_three(size / 1e12)} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
