@@ -164,8 +164,8 @@ def test_each_silence_is_told_once_and_as_early_as_it_lasts_too_long() -> None:
 
 def test_it_is_known_when_somebody_may_be_silent_for_too_long() -> None:
     one, two = NodeId("one"), NodeId("two")
-    seen = {one: (10.0, 1.0), two: (10.5, 1.0)}
-    quiet = Silences(quiet_after_s, lambda node_id: seen.get(node_id))
+    seen = {one: 10.0, two: 10.5}
+    quiet = Silences(lambda node_id: seen[node_id] + quiet_after_s(1.0) if node_id in seen else None)
     for node_id in seen:
         quiet.watch(node_id)
     assert quiet.next_s(12.0) is None
@@ -174,7 +174,7 @@ def test_it_is_known_when_somebody_may_be_silent_for_too_long() -> None:
     assert first == pytest.approx(10.0 + quiet_after_s(1.0), abs=0.1)
     assert quiet.take(first - 0.01) == [], "no sooner"
     assert quiet.take(first + 0.001) == [one]
-    seen[two] = (12.0, 1.0)
+    seen[two] = 12.0
     assert quiet.next_s(13.5) is None, "it was heard of meanwhile"
     last = quiet.next_s(20.0)
     assert last is not None
