@@ -41,8 +41,10 @@ def working(kind: JobKind = JobKind.MAP) -> Slot:
     return Slot(machine)
 
 
-def held(*numbers: int) -> dict[JobId, tuple[HeldLease, ...]]:
-    return {JOB: tuple(HeldLease(JOB, token(number), 0, 0, 10) for number in numbers)}
+def held(*numbers: int, ahead: tuple[int, ...] = ()) -> dict[JobId, tuple[HeldLease, ...]]:
+    """Leases that run, and such that wait."""
+    begun = tuple(HeldLease(JOB, token(number), 0, 0, 10, index=3) for number in numbers)
+    return {JOB: begun + tuple(HeldLease(JOB, token(number), 0, 0, 10) for number in ahead)}
 
 
 def token(number: int) -> Token:
@@ -59,7 +61,10 @@ def test_an_owner_who_heard_that_all_it_was_told_of_is_over_is_not_told() -> Non
     assert named.due(held(3, 4), [slot], 1.0, anew=False) == {JOB}, "one of them runs on"
     assert named.due(held(5, 6), [slot], 1.0, anew=False) == set()
     assert named.due(held(), [slot], 1.0, anew=False) == {JOB}, "it has none: one may be lost"
-    assert named.due(held(7), [slot], 1.0, anew=False) == {JOB}
+    assert named.due(held(7, ahead=(8,)), [slot], 1.0, anew=False) == {JOB}
+    assert named.due(held(8, ahead=(9,)), [slot], 1.0, anew=False) == set(), "what had not begun was not said to run"
+    assert named.due(held(9, ahead=(8,)), [slot], 1.0, anew=False) == {JOB}, "its hand-in has yet to go"
+    assert named.due(held(ahead=(10,)), [slot], 1.0, anew=False) == {JOB}, "nothing runs"
 
 
 def test_whoever_may_wait_for_a_word_gets_it() -> None:

@@ -1,5 +1,5 @@
 """Which owners a beat names leases to. One who hears of a node by its hand-ins anyway is not woken for more: all that
-was named to it last is over, so that nothing that it believes of the node is out of date."""
+ran when the last beat went is over, so that nothing that it believes of the node is out of date."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Named:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._last: dict[JobId, frozenset[Token]] = {}
+        self._begun: dict[JobId, frozenset[Token]] = {}
+        """Leases that had begun when the last beat went."""
         self._interval_s = 0.0
 
     def due(
@@ -38,7 +39,10 @@ class Named:
     ) -> set[JobId]:
         """The jobs whose owners are to be told with this beat. `interval_s`: until the next one at most; `anew`: all
         of them, since the connection is a new one."""
-        before, self._last = self._last, {job_id: frozenset(one.token for one in of) for job_id, of in held.items()}
+        before, self._begun = (
+            self._begun,
+            {job_id: frozenset(one.token for one in of if one.index >= 0) for job_id, of in held.items()},
+        )
         is_another, self._interval_s = interval_s != self._interval_s, interval_s
         calm: dict[JobId, bool] = {}
         now = self._now()
@@ -47,13 +51,13 @@ class Named:
                 calm[job_id] = calm.get(job_id, True) and not _may_wait(slot.machine, now)
         return {
             job_id
-            for job_id, tokens in self._last.items()
+            for job_id, leases in held.items()
             if anew
             or is_another
             or not calm.get(job_id)
-            or not tokens
+            or not self._begun[job_id]
             or not (last := before.get(job_id))
-            or not tokens.isdisjoint(last)
+            or any(one.token in last for one in leases)
         }
 
 
