@@ -72,6 +72,7 @@ class CoordinatorOptions:
 
 def run_coordinator(options: CoordinatorOptions) -> int:
     """Serve until SIGTERM or SIGINT (a second one ends at once). Returns the exit code; errors are told on stderr."""
+    logging.basicConfig(format="%(asctime)s %(message)s")  # what happened is compared with what others say
     if sys.platform != "win32":
         import uvloop
 

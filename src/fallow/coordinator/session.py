@@ -110,7 +110,7 @@ class Session:
         if self._pool is None:
             # Alone on its store: the term only has to rise with every start.
             lead = partial(self._store.acquire_leadership, self.owner, alone=True)
-            term = await self._loop.run_in_executor(None, lead)
+            term: int | None = await self._loop.run_in_executor(None, lead)
             self.leader_term = term or self.leader_term
             return
         await self._loop.run_in_executor(self._pool, self._refuse_other_pools)
