@@ -93,7 +93,8 @@ class Node:
         self.name = name
         self.session = new_id("run", os.urandom)
         self.embedded = embedded
-        self.spec = probe_node(self.node_id, name, slots, home, fallow.__version__)
+        spec = probe_node(self.node_id, name, slots, home, fallow.__version__)
+        self.spec = msgspec.structs.replace(spec, seeks_pythons=not embedded)
         if lending is not None:
             from fallow.agent.limits.offer import lent_spec
 
