@@ -75,6 +75,8 @@ async def _owners(pool: BenchPool, repeat: int) -> list[dict[str, float]]:
         def receive(message: Any) -> None:
             if isinstance(message, wire.Lease):
                 watch.saw("lease_s", message.epoch, before)
+                if message.acks:
+                    watch.saw("ack_s", message.epoch, before)
             elif isinstance(message, wire.HandInAck):
                 watch.saw("ack_s", message.epoch, before)
             agent.receive(message)
