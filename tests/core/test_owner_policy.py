@@ -265,7 +265,7 @@ def test_where_input_notifies_looks_are_seldom_and_where_nothing_runs_more_so() 
 
 def test_where_nothing_of_the_pools_runs_looks_are_rare_and_stop_all_the_same() -> None:
     machine = Watched()
-    for notifies, at_rest_s in ((True, 30.0), (False, 10.0)):
+    for notifies, at_rest_s in ((True, 60.0), (False, 30.0)):
         seen = Readings(inputs=(Input("keyboard", 1e6, notifies=notifies),))
         _, decision = look(machine.state, seen, machine.settings, machine.now_s, 0, at_work=False)
         assert decision.paused == ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from fallow.cli.client import ask_pool
+from fallow.cli.full_disk import full_disk_in_words
 from fallow.cli.join_address import address_from
 from fallow.model.errors import PoolUnreachable
 from fallow.wire.address import (
@@ -109,7 +110,8 @@ def run_join(wanted: JoinOptions) -> int:
         sandbox=settings.sandbox,
     )
     try:
-        code = run_agent(options)
+        with full_disk_in_words(agent_home):
+            code = run_agent(options)
     finally:
         if show is not None:
             show.stop_measuring()

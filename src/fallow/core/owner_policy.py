@@ -26,10 +26,10 @@ CPU = "cpu"
 LOOK_S = 0.5
 """Between looks while work may run and nothing tells of input at once: with `grace_s` it stays under two seconds."""
 NOTIFIED_LOOK_S = 1.0
-REST_LOOK_S = 10.0
+REST_LOOK_S = 30.0
 """Instead of these two while nothing of the pool's runs here: there is nothing to stop, and work that comes brings a
 look with it, as does whoever asks how things stand."""
-NOTIFIED_REST_LOOK_S = 30.0
+NOTIFIED_REST_LOOK_S = 60.0
 PAUSED_LOOK_S = 10.0
 """Between looks while nothing may run and who knows until when: only the end of the pause can wait."""
 PAUSED_MOST_S = 60.0

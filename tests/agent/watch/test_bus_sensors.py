@@ -315,6 +315,35 @@ def test_a_system_that_goes_to_sleep_says_so(services: Services, read: Read) -> 
     assert not read(sensor, draft=draft).going_to_sleep
 
 
+def test_processes_are_walked_through_again_only_once_somebody_has_typed_on_a_console(
+    quiet_environment: object, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks, found, typed_s = [0], [list[Session]()], [5.0]
+
+    def walk() -> list[Session]:
+        walks[0] += 1
+        return found[0]
+
+    monkeypatch.setattr(logins, "UTMP", ())
+    monkeypatch.setattr(logins, "WALK_EVERY_S", 0.0)
+    monkeypatch.setattr(logins, "_of_terminals", walk)
+    monkeypatch.setattr(logins, "_last_typed_s", lambda: typed_s[0])
+    sensor = Logins(Bus("SYSTEM"))
+    sensor.open()
+    for _ in range(3):
+        read(sensor)
+    assert walks == [1]
+    typed_s[0], found[0] = 6.0, [Session("ann", False, 3.0)]
+    for _ in range(3):
+        assert [one.user for one in read(sensor).sessions or ()] == ["ann"]
+    assert walks == [4], "who is there is followed"
+    monkeypatch.setattr(logins, "WALK_ANYWAY_S", 0.0)
+    found[0] = []
+    for _ in range(3):
+        read(sensor)
+    assert walks == [7], "a login without a key is found too, later"
+
+
 def test_without_devices_display_and_session_it_is_a_server(
     quiet_environment: object, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +351,7 @@ def test_without_devices_display_and_session_it_is_a_server(
     monkeypatch.setattr(logins, "UTMP", ())
     monkeypatch.setattr(logins, "_of_terminals", list)
     monkeypatch.setattr(logins, "WALK_EVERY_S", 0.0)
+    monkeypatch.setattr(logins, "WALK_ANYWAY_S", 0.0)
     sensor = Logins(Bus("SYSTEM"))
     sensor.open()
     assert read(sensor).nobody == SERVER

@@ -337,7 +337,7 @@ def test_a_sensor_that_breaks_is_unknown_and_one_that_is_absent_is_nothing(hand:
     sensing.step()
     assert seen[-1].inputs == (Input("hand", None),)
     assert seen[-1].troubles == ("a bug",)
-    hand.fault, hand.retry_s = Absent(), 1e6
+    hand.fault, hand.absent_s = Absent(), 1e6
     sensing.set_settings(LENDING)
     sensing._due_s["hand"] = 0.0
     sensing.step()

@@ -117,19 +117,19 @@ class Sensing:
             sensor.read(self._draft)
         except Absent:
             sensor.absent(self._draft)
-            self._give_up(name, sensor, now_s, "")
+            self._give_up(name, sensor.absent_s, now_s, "")
         except Exception as error:
             if not isinstance(error, Failed):
                 log.exception("the sensor of the %s met an error", name)
             sensor.unknown(self._draft)
-            self._give_up(name, sensor, now_s, str(error) or f"{name}: {type(error).__name__}")
+            self._give_up(name, sensor.retry_s, now_s, str(error) or f"{name}: {type(error).__name__}")
         else:
             self._troubles.pop(name, None)
             self._due_s[name] = now_s + sensor.every_s - 0.05 if sensor.every_s else 0.0
 
-    def _give_up(self, name: str, sensor: Sensor, now_s: float, trouble: str) -> None:
+    def _give_up(self, name: str, again_s: float, now_s: float, trouble: str) -> None:
         self._close(name)
-        self._due_s[name] = now_s + sensor.retry_s
+        self._due_s[name] = now_s + again_s
         if not trouble:
             self._troubles.pop(name, None)
         elif self._troubles.get(name) != trouble:

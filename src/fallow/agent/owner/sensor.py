@@ -64,7 +64,9 @@ class Sensor:
     every_s = 0.0
     """Between reads; 0: at each look."""
     retry_s = 10.0
-    """After Absent or Failed."""
+    """After Failed."""
+    absent_s = 10.0
+    """After Absent."""
 
     def open(self) -> None:
         """Raises Absent or Failed."""
