@@ -44,6 +44,23 @@ def test_gnome_tells_the_idle_time_and_of_the_first_input(services: Services, re
     assert read(sensor).inputs[0].notifies
 
 
+def test_a_shell_that_was_started_anew_is_asked_to_tell_again(services: Services, read: Read) -> None:
+    idle_ms, made = [5000], [7]
+    services.own(MUTTER)
+    services.answer(MUTTER_PATH, "GetIdletime", lambda: ("t", (idle_ms[0],)))
+    services.answer(MUTTER_PATH, "AddUserActiveWatch", lambda: ("u", (made[0],)))
+    services.start()
+    sensor = Mutter(Bus("SESSION"))
+    sensor.open()
+    assert read(sensor).inputs[0].notifies
+    idle_ms[0] = 100
+    assert read(sensor).inputs == (Input("keyboard or mouse", 0.1),)
+    idle_ms[0], made[0] = 5000, 8
+    assert read(sensor).inputs[0].notifies
+    services.signal(MUTTER_PATH, MUTTER, "WatchFired", "u", 8)
+    assert wait_for_news(sensor)
+
+
 def test_another_programs_watch_is_no_news(services: Services, read: Read) -> None:
     services.own(MUTTER)
     services.answer(MUTTER_PATH, "GetIdletime", lambda: ("t", (60_000,)))

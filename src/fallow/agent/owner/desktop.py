@@ -57,6 +57,9 @@ class Mutter(InputSensor):
         idle_s = self._idle_s()
         if self.news():
             idle_s, self._stirred = min(idle_s, 0.0), False
+        elif self._watch is not None and idle_s < ARM_AFTER_S:
+            # Input of which it did not tell: the shell has been started anew, and knows nothing of the watch.
+            self._watch = None
         elif self._watch is None and idle_s >= ARM_AFTER_S:
             self._watch = int(self._bus.call(MUTTER, MUTTER_PATH, MUTTER, "AddUserActiveWatch")[0])
         draft.inputs[self.name] = Input("keyboard or mouse", idle_s, notifies=self._watch is not None)
