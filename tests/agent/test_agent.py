@@ -74,6 +74,27 @@ async def test_a_client_sends_its_calls_to_a_slot_and_nothing_else(owner: Owner,
     assert given_back(await owner.ended(call_token(1, 9))) == {9}, "the slot works for a job without calls"
 
 
+async def test_a_call_that_was_sent_under_the_last_owner_is_the_next_ones(
+    owner: Owner, start_agent: StartAgent
+) -> None:
+    start_agent()
+    node = await owner.node()
+    job = spec(double, kind=JobKind.CALLS)
+    owner.assign(node, 0, job)
+    client = subjects.calls(node)
+    pull = await owner.pull()
+    owner.lease(pull, call_token(1, 8), [21], start=8, subject=client)
+    await owner.ended(call_token(1, 8))
+    owner.epoch = 3
+    owner.revoke(job.job_id, node, (1, 1))  # so that the node has heard of it
+    owner.epoch = 1
+    for index in (8, 9):
+        owner.lease(pull, call_token(1, index), [index], start=index, subject=client)
+    owner.epoch = 3
+    assert values(await owner.ended(call_token(3, 9))) == {9: 18}
+    assert not [hand_in for hand_in in owner.hand_ins if hand_in.token == call_token(3, 8)], "it came twice"
+
+
 @pytest.mark.slow
 async def test_a_hand_in_is_sent_again_until_it_is_acknowledged(owner: Owner, start_agent: StartAgent) -> None:
     start_agent()
@@ -310,3 +331,15 @@ def test_a_wrong_token_is_refused_in_words(nats: NatsServer, tmp_path: Path) -> 
         assert not list((tmp_path / "home" / "scratch").iterdir())
     finally:
         agent.destroy()
+
+
+@pytest.mark.slow
+async def test_a_node_says_when_it_knows_all_pythons_of_its_machine(owner: Owner, start_agent: StartAgent) -> None:
+    start_agent()
+    await owner.node()
+    specs = [beat.spec for beat in owner.beats if beat.spec]
+    assert specs[0].seeks_pythons
+    known = await owner.until(
+        "the search's end", lambda: [b.spec for b in owner.beats if b.spec and not b.spec.seeks_pythons]
+    )
+    assert known[0].pythons[0] == specs[0].pythons[0]

@@ -13,6 +13,9 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from tests.engines.wall_clock import set_clock
 
 PASSWORD = "a secret of tests"
 DEADLINE_S = 60
@@ -114,6 +117,13 @@ class Postgres:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
 
+    def set_clock(self, offset_s: int) -> None:
+        """What is added to the wall clock of all its processes, and of those that they fork."""
+        if self._process is not None:
+            pid = self._process.pid
+            for _ in range(2):  # a session that began meanwhile is of the second round
+                set_clock([pid, *_children(pid)], offset_s)
+
     def answers(self) -> bool:
         import psycopg
 
@@ -154,7 +164,7 @@ class Postgres:
             process.send_signal(number)
             process.wait(DEADLINE_S)
 
-    def _as_user(self) -> dict[str, object]:
+    def _as_user(self) -> dict[str, Any]:
         if not self._user:
             return {}
         return {"user": self._user, "group": "nogroup" if sys.platform == "linux" else None, "extra_groups": []}

@@ -405,7 +405,7 @@ def run(
     try:
         code = run_target(target, list(context.args), tail, options)
     except KeyboardInterrupt:
-        from fallow.sdk.client import interrupted
+        from fallow.sdk.script_end import interrupted
 
         interrupted()
         code = 130

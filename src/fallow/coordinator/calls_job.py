@@ -78,6 +78,9 @@ class CallsJob(OwnedJob):
             self.context.kick_matcher()
             self.dispatch()
 
+    def next_s(self, before: float) -> float:
+        return min(super().next_s(before), self.progress.doubt_at if self.progress.leases else before)
+
     # ------------------------------------------------------------ client
 
     def append(self, message: AppendCalls) -> None:

@@ -34,9 +34,9 @@ have put are named by nothing that a coordinator can read."""
 
 
 class Housekeeping:
-    """`start` it once; `stop` waits for what is being deleted. `leads`: whether this coordinator is the one that
-    collects for all of them. `is_busy`: whether there are jobs. `is_well`: whether it hears of all that is put: what
-    was put while it did not is nobody's only in its own eyes."""
+    """`start` it once and have it `turn` now and then; `stop` waits for what is being deleted. `leads`: whether this
+    coordinator is the one that collects for all of them. `is_busy`: whether there are jobs. `is_well`: whether it hears
+    of all that is put: what was put while it did not is nobody's only in its own eyes."""
 
     def __init__(
         self,
@@ -59,43 +59,64 @@ class Housekeeping:
         self._pool = ThreadPoolExecutor(1, "housekeeping")
         self._task: asyncio.Task[None] | None = None
         self._unwell_at = 0.0
+        self._next_s = self._collected_s = self._left_s = self._renewed_s = float("inf")
         self._seen_live: dict[str, int] = {}
         """How often garbage was found to be named in the store."""
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        now = asyncio.get_running_loop().time()
+        self._next_s, self._left_s = now + SWEEP_S, now + LEFT_S
+        self._collected_s = self._renewed_s = self._unwell_at = now
 
     async def stop(self) -> None:
+        self._next_s = float("inf")
         if self._task is not None:
             self._task.cancel()
         await asyncio.get_running_loop().run_in_executor(None, lambda: self._pool.shutdown(cancel_futures=True))
 
-    async def _run(self) -> None:
+    def turn(self, now: float) -> None:
+        """Begin what is due, on the loop's clock; nothing while the last is under way."""
+        if not self._is_well():
+            self._unwell_at = now
+        if now < self._next_s or (self._task is not None and not self._task.done()):
+            return
+        self._next_s = now + SWEEP_S
+        if self._may_matter or (self._leads() and now >= self._left_s) or now >= self._collect_s:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+
+    @property
+    def _may_matter(self) -> bool:
+        return self._is_busy() or bool(self._refs)
+
+    @property
+    def _collect_s(self) -> float:
+        return self._collected_s + (COLLECT_SHORT_S if self._room.is_short else COLLECT_S)
+
+    async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        collected_at = renewed_at = looked_at = self._unwell_at = loop.time()
-        while True:
-            await asyncio.sleep(min(SWEEP_S, self._room.look_again_s) if self._is_busy() or self._refs else SWEEP_S)
-            now = loop.time()
-            if not self._is_well():
-                self._unwell_at = now
-            await self.look()
-            await self.sweep(now)
-            is_short = self._room.is_short
-            if self._leads() and now >= looked_at + LEFT_S:
-                looked_at = now
-                await self._take_left(now)
-            if self._refs.unstored and now >= renewed_at + RENEW_S:
-                renewed_at = now
-                await self._in_thread(self._blobs.renew_used, list(self._refs.unstored))
-            if now >= collected_at + (COLLECT_SHORT_S if is_short else COLLECT_S):
-                collected_at = now
-                self._blobs.renew()
-                if self._leads():
-                    await self.collect(now)
+        await self._work_once(loop.time())
+        while self._may_matter and (wait_s := self._room.look_again_s) < SWEEP_S:
+            await asyncio.sleep(wait_s)
+            await self._work_once(loop.time())
+
+    async def _work_once(self, now: float) -> None:
+        await self.look()
+        await self.sweep(now)
+        if self._leads() and now >= self._left_s:
+            self._left_s = now + LEFT_S
+            await self._take_left(now)
+        if self._refs.unstored and now >= self._renewed_s + RENEW_S:
+            self._renewed_s = now
+            await self._in_thread(self._blobs.renew_used, list(self._refs.unstored))
+        if now >= self._collect_s:
+            self._collected_s = now
+            self._blobs.renew()
+            if self._leads():
+                await self.collect(now)
 
     async def look(self) -> None:
         """At how much room there is, where there is something that may take it."""
-        if not self._is_busy() and not self._refs:
+        if not self._may_matter:
             return
         self._room.looks()
         try:

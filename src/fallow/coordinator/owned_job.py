@@ -209,6 +209,11 @@ class OwnedJob:
         for node_id, limit_s in self.heard.lost(now):
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
+    def next_s(self, before: float) -> float:
+        """When a look at the job's nodes may find something, where that is before then; else any later time."""
+        due = self.heard.next_s(before)
+        return before if due is None else due
+
     def forget_node(self, node_id: NodeId, reason: str) -> None:
         self.heard.forget(node_id)
         self._sessions.pop(node_id, None)

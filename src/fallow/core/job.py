@@ -233,6 +233,11 @@ class JobProgress(HeldProgress):
         self._doubt_at = now if self._doubtful else oldest + after_s
         return bool(self._doubtful)
 
+    @property
+    def doubt_at(self) -> float:
+        """Before then `doubt` finds nothing new."""
+        return self._doubt_at if self.spec.speculate else float("inf")
+
     def _double_doubtful(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         idle = list(islice(self._idle, len(self._doubtful)))

@@ -14,6 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -50,6 +51,9 @@ S3_SKIP_S = 300.0
 """A blob that lies in S3 for less than this is not put again. An older one is: that makes it young, so that the
 collection of garbage does not take it before a job names it."""
 
+CLOCKS_APART_S = 120.0
+"""More than that between the clock of an S3 service and that of a coordinator is said to whoever is refused. (Services
+refuse what was signed a quarter of an hour ago.)"""
 YOUNG_MARGIN_S = 30.0
 _CHUNK_BYTES = 1 << 20
 _PACED_BYTES = 64 * 1024
@@ -60,7 +64,20 @@ _SIGN_TIMEOUT_S = 5.0
 _BACKOFF_LIMIT_S = 5.0
 _CONNECTIONS = 8
 
+
+def _clocks_apart_s(answer: aiohttp.ClientResponse) -> float:
+    """By how much the clock of a service is ahead of whoever signed the URL; 0.0 where that is little, or not said."""
+    try:
+        there = parsedate_to_datetime(answer.headers["Date"])
+        signed = datetime.strptime(answer.url.query[_S3_SIGNED_AT], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except (KeyError, ValueError, TypeError):
+        return 0.0
+    apart_s = (there - signed).total_seconds()
+    return apart_s if abs(apart_s) > CLOCKS_APART_S else 0.0
+
+
 _S3 = "X-Amz-Signature"
+_S3_SIGNED_AT = "X-Amz-Date"
 _S3_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -109,6 +126,10 @@ class _Troubled(_Cut):
     """The S3 service answered that it cannot: many say no more where their disk is full."""
 
 
+class _Apart(_Cut):
+    """The S3 service refuses what was signed by a clock that its own is far from."""
+
+
 class _Attempts:
     """Attempts of one transfer in a row that brought nothing."""
 
@@ -136,6 +157,8 @@ class _Attempts:
         hint = "Is the pool's HTTP port open to this machine?"
         if isinstance(error, _Troubled):
             hint = "It may be out of room: its log says more. Free some room there."
+        elif isinstance(error, _Apart):
+            hint = "Let both be set from the network (NTP)."
         return f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. {hint}"
 
 
@@ -361,6 +384,9 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
         return
     words = (await answer.text(errors="replace")).strip()[:500] or f"HTTP {answer.status}"
     kind = {404: "not_found", 413: "too_large", 422: "invalid", 507: "store_full"}.get(answer.status)
+    if answer.status in (400, 403) and (apart_s := _clocks_apart_s(answer)):
+        ahead = "ahead of" if apart_s > 0 else "behind"
+        raise _Apart(f"the S3 service's clock is {abs(apart_s) / 60:.0f} min {ahead} the pool's coordinators'")
     if code := _S3_CODE.search(words):
         if code[1] == "EntityTooLarge":
             raise PoolRefused(f"blob {digest[:16]} is larger than the S3 service takes in one piece.", "invalid")
