@@ -121,17 +121,23 @@ class BlobAccess:
         return path
 
     async def _fetch_into(self, client: BlobClient, digest: str, size: int) -> Path:
-        if self.make_room is None or client.is_local or (self._cache / digest).exists():
+        if client.is_local or (self._cache / digest).exists():
             return Path(await client.fetch_file(Digest(digest), size, self._cache))
-        await self.make_room(size)
+        make_room = self.make_room or self._drop_unused
+        if self.make_room is not None:
+            await make_room(size)
         try:
             return Path(await client.fetch_file(Digest(digest), size, self._cache))
         except PoolRefused as error:
             if error.kind != "store_full":
                 raise
         # Somebody else filled the disk meanwhile: free what can be freed, and try once more.
-        await self.make_room(size)
+        await make_room(size)
         return Path(await client.fetch_file(Digest(digest), size, self._cache))
+
+    async def _drop_unused(self, size: int) -> None:
+        """Where nobody bounds the cache but the disk itself."""
+        await asyncio.to_thread(prune, self._cache, 0, time.time())
 
     async def bytes_of(self, blob: Blob) -> bytes:
         """The blob's bytes: inline, or read from a local file."""

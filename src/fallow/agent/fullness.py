@@ -30,7 +30,7 @@ class Fullness:
         """Why the node takes no work; '' where it does."""
 
     def met(self, size: int) -> None:
-        """A result of `size` bytes could not be kept."""
+        """A result, or an input, of `size` bytes could not be kept."""
         try:
             free = shutil.disk_usage(self._folder).free
         except OSError:
@@ -38,7 +38,7 @@ class Fullness:
         if self.words or free >= RESERVE_BYTES + (size if self._takes_words else 0):
             return  # it was a limit of the sandbox, or there is room again
         self.words = f"the disk under {self._folder} is full: {size_words(free)} are free"
-        log.warning("no room for a result of %s: %s", size_words(size), self.words)
+        log.warning("no room for %s: %s", size_words(size), self.words)
         self._on_change()
         asyncio.get_running_loop().call_later(CLOSED_S, self._try_again)
 

@@ -33,6 +33,7 @@ from fallow.agent.slot_effects import (
 )
 from fallow.agent.slot_state import SlotMachine
 from fallow.agent.worker_api import Report
+from fallow.model.errors import PoolRefused
 from fallow.model.ids import JobId
 from fallow.model.job import JobKind, JobSpec
 from fallow.model.parts import HeldLease, InputPage
@@ -408,6 +409,8 @@ class Slot:
         """Give the lease back, but not at once: it may well come here again. In the end leave the job to others."""
         self._missing_count += 1
         log.warning("inputs of %r cannot be had: %s", held, error)
+        if isinstance(error, PoolRefused) and error.kind == "store_full":
+            self.node.fullness.met(max((page.page.size for page in held.pages if page.page.data is None), default=0))
         await asyncio.sleep(INPUTS_AGAIN_S * self._missing_count)
         self.lack_pages(held)
         if self._missing_count >= INPUTS_TRIES:

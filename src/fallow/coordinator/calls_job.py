@@ -194,7 +194,7 @@ class CallsJob(OwnedJob):
             return
         self._forget_stored(received)
         for start, stop in received:
-            for entry in [e for e in self.results.from_index(start) if e.stop <= stop]:
+            for entry in self.results.within(start, stop):
                 self.results.drop(entry)
                 if not entry.inline and entry.fault is None:
                     self.context.blobs.drop(entry.page.digest, self.context.now())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +105,11 @@ class ResultIndex:
             yield entry
             cursor = entry.stop
             at += 1
+
+    def within(self, start: int, stop: int) -> list[Recorded]:
+        """Pages that lie in [start, stop), whatever lies between them."""
+        low, high = bisect_left(self._starts, start), bisect_left(self._starts, stop)
+        return [entry for at in range(low, high) if (entry := self._by_start[self._starts[at]]).stop <= stop]
 
     def from_seq(self, seq: int) -> Iterator[Recorded]:
         """Pages in order of recording, from `seq` on."""

@@ -68,15 +68,21 @@ class NestedBlobs:
     async def put_segments(self, segments: list[Any], *, durable: bool = True, purpose: Any = None) -> Blob:
         """What it is for is not told: the agent keeps all as objects."""
         from fallow.model.job import INLINE_LIMIT_BYTES, Blob
+        from fallow.wire.blob_files import no_room_in_words
         from fallow.wire.blobs import hash_segments
 
         digest, size = hash_segments(segments)
         if size <= INLINE_LIMIT_BYTES:
             return Blob(digest, size, b"".join(segments))
-        handle, path = tempfile.mkstemp(prefix="fallow-nested-")
-        with os.fdopen(handle, "wb") as file:
-            for segment in segments:
-                file.write(segment)
+        with no_room_in_words(Path(tempfile.gettempdir())):
+            handle, path = tempfile.mkstemp(prefix="fallow-nested-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    for segment in segments:
+                        file.write(segment)
+            except OSError:
+                Path(path).unlink()
+                raise
         await self._put(path, digest, size)
         return Blob(digest, size)
 

@@ -68,14 +68,16 @@ def put(obj: T) -> Ref[T]:
 async def _put_always(client: Client, segments: list[Any]) -> Any:
     """Into the blob store, however small: a task has nothing but the digest."""
     from fallow.sdk.room import put_waiting
+    from fallow.wire.blob_files import no_room_in_words
 
     blob = await put_waiting(client, lambda: client.blobs.put_segments(segments, durable=False))
     client.unsynced.add(blob.digest)
     if blob.data is None:
         return blob
-    handle, name = tempfile.mkstemp(prefix="fallow-put-")
+    with no_room_in_words(Path(tempfile.gettempdir())):
+        handle, name = tempfile.mkstemp(prefix="fallow-put-")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with no_room_in_words(Path(name).parent), os.fdopen(handle, "wb") as file:
             file.write(blob.data)
         return await put_waiting(client, lambda: client.blobs.put_file(Path(name), durable=False))
     finally:

@@ -294,14 +294,19 @@ class BlobFiles:
                 temporary.unlink()
             raise
 
-    @contextlib.contextmanager
-    def _no_room_in_words(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise no_room(self.folder) from error
-            raise
+    def _no_room_in_words(self) -> contextlib.AbstractContextManager[None]:
+        return no_room_in_words(self.folder)
+
+
+@contextlib.contextmanager
+def no_room_in_words(folder: Path) -> Iterator[None]:
+    """For what is written into the folder: a full disk is PoolRefused('store_full')."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise no_room(folder) from error
+        raise
 
 
 def no_room(folder: Path, more: str = "") -> PoolRefused:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from fallow.model.errors import PoolRefused
 from fallow.model.ids import Digest
 from fallow.model.job import INLINE_LIMIT_BYTES, Blob, Purpose
-from fallow.wire.blob_files import BlobFiles, Buffer, flat, hash_file, hash_segments, is_digest
+from fallow.wire.blob_files import BlobFiles, Buffer, flat, hash_file, hash_segments, is_digest, no_room_in_words
 from fallow.wire.messages import PoolInfo
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ class BlobClient:
         if self._files is not None:
             return map_file(await self._find(self._files, blob.digest, blob.size), blob.size)
         if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="fallow-blobs-"))
+            with no_room_in_words(Path(tempfile.gettempdir())):
+                self._scratch = Path(tempfile.mkdtemp(prefix="fallow-blobs-"))
         path = await self.fetch_file(blob.digest, blob.size, self._scratch)
         try:
             if os.name == "nt":  # a file that is mapped cannot be deleted there

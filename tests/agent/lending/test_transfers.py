@@ -139,3 +139,15 @@ async def test_a_disk_that_fills_while_a_blob_is_written(served: Served, small_d
     assert made == [4 * MB, 4 * MB], "room was asked for once more"
     assert list((small_disk / "blobs").iterdir()) == []
     await access.close()
+
+
+async def test_a_cache_that_nobody_bounds_gives_way_to_what_is_needed_now(served: Served, small_disk: Path) -> None:
+    access = lending(served, small_disk, limit=0)
+    access.make_room = None
+    first, second, third = [await put(served, 3 * MB) for _ in range(3)]
+    old = await access.path(first.digest, first.size)
+    age(old)
+    kept = await access.path(second.digest, second.size)
+    fetched = await access.path(third.digest, third.size)
+    assert (old.exists(), kept.exists(), fetched.stat().st_size) == (False, True, third.size)
+    await access.close()
