@@ -52,7 +52,7 @@ def _names(text: str, known: tuple[str, ...], what: str) -> list[str]:
     return names
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,36 +69,36 @@ def _arguments() -> argparse.Namespace:
         "--python", action="append", default=[], metavar="PEER=PATH", help="use this interpreter for a peer"
     )
     parser.add_argument("--blocks", action="store_true", help="measure the building blocks of this machine instead")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
     if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
         program = importlib.import_module(f"bench.{sys.argv.pop(1)}")
         return int(program.main())
-    arguments = _arguments()
+    chosen = arguments().parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
-    if arguments.blocks:
+    if chosen.blocks:
         blocks.print_blocks(console)
         return 0
-    rows = [row for row in ROWS if row.name in _names(arguments.rows, ROW_NAMES, "row")]
-    peers = _names(arguments.peers, NAMES, "peer")
-    default_sizes = "1e5,1e6" if arguments.quick else "1e6,1e7,1e8"
-    sizes = tuple(int(float(size)) for size in (arguments.memory_sizes or default_sizes).split(","))
-    pythons = {peer: Path(path).absolute() for peer, _, path in (pair.partition("=") for pair in arguments.python)}
-    settings = Settings(arguments.quick, arguments.out.resolve(), sizes, pythons, arguments.repeat)
+    rows = [row for row in ROWS if row.name in _names(chosen.rows, ROW_NAMES, "row")]
+    peers = _names(chosen.peers, NAMES, "peer")
+    default_sizes = "1e5,1e6" if chosen.quick else "1e6,1e7,1e8"
+    sizes = tuple(int(float(size)) for size in (chosen.memory_sizes or default_sizes).split(","))
+    pythons = {peer: Path(path).absolute() for peer, _, path in (pair.partition("=") for pair in chosen.python)}
+    settings = Settings(chosen.quick, chosen.out.resolve(), sizes, pythons, chosen.repeat)
     busy = busy_share(1.0)
     if busy > 0.1:
         console.print(f"Other programs use {busy:.0%} of this machine: times and ratios below will suffer from it.")
     measurements = run_rows(rows, peers, settings, lambda line: console.print(line, highlight=False, markup=False))
     console.print()
     print_report(rows, measurements, console)
-    content = as_json(rows, measurements, arguments.quick) | {"busy_share_before": round(busy, 3)}
-    if arguments.markdown:
-        arguments.markdown.write_text(markdown(rows, measurements))
-    json_path = arguments.json or settings.out / "bench.json"
+    content = as_json(rows, measurements, chosen.quick) | {"busy_share_before": round(busy, 3)}
+    if chosen.markdown:
+        chosen.markdown.write_text(markdown(rows, measurements))
+    json_path = chosen.json or settings.out / "bench.json"
     write_json(json_path, content)
-    plot_path = arguments.plot or settings.out / "bench.png"
+    plot_path = chosen.plot or settings.out / "bench.png"
     drawn = write_plot(plot_path, rows, measurements)
     console.print(f"Written: {json_path}" + (f", {plot_path}" if drawn else " (no plot: matplotlib is not installed)"))
     return 0

@@ -172,7 +172,7 @@ def _process_cpu_s(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / 100
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.agents", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -193,11 +193,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--timeline", action="store_true", help="say where the slowest leases were")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
-    options = _arguments()
+    options = arguments().parse_args()
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit[1], limit[1]))
     if limit[1] < options.agents + 100:

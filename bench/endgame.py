@@ -178,7 +178,7 @@ class Model:
                 self.after(self.latency_s, self._handed_in, ask.slot, running, None, back, False, 0.0)
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=400)
     parser.add_argument("--slots", type=int, default=2)
@@ -187,7 +187,11 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=50, help="other orders of the same lengths")
     parser.add_argument("--no-speculation", action="store_true")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     lengths = skewed_lengths(args.tasks, args.total_s)
     chance = random.Random(1)
     found = []

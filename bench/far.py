@@ -56,7 +56,7 @@ def _measure(pool: BenchPool, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.far", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,11 +68,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cut-every-s", type=float, default=12.0, help="about; 0: never")
     parser.add_argument("--seed", type=int, default=1, help="of the times of the cuts")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
-    options = _arguments()
+    options = arguments().parse_args()
     busy = busy_share(1.0)
     with BenchPool() as pool:
         result = _measure(pool, options) | {"busy_share_before": round(busy, 3)}

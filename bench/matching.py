@@ -117,14 +117,18 @@ def measure(node_count: int, job_count: int, events: int, seed: int) -> dict[str
     return rows
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=100_000)
     parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--events", type=int, default=20, help="events of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     rows = measure(args.nodes, args.jobs, args.events, args.seed)
     if args.json:
         print(json.dumps({"nodes": args.nodes, "jobs": args.jobs, **rows}))

@@ -134,13 +134,17 @@ def _run(display: str, returns: int, idle_s: float, seed: int) -> dict[str, Any]
         }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--returns", type=int, default=10)
     parser.add_argument("--idle", type=float, default=1.5, help="the owner's idle_s, short so that returns follow soon")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    chosen = arguments().parse_args(words)
     result: dict[str, Any] = {"foreign_cpu_share": round(busy_share(1.0), 3)}
     with x_server() as display:
         result |= _run(display, chosen.returns, chosen.idle, chosen.seed)

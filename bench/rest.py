@@ -174,14 +174,18 @@ def _of_lent(folder: Path, seconds: float) -> dict[str, Any]:
         return found
 
 
-def main(arguments: list[str] | None = None) -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench rest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
     parser.add_argument("--only", choices=("up", "lent"))
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(given: list[str] | None = None) -> int:
+    chosen = arguments().parse_args(given)
     foreign = round(busy_share(1.0), 3)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fallow-bench-") as name:

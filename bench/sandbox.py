@@ -136,11 +136,15 @@ def _work_s(sandbox: Sandbox) -> float:
         return float((Path(name) / "took").read_text())
 
 
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench sandbox", description=__doc__)
     parser.add_argument("--repeat", type=int, default=9, help="rounds, each backend in turn; medians count")
     parser.add_argument("--backends", default="", help="only these, with commas between")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    given = arguments().parse_args()
     repeat, only = given.repeat, [name for name in given.backends.split(",") if name]
     plain = BACKENDS["process"](SandboxSettings())
     failed = False

@@ -42,14 +42,18 @@ def run(arguments: list[str]) -> dict[str, Any]:
     return summary
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(RUNS), help="one kind of run; otherwise all")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     for kind in [args.only] if args.only else RUNS:
-        for words, arguments in RUNS[kind]:
-            found = run(arguments)
+        for words, given in RUNS[kind]:
+            found = run(given)
             if args.json:
                 print(json.dumps({"run": words, **found}), flush=True)
                 continue

@@ -156,7 +156,7 @@ def _servers(pool: BenchPool, repeat: int) -> list[dict[str, Any]]:
     return found
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.takeover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -164,11 +164,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--store", default="postgresql", help="postgresql, or a URL")
     parser.add_argument("--only", choices=("owner", "nats"), default="", help="kill one kind alone")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
-    options = _arguments()
+    options = arguments().parse_args()
     result: dict[str, Any] = {"busy_share_before": round(busy_share(1.0), 3)}
     if options.only != "nats":
         with BenchPool(3, options.store) as pool:

@@ -331,3 +331,15 @@ def test_a_wrong_token_is_refused_in_words(nats: NatsServer, tmp_path: Path) -> 
         assert not list((tmp_path / "home" / "scratch").iterdir())
     finally:
         agent.destroy()
+
+
+@pytest.mark.slow
+async def test_a_node_says_when_it_knows_all_pythons_of_its_machine(owner: Owner, start_agent: StartAgent) -> None:
+    start_agent()
+    await owner.node()
+    specs = [beat.spec for beat in owner.beats if beat.spec]
+    assert specs[0].seeks_pythons
+    known = await owner.until(
+        "the search's end", lambda: [b.spec for b in owner.beats if b.spec and not b.spec.seeks_pythons]
+    )
+    assert known[0].pythons[0] == specs[0].pythons[0]

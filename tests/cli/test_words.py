@@ -6,28 +6,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fallow.cli.main import app
 from tests.pool import client_env
 
-COMMANDS = [
-    "up",
-    "join",
-    "connect",
-    "disconnect",
-    "run",
-    "jobs",
-    "nodes",
-    "status",
-    "logs",
-    "cancel",
-    "top",
-    "drain",
-    "resume",
-]
+
+def commands(group: Any, *words: str) -> list[list[str]]:
+    found = []
+    for name, command in group.commands.items():
+        path = [*words, name]
+        found += commands(command, *path) if hasattr(command, "commands") else [path]
+    return found
+
+
+COMMANDS = commands(get_command(app))
 
 
 def fallow(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -41,12 +38,12 @@ def fallow(home: Path, *arguments: str, **variables: str) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_help_has_an_example(command: str) -> None:
-    done = CliRunner().invoke(app, [command, "--help"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_has_an_example(command: list[str]) -> None:
+    done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0
     assert "Example" in done.stdout
-    assert f"fallow {command}" in done.stdout.split("Example")[1]
+    assert " ".join(["fallow", *command]) in done.stdout.split("Example")[1]
 
 
 @pytest.mark.parametrize(

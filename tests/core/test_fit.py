@@ -9,7 +9,7 @@ import pytest
 
 from fallow.core.fit import misfit, too_large
 from fallow.model.ids import ClientId, Digest, JobId, NodeId
-from fallow.model.job import Blob, JobKind, JobSpec
+from fallow.model.job import Blob, EnvSpec, JobKind, JobSpec, Resources
 from fallow.model.node import NodeSpec
 from fallow.model.tiers import Tier
 
@@ -51,3 +51,19 @@ def test_a_job_that_no_node_can_run_is_told_why_for_each() -> None:
     assert "lent gives 'isolated'" in said
     assert too_large(job(least_tier=1), [OWN, LENT]) is None
     assert too_large(asked, []) is None, "nodes may still come"
+
+
+def test_a_node_that_still_looks_for_pythons_may_have_the_one_that_is_needed() -> None:
+    needs = job(env=EnvSpec(python="3.12"))
+    seeking = msgspec.structs.replace(OWN, seeks_pythons=True)
+    assert misfit(needs, seeking) == "needs Python 3.12, and desk has 3.11"
+    assert too_large(needs, [OWN, seeking]) is None
+    assert "needs Python 3.12" in (too_large(needs, [OWN]) or "")
+    huge = msgspec.structs.replace(needs, resources=Resources(cpu=99))
+    assert "99 CPUs" not in (too_large(needs, [seeking]) or "")
+    assert too_large(huge, [seeking]) is not None, "no Python would help"
+
+
+def test_sizes_are_written_as_people_do() -> None:
+    huge = job(resources=Resources(memory_bytes=10_000 * 10**12))
+    assert "needs 10,000 TB of memory" in (misfit(huge, OWN) or "")

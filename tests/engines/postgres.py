@@ -13,6 +13,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tests.engines.wall_clock import set_clock
 
@@ -163,7 +164,7 @@ class Postgres:
             process.send_signal(number)
             process.wait(DEADLINE_S)
 
-    def _as_user(self) -> dict[str, object]:
+    def _as_user(self) -> dict[str, Any]:
         if not self._user:
             return {}
         return {"user": self._user, "group": "nogroup" if sys.platform == "linux" else None, "extra_groups": []}

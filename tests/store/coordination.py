@@ -144,6 +144,32 @@ class CoordinationConformance:
         assert store.renewals() == []
         assert store.renew_session("a", 1.5) == 2
 
+    def test_a_session_is_kept_with_one_word_and_hears_what_is_to_be_known(self, store: Store) -> None:
+        jobs = [job_id() for _ in range(4)]
+        for number, job in enumerate(jobs):
+            store.commit([CreateJob(spec(job), ("a", "b", "dead", "dead")[number], 1.0)])
+        dead = [(job, "dead") for job in jobs[2:]]
+        store.renew_session("a", LONG_S, "at a")
+        first = store.keep_session("a", LONG_S, "at a", 10)
+        assert (first.epoch, first.term, first.others) == (1, 1, [])
+        assert first.orphans == [(jobs[1], "b"), *dead], "nobody else is known yet"
+        other = store.keep_session("b", 1.5, "at b", 1)
+        assert (other.epoch, other.term) == (1, None), "another leads"
+        assert other.orphans == dead[:1], "as many as were asked for; its own is none"
+        assert other.others == [renewal_of(store, "a")]
+        again = store.keep_session("a", LONG_S, "moved", 10)
+        assert (again.epoch, again.term, again.orphans) == (1, 1, dead)
+        assert again.others == [renewal_of(store, "b")]
+        assert renewal_of(store, "a").info == "moved"
+        assert renewal_of(store, "a").stamp > other.others[0].stamp
+        store.end_session("a")
+        now = store.keep_session("b", LONG_S, "at b", 10)
+        assert (now.term, now.orphans, now.others) == (2, [(jobs[0], "a"), *dead], [])
+        assert store.end_silent(renewal_of(store, "b"))
+        assert store.keep_session("b", LONG_S, "at b", 10).epoch == 2, "whoever returns is told that it was away"
+        assert store.keep_session("b", LONG_S, "at b", 10).term == 3
+        assert store.keep_session("a", LONG_S, "at a", 10).term is None
+
     def test_one_leads_at_a_time(self, store: Store) -> None:
         for owner in ("a", "b", "c"):
             store.renew_session(owner, LONG_S)
@@ -187,10 +213,10 @@ class CoordinationConformance:
             try:
                 mine = self.open_at(tmp_path)
                 mine.renew_session(name, LONG_S)
-                term = mine.acquire_leadership(name)
-                if term is not None:
-                    terms.append(term)
-                for each, _ in mine.jobs_of_dead_owners(10):
+                kept = mine.keep_session(name, LONG_S, "", 10)
+                if kept.term is not None:
+                    terms.append(kept.term)
+                for each, _ in kept.orphans:
                     if mine.acquire_job(each, name, force=False) is not None:
                         won[name].append(each)
                 mine.close()

@@ -89,7 +89,7 @@ def results_of(reports: Iterable[Report]) -> dict[int, object]:
 def is_alive(pid: int) -> bool:
     """It runs, and is not merely waiting to be reaped."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -330,8 +330,13 @@ async def _run(command: list[str]) -> None:
         raise EnvironmentFailed(_words(stderr.decode(errors="replace")))
 
 
+_OWN_FILE = re.compile(r"`[^`]*\.building-[^`]*requirements\.txt`(?: at position 0)?")
+"""Customers never see the file that the requirements stand in while they are installed."""
+
+
 def _words(text: str) -> str:
     """What uv said, without its remarks about itself."""
     lines = [line.rstrip() for line in text.splitlines()]
     spoken = "\n".join(line for line in lines if line and not line.startswith(("Using ", "Creating ", "Activate ")))
+    spoken = _OWN_FILE.sub("the requirements", spoken)
     return (spoken or "uv failed without a word")[-WORDS_LIMIT:]

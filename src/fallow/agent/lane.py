@@ -295,7 +295,7 @@ class Lane:
             self._warm_up()
             return
         if death.kind == "setup" and held is not None and not held.revoked:
-            self.slot.refuse(held.job_id, "setup", death.detail or death.message)
+            self.slot.refuse(held.job_id, "setup", f"{death.message}\n\n{death.detail}".strip())
         if token is None:
             self._failed(death.message)
         else:

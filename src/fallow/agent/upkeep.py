@@ -53,17 +53,18 @@ async def keep_house(node: Node, home: Path) -> None:
         if not node.is_at_work:  # (between two single calls nothing runs either)
             break
         await asyncio.sleep(BUSY_LOOK_S)
-    found = await find_pythons()
-    if found:
-        node.pythons.update(found)
-        node.offer(
-            msgspec.structs.replace(
-                node.spec, pythons=(own_python(), *sorted(found)), disk_free_bytes=disk_free_bytes(home)
-            )
-        )
+    await seek_pythons(node, home)
     while True:
         await _measure(node, home)
         await asyncio.sleep(MEASURE_EVERY_S)
+
+
+async def seek_pythons(node: Node, home: Path) -> None:
+    """Offer the Pythons of this machine, and say that these are all."""
+    node.pythons.update(await find_pythons())
+    others = sorted(version for version in node.pythons if version != own_python())
+    spec = msgspec.structs.replace(node.spec, pythons=(own_python(), *others), seeks_pythons=False)
+    node.offer(msgspec.structs.replace(spec, disk_free_bytes=disk_free_bytes(home)) if others else spec)
 
 
 async def _measure(node: Node, home: Path) -> None:

@@ -38,8 +38,8 @@ class Directory:
         self._taking: dict[JobId, asyncio.Task[bool]] = {}
         self._loading: dict[JobId, list[Callable[[], None]]] = {}
         self.on_loaded: Callable[[JobId], Any] | None = None
-        self.on_first: Callable[[], None] = lambda: None
-        """There was no job in memory, and now there is one."""
+        self.on_added: Callable[[], None] = lambda: None
+        """There is another job in memory."""
 
     def spec_of(self, job_id: JobId) -> JobSpec | None:
         owned = self.active.get(job_id)
@@ -51,8 +51,7 @@ class Directory:
 
     def add(self, owned: OwnedJob) -> None:
         self.active[owned.job_id] = owned
-        if len(self.active) == 1:
-            self.on_first()
+        self.on_added()
         self._epochs[owned.job_id] = owned.epoch
         while len(self._epochs) > EPOCHS_LIMIT:
             del self._epochs[next(iter(self._epochs))]

@@ -58,7 +58,6 @@ class Ownership:
         directory.on_loaded = self.listen
         peers.on_handover = self._on_handover
         peers.on_lost = self._on_lost_peer
-        context.session.orphans = directory.read_orphans
         context.session.on_orphans = self._on_orphans
 
     def tick(self, now: float) -> None:

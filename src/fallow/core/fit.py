@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from fallow.core.gpus import room
 from fallow.model.job import GpuSpec, JobSpec
 from fallow.model.node import Device, NodeSpec
@@ -62,15 +64,25 @@ def _word(tier: int) -> str:
 
 
 def too_large(spec: JobSpec, nodes: Sequence[NodeSpec]) -> str | None:
-    """In words, if there are nodes and none of them could ever run the job."""
+    """In words, if there are nodes and none of them could ever run the job, nor may turn out to have its Python."""
     reasons = [misfit(spec, node) for node in nodes]
     if not nodes or any(reason is None for reason in reasons):
+        return None
+    python = spec.env.python
+    if any(
+        node.seeks_pythons and misfit(spec, replace(node, pythons=(*node.pythons, python))) is None for node in nodes
+    ):
         return None
     shown = "; ".join(reason for reason in reasons[:3] if reason)
     more = f"; and {len(reasons) - 3} nodes more" if len(reasons) > 3 else ""
     return f"no node of this pool can run {spec.name!r}: it {shown}{more}"
 
 
+def _three(number: float) -> str:
+    """To three digits, and never as 1e+04."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _size(size: int) -> str:
     """'25.3 GB', '900 TB'."""
-    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
+    return f"{_three(size / 1e12)} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"

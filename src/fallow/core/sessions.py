@@ -8,6 +8,7 @@ time between two stamps on a clock of its own that nobody sets. Only how fast cl
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from math import inf
 from typing import NamedTuple
 
 from fallow.model.ids import JobId
@@ -38,13 +39,15 @@ class SessionWatch:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}
+        self.first_s = inf
+        """When the first of them will have been silent for too long, should it not be renewed before."""
 
     def silent(self, renewals: Iterable[Renewal], now: float) -> list[Renewal]:
         """Those that have stood still for as long as they hold. `now`: a steady clock's time, in seconds, once
         `renewals` had been read. A session may still be renewed after that: so it is ended on condition that its
         stamp is the same."""
         seen, self._seen = self._seen, {}
-        found = []
+        found, self.first_s = [], inf
         for renewal in renewals:
             stamp, since = seen.get(renewal.owner, (renewal.stamp, now))
             if stamp != renewal.stamp:
@@ -52,4 +55,6 @@ class SessionWatch:
             self._seen[renewal.owner] = renewal.stamp, since
             if now - since >= renewal.ttl_s:
                 found.append(renewal)
+            else:
+                self.first_s = min(self.first_s, since + renewal.ttl_s)
         return found

@@ -48,6 +48,8 @@ class NodeSpec(Struct, frozen=True):
     """One slot's measured speed, relative to the benchmark's reference machine; 0: not measured."""
     shares_gpus: bool = True
     """A GPU may be given to several tasks at once (own pools only)."""
+    seeks_pythons: bool = False
+    """This machine has not been searched for other Pythons yet: `pythons` may grow within a minute or so."""
 
 
 class NodeInfo(Struct, frozen=True):

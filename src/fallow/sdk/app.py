@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from fallow.model.errors import SettingError
 from fallow.sdk.function import Function
 from fallow.sdk.options import Options, Retry, check_callable, read_options
+from fallow.sdk.script_end import hook_errors
 
 if TYPE_CHECKING:
     from fallow.sdk.env import Env
@@ -23,6 +24,7 @@ class App:
     def __init__(self, name: str = "app", *, env: Env | None = None) -> None:
         if not isinstance(name, str) or not name.strip() or len(name) > 100:
             raise SettingError(f"App({name!r}): the name must be a text of 1 to 100 characters.")
+        hook_errors()
         self.name = name
         self.env = read_options(env=env).env
         self.functions: dict[str, Function[Any, Any]] = {}

@@ -6,21 +6,21 @@ import asyncio
 import atexit
 import contextlib
 import os
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fallow.model.errors import FallowError, PoolUnreachable
 from fallow.model.ids import ClientId, Digest, JobId, new_id
+from fallow.sdk import script_end
 from fallow.sdk.pool import FoundPool, find_pool, pool_ended, remember_for_children
+from fallow.sdk.script_end import say
 
 if TYPE_CHECKING:
-    from fallow.model.job import Blob
+    from fallow.model.job import Blob, Purpose
     from fallow.sdk.transport import LoopThread, Transport
     from fallow.wire.blob_files import BlobFiles
     from fallow.wire.messages import Msg, PoolInfo
@@ -33,6 +33,8 @@ PING_S = 10.0
 SYNC_S = 2.0
 NOTICE_AFTER_S = 3.0
 EXIT_CANCEL_S = 1.0
+NO_ROOM_AGAIN_S = 60.0
+BARS_END_S = 0.5
 
 
 class Attached(Protocol):
@@ -63,7 +65,7 @@ class BlobPort(Protocol):
 
     def at_hand(self, blob: Blob) -> Any: ...
 
-    async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob: ...
+    async def put_segments(self, segments: list[Any], *, durable: bool = True, purpose: Purpose = ...) -> Blob: ...
 
     async def put_file(self, path: Any, *, durable: bool = True) -> Blob: ...
 
@@ -97,6 +99,7 @@ class Client:
         self._opened: Future[None] = Future()
         self._trouble_since = 0.0
         self._said_trouble = False
+        self._say_room_at = 0.0
         self._ticker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         if not self.nested:
@@ -175,6 +178,13 @@ class Client:
         if not self._said_trouble:
             self._said_trouble = True
             say(f"{words.rstrip()} What the pool has is kept, trying on (Ctrl-C gives up).")
+
+    def waits_for_room(self, words: str) -> None:
+        """What is to be put has no room: says so, now and then. From any thread."""
+        now = time.monotonic()
+        if not self.nested and now >= self._say_room_at:
+            self._say_room_at = now + NO_ROOM_AGAIN_S
+            say(f"{words} Waiting until the pool has made room (Ctrl-C gives up).")
 
     async def _open(self) -> None:
         try:
@@ -295,7 +305,7 @@ class Client:
         from fallow.wire import subjects
         from fallow.wire.messages import CancelJob
 
-        if _interrupted:
+        if script_end.is_interrupted:
             reason = "its script was interrupted"
         with contextlib.suppress(FallowError):
             message = CancelJob(job_id, reason, settled)
@@ -341,7 +351,6 @@ class Client:
 _lock = threading.Lock()
 _client: Client | None = None
 _hooked = False
-_interrupted = False
 
 
 def get_client() -> Client:
@@ -352,7 +361,8 @@ def get_client() -> Client:
         return client
     with _lock:
         if _client is None or _client.closed:
-            _hook_errors()
+            script_end.hook_errors()
+            script_end.say_cancelled_by(_cancelled_by_interrupt)
             _client = Client(current_bridge())
             _hook_exit()  # after what opening it has registered: what comes last is called first
         return _client
@@ -367,12 +377,6 @@ def current_bridge() -> Any:
     except ImportError:
         return None
     return nested.current()
-
-
-def say(text: str) -> None:
-    """One line to whoever runs the script."""
-    with contextlib.suppress(Exception):
-        print(f"fallow: {text}", file=sys.stderr, flush=True)
 
 
 def disconnect() -> None:
@@ -391,8 +395,18 @@ def _forget(client: Client) -> None:
 
 
 def _at_exit() -> None:
+    try:
+        _end_script()
+    except KeyboardInterrupt:
+        # A second Ctrl-C waits for nothing: a pool of the script's own ends with it, another ends what it no longer
+        # hears of.
+        script_end.is_interrupted = True
+    script_end.keep_exit_code()
+
+
+def _end_script() -> None:
     client = _client
-    if client is not None and not client.closed and not _interrupted:
+    if client is not None and not client.closed and not script_end.is_interrupted:
         # As the standard executors do: what was submitted is done before the script ends.
         for executor in list(client.executors):
             with contextlib.suppress(Exception):
@@ -416,11 +430,6 @@ def _hook_exit() -> None:
         os.register_at_fork(after_in_child=_after_fork)
 
 
-def _hook_errors() -> None:
-    if sys.excepthook is sys.__excepthook__ and not hasattr(sys, "ps1"):
-        sys.excepthook = _excepthook
-
-
 def _after_fork() -> None:
     """A forked child has no loop thread: it starts anew, and must not hold the parent's pool alive."""
     global _client, _lock
@@ -431,42 +440,14 @@ def _after_fork() -> None:
             client.found.embedded.abandon()
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Ctrl-C ends a script with a line instead of a traceback through our insides."""
-    if issubclass(kind, KeyboardInterrupt) and interrupted():
-        return
-    from fallow.sdk.failures import RemoteTraceback
-
-    if issubclass(kind, FallowError) or isinstance(error.__cause__, RemoteTraceback):
-        # Raised on purpose: where in our code says nothing to whoever reads it.
-        trace = _users_part(trace)
-        error = error.with_traceback(trace)
-    sys.__excepthook__(kind, error, trace)
-
-
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this package; as it is where there are no others."""
-    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
-    kept: list[TracebackType] = []
-    part = trace
-    while part is not None:
-        if not part.tb_frame.f_code.co_filename.startswith(ours):
-            kept.append(part)
-        part = part.tb_next
-    found: TracebackType | None = None
-    for part in reversed(kept):
-        found = TracebackType(found, part.tb_frame, part.tb_lasti, part.tb_lineno)
-    return found or trace
-
-
-def interrupted() -> bool:
-    """This process ends because of Ctrl-C: what is attached is cancelled, nothing is waited for. Says so; False where
-    there is no pool to say it of."""
-    global _interrupted
-    _interrupted = True
+def _cancelled_by_interrupt() -> list[str] | None:
     client = _client
     if client is None:
-        return False
-    names = sorted({job.describe() for job in client.attached.values()})
-    say(f"interrupted{'; cancelled ' + ', '.join(names[:5]) if names else ''}.")
-    return True
+        return None
+    jobs = list(client.attached.values())
+    bars = [bar for job in jobs if (bar := getattr(job, "progress", None)) is not None]
+    for bar in bars:
+        bar.close()
+    for bar in bars:  # what is said now stands below them
+        bar.join(BARS_END_S)
+    return sorted({job.describe() for job in jobs})

@@ -88,6 +88,12 @@ class RemoteClass:
                 "@fallow.method."
             )
 
+    def __getattr__(self, name: str) -> Any:
+        if vars(self).get("roles", {}).get(name) == "method":
+            words = f"{self.__name__}.{name}: make an instance first, as in {self.__name__}(...).{name}"
+            raise AttributeError(words, name=name, obj=self)
+        raise AttributeError(f"the class {self.__name__!r} has no {name!r} for the pool", name=name, obj=self)
+
     def __call__(self, *args: Any, **kwargs: Any) -> RemoteInstance:
         return RemoteInstance(self, args, kwargs)
 

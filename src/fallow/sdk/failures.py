@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import pickle
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fallow.model.errors import (
@@ -204,4 +205,14 @@ def _original(failure: Failure) -> BaseException | None:
     except (Exception, SystemExit):
         # A class that exists on the node alone, or that cannot be rebuilt from its arguments.
         return None
-    return error if isinstance(error, BaseException) else None
+    if not isinstance(error, BaseException) or _steers(error):
+        return None
+    return error
+
+
+def _steers(error: BaseException) -> bool:
+    """Whether it ends or interrupts the process that raises it, and not the one that reads its result: a script would
+    end without a word, or take it for a Ctrl-C, or for the end of its own generator or coroutine."""
+    cancelled = sys.modules.get("asyncio.exceptions")
+    kinds = (SystemExit, KeyboardInterrupt, GeneratorExit)
+    return isinstance(error, (*kinds, cancelled.CancelledError) if cancelled else kinds)

@@ -30,7 +30,22 @@ class Twin:
         self.__wrapped__ = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        try:
+            return self._call(*args, **kwargs)
+        except TypeError as error:
+            words = self._reworded(error)
+            if words is None:
+                raise
+        raise TypeError(words)
+
+    def _reworded(self, error: TypeError) -> str | None:
+        """What Python says of arguments that do not fit, by the name that the caller knows; None of other errors."""
+        own = f"{self._call.__qualname__}()"
+        inside = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        if inside is not None or not str(error).startswith(own):
+            return None
+        of = getattr(self._call, "__self__", None)
+        return f"{getattr(of, 'name', type(of).__name__)}.{self._call.__name__.lstrip('_')}(){str(error)[len(own) :]}"
 
     def __repr__(self) -> str:
         return f"<{self._call.__qualname__} (also .aio)>"
@@ -152,11 +167,11 @@ class Function(Generic[P, R]):
         order_outputs=False: results as they come. return_exceptions: failures are yielded, not raised.
         reduce: combine the results, in order, on the nodes as far as possible; returns the one value.
         detached: returns a JobHandle once all inputs are stored; the job lives on without this script."""
-        from fallow.sdk.start import MapCall, run_map
+        from fallow.sdk.start import MapCall, run_map, zipped
 
         call = MapCall(self, "map", inputs, kwargs, order_outputs, return_exceptions, detached=detached)
         if more:
-            call.style, call.inputs = "star", zip(inputs, *more, strict=False)
+            call.style, call.inputs = "star", zipped(self.name, inputs, *more)
         if reduce is not None:
             call.reduce = reduce
             call.initial = () if initial is _UNSET else (initial,)
@@ -168,7 +183,7 @@ class Function(Generic[P, R]):
         """Like map, with each input unpacked into the function's arguments."""
         from fallow.sdk.start import MapCall, map_options, run_map
 
-        return run_map(map_options(MapCall(self, "star", inputs), options))
+        return run_map(map_options(MapCall(self, "star", inputs), options, "starmap"))
 
     def _for_each(
         self, inputs: Iterable[Any], *, kwargs: dict[str, Any] | None = None, ignore_exceptions: bool = False
@@ -192,11 +207,11 @@ class Function(Generic[P, R]):
         return map_async(functools.partial(self._map_call_aio, style="star"), inputs, (), options)
 
     def _map_call_aio(self, inputs: Any, more: tuple[Any, ...], options: dict[str, Any], style: str = "map") -> Any:
-        from fallow.sdk.start import MapCall, map_options
+        from fallow.sdk.start import MapCall, map_options, zipped
 
-        call = map_options(MapCall(self, style, inputs), options)
+        call = map_options(MapCall(self, style, inputs), options, "map" if style == "map" else "starmap")
         if more:
-            call.style, call.inputs = "star", zip(inputs, *more, strict=False)
+            call.style, call.inputs = "star", zipped(self.name, inputs, *more)
         return call
 
     async def _for_each_aio(

@@ -119,7 +119,7 @@ def read_options(
         ),
         env=_env(env),
         max_nodes=_whole("max_nodes", max_nodes, 1, 1_000_000) if max_nodes is not None else 0,
-        speculate=bool(speculate),
+        speculate=_flag("speculate", speculate),
         least_tier=read_sandbox(sandbox),
         network=_flag("network", network),
     )
@@ -240,7 +240,9 @@ def _exception_types(
 ) -> tuple[type[BaseException], ...] | None:
     if value is None:
         return None
-    types = (value,) if isinstance(value, type) else tuple(value)
+    if not isinstance(value, Iterable):
+        value = (value,)
+    types = tuple(value)
     for kind in types:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise SettingError(f"retry_on: {kind!r} is not an exception type.")

@@ -46,11 +46,11 @@ class MapCall:
         return self.function.name
 
 
-def map_options(call: MapCall, options: dict[str, Any]) -> MapCall:
-    """Set the options of `map` by their names. Raises TypeError for others."""
+def map_options(call: MapCall, options: dict[str, Any], method: str = "map") -> MapCall:
+    """Set the options of `map` or `starmap` by their names. Raises TypeError for others."""
     for name in options:
         if name not in _MAP_OPTIONS:
-            raise TypeError(f"{call.label}.map has no option {name!r}; it has {', '.join(sorted(_MAP_OPTIONS))}.")
+            raise TypeError(f"{call.label}.{method} has no option {name!r}; it has {', '.join(sorted(_MAP_OPTIONS))}.")
     call.kwargs = options.get("kwargs")
     call.ordered = options.get("order_outputs", True)
     call.return_exceptions = options.get("return_exceptions", False)
@@ -61,6 +61,13 @@ def map_options(call: MapCall, options: dict[str, Any]) -> MapCall:
             raise SettingError("initial=... is the first value of a reduction: give reduce=... with it.")
         call.initial = (options["initial"],)
     return call
+
+
+def zipped(name: str, *inputs: Iterable[Any]) -> Iterable[Any]:
+    """Several iterables of `name`.map as one. Raises SettingError for what is none."""
+    from fallow.sdk.submit import check_iterable
+
+    return zip(*(check_iterable(each, f"{name}.map") for each in inputs), strict=False)
 
 
 def _check(call: MapCall) -> None:

@@ -488,3 +488,33 @@ UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = %(ended_owner)
 -- name: list_nodes
 SELECT nodes.spec, nodes.unix_s, nodes.state
 FROM nodes ORDER BY nodes.node_id
+
+-- name: keep_session
+WITH renewed AS
+(INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (%(owner)s::VARCHAR COLLATE "C", 1, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION), %(ttl_s)s, %(info)s::VARCHAR) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND %(anew)s::BIGINT = 0) THEN 0 ELSE 1 END), renewed_unix_s = CASE WHEN (excluded.renewed_unix_s > sessions.renewed_unix_s + 0.001) THEN excluded.renewed_unix_s ELSE sessions.renewed_unix_s + 0.001 END, ttl_s = excluded.ttl_s, info = excluded.info RETURNING sessions.epoch),
+led AS
+(INSERT INTO leaderships (role, owner, term, until_unix_s) SELECT CAST(%(role)s::VARCHAR AS VARCHAR) AS anon_3, CAST(%(owner)s::VARCHAR AS VARCHAR) AS anon_4, CAST(1 AS BIGINT) AS "1", CAST(1.0 AS FLOAT) AS "1.0"
+WHERE NOT (EXISTS (SELECT leaderships.owner
+FROM leaderships
+WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C" AND leaderships.owner != %(owner)s::VARCHAR AND leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0))) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) THEN 0 ELSE 1 END), until_unix_s = excluded.until_unix_s WHERE NOT (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) OR leaderships.owner = excluded.owner RETURNING leaderships.term)
+ SELECT (SELECT renewed.epoch
+FROM renewed) AS anon_1, (SELECT led.term
+FROM led) AS anon_2, array((SELECT jobs.job_id
+FROM jobs
+WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) AND jobs.owner != %(owner)s::VARCHAR ORDER BY jobs.number
+ LIMIT %(count)s::BIGINT)) AS array_1, array((SELECT jobs.owner
+FROM jobs
+WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) AND jobs.owner != %(owner)s::VARCHAR ORDER BY jobs.number
+ LIMIT %(count)s::BIGINT)) AS array_2, array((SELECT sessions.owner
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_3, array((SELECT sessions.renewed_unix_s
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_4, array((SELECT sessions.ttl_s
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_5, array((SELECT sessions.info
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_6

@@ -224,6 +224,19 @@ class PageIndex(Struct, frozen=True, array_like=True):
     node: str = ""
 
 
+class Kept(Struct, frozen=True):
+    """What a coordinator hears when it renews its session."""
+
+    epoch: int
+    """See renew_session."""
+    term: int | None
+    """See acquire_leadership."""
+    orphans: list[tuple[JobId, str]]
+    """See jobs_of_dead_owners; none of its own."""
+    others: list[Renewal]
+    """The sessions of others that nobody has ended."""
+
+
 class Store(Protocol):
     """See the module. Methods may be called from any thread, one at a time per kind of use."""
 
@@ -280,6 +293,10 @@ class Store(Protocol):
         """Lead, or lead on, for as long as the owner's session lasts. Returns the term: it rises with every new leader,
         and with a leader whose session was over. None while another one leads, unless one is `alone` on the store:
         then whoever led before is gone, and a new term begins."""
+
+    def keep_session(self, owner: str, ttl_s: float, info: str, limit: int) -> Kept:
+        """renew_session, acquire_leadership, jobs_of_dead_owners (`limit` at most) and `renewals` with one word to the
+        database."""
 
     def get_job(self, job_id: JobId) -> StoredJob | None: ...
 

@@ -20,6 +20,7 @@ from fallow.model.node import NodeSpec
 from fallow.model.states import JobState
 from fallow.store.database import Blocked, Conflict, Database, Row, Session
 from fallow.store.protocol import (
+    Kept,
     Op,
     OwnershipLost,
     PageIndex,
@@ -42,6 +43,8 @@ CONFLICTS = 8
 
 BLOCKED = 2
 """How often it is begun again after it waited for a lock until the time was over."""
+
+LEADER = "matcher"
 
 SESSION_KEPT_S = 7 * 86_400.0
 """Sessions that ended longer ago are forgotten."""
@@ -218,7 +221,7 @@ class SqlStore:
 
         return self._write(end, self._coordination)
 
-    def acquire_leadership(self, owner: str, role: str = "matcher", alone: bool = False) -> int | None:
+    def acquire_leadership(self, owner: str, role: str = LEADER, alone: bool = False) -> int | None:
         def lead(session: Session) -> list[Row]:
             session.run("lead_alone" if alone else "lead", {"role": role, "owner": owner})
             return session.run("leader", {"role": role})
@@ -230,6 +233,18 @@ class SqlStore:
                 return None
         leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
+
+    def keep_session(self, owner: str, ttl_s: float, info: str, limit: int) -> Kept:
+        if self._database.one_writer:
+            epoch, term = self.renew_session(owner, ttl_s, info), self.acquire_leadership(owner)
+            others = [each for each in self.renewals() if each.owner != owner]
+            return Kept(epoch, term, self.jobs_of_dead_owners(limit), others)
+        values = {"owner": owner, "ttl_s": ttl_s, "info": info, "anew": 0, "role": LEADER, "count": max(0, limit)}
+
+        rows = self._write(lambda session: session.run("keep_session", values), self._coordination, whole=False)
+        epoch, term, jobs, owners, *columns = rows[0]
+        others = [Renewal(*row) for row in zip(*columns, strict=True)]
+        return Kept(epoch, term, list(zip(jobs, owners, strict=True)), others)
 
     def jobs_of_dead_owners(self, limit: int) -> list[tuple[JobId, str]]:
         return [(JobId(row[0]), row[1]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
@@ -344,12 +359,12 @@ class SqlStore:
             _close(session)
         return rows
 
-    def _write(self, work: Callable[[Session], _T], writer: _Writer | None = None) -> _T:
-        """Run it in a transaction, again where another one was in the way."""
+    def _write(self, work: Callable[[Session], _T], writer: _Writer | None = None, whole: bool = True) -> _T:
+        """Run it in a transaction (`whole` false: each statement is one), again where another one was in the way."""
         blocked = 0
         for _ in range(CONFLICTS):
             try:
-                with self._writing(writer) as session:
+                with self._writing(writer, whole) as session:
                     done = work(session)
                 return done
             except Blocked:
@@ -360,22 +375,25 @@ class SqlStore:
                     self._database.end_stalled()
             except Conflict:
                 continue
-        with self._writing(writer) as session:
+        with self._writing(writer, whole) as session:
             done = work(session)
         return done
 
     @contextlib.contextmanager
-    def _writing(self, writer: _Writer | None = None) -> Iterator[Session]:
-        """A transaction: committed at the end, or rolled back with the error in words."""
+    def _writing(self, writer: _Writer | None = None, whole: bool = True) -> Iterator[Session]:
+        """A transaction: committed at the end, or rolled back with the error in words. `whole` false: none of its
+        own, where a single statement is one."""
         writer = writer or self._jobs
         with writer.lock, self._in_words():
             if writer.session is None:
                 writer.session = self._database.connect()
             session = writer.session
             try:
-                session.begin()
+                if whole:
+                    session.begin()
                 yield session
-                session.commit()
+                if whole:
+                    session.commit()
             except self._database.errors as error:
                 # Put into words first: what the disk is like is seen best before anything is closed.
                 in_words = self._database.in_words(error)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ClauseElement,
     ColumnElement,
     Float,
+    String,
     Table,
     and_,
     bindparam,
@@ -157,6 +158,10 @@ def _led(alone: bool) -> Any:
         term=literal_column("1"),
         until_unix_s=literal_column("1.0"),
     )
+    return _prolonged(put, alone)
+
+
+def _prolonged(put: Any, alone: bool = False) -> Any:
     fresh = literal_column("1") if alone else case((_LEADER_LIVES, literal_column("0")), else_=literal_column("1"))
     return put.on_conflict_do_update(
         index_elements=["role"],
@@ -166,6 +171,44 @@ def _led(alone: bool) -> Any:
             "until_unix_s": put.excluded.until_unix_s,
         },
         where=None if alone else or_(~_LEADER_LIVES, _leaders.owner == put.excluded.owner),
+    )
+
+
+def _kept() -> Any:
+    """renew_session, lead (which leaves the row alone while another leads), jobs_of_dead_owners and the sessions of
+    others in one statement: one round trip, one commit."""
+    owner = bindparam("owner", type_=String)
+    renewed = _renewed().returning(_sessions.epoch).cte("renewed")
+    led_by_another = exists(
+        select(_leaders.owner).where(_leaders.role == bindparam("role"), _leaders.owner != owner, _LEADER_LIVES)
+    )
+    row = select(
+        cast(bindparam("role", type_=String), String),
+        cast(owner, String),
+        cast(literal_column("1"), BigInteger),
+        cast(literal_column("1.0"), Float),
+    ).where(~led_by_another)
+    put = upsert(tables.leaderships).from_select(["role", "owner", "term", "until_unix_s"], row)
+    led = _prolonged(put).returning(_leaders.term).cte("led")
+    orphans = [
+        func.array(
+            select(column)
+            .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES, _jobs.owner != owner)
+            .order_by(_jobs.number)
+            .limit(_HOW_MANY)
+            .scalar_subquery()
+        )
+        for column in (_jobs.job_id, _jobs.owner)
+    ]
+    others = [
+        func.array(select(column).where(_LIVES, _sessions.owner != owner).order_by(_sessions.owner).scalar_subquery())
+        for column in (_sessions.owner, _sessions.renewed_unix_s, _sessions.ttl_s, _sessions.info)
+    ]
+    return select(
+        select(renewed.c.epoch).scalar_subquery(),
+        select(led.c.term).scalar_subquery(),
+        *orphans,
+        *others,
     )
 
 
@@ -352,3 +395,6 @@ STATEMENTS: dict[str, ClauseElement] = {
         tables.nodes.c.node_id
     ),
 }
+
+ONLY_POSTGRESQL: dict[str, ClauseElement] = {"keep_session": _kept()}
+"""What SQLite has no words for."""

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import blake3
 
-from fallow.model.errors import PoolRefused, PoolUnreachable
+from fallow.model.errors import NO_ROOM, PoolRefused, PoolUnreachable
 from fallow.model.ids import Digest
+from fallow.model.job import Purpose
 from fallow.wire import subjects
-from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
+from fallow.wire.blob_files import no_room, to_the_end, write_all
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
 from fallow.wire.repeats import AGAIN_S
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 UPLOAD_ID = "Upload-Id"
 UPLOAD_OFFSET = "Upload-Offset"
+UPLOAD_FOR = "Upload-For"
+"""A Purpose."""
 
 ATTEMPTS = 12
 """Attempts in a row that bring nothing, after which a transfer fails: about 30 s. An S3 service that is started again
@@ -205,7 +208,9 @@ class HttpBlobs:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    async def put_segments(self, digest: Digest, size: int, segments: Sequence[memoryview]) -> None:
+    async def put_segments(
+        self, digest: Digest, size: int, segments: Sequence[memoryview], purpose: Purpose = Purpose.OBJECT
+    ) -> None:
         """Send the segments, one after another."""
 
         async def read(offset: int) -> AsyncIterator[bytes]:
@@ -217,9 +222,9 @@ class HttpBlobs:
                     yield bytes(segment[first : first + self._piece_bytes])
                 offset = 0
 
-        await self._put(digest, size, read)
+        await self._put(digest, size, read, purpose)
 
-    async def put_file(self, digest: Digest, size: int, path: Path) -> None:
+    async def put_file(self, digest: Digest, size: int, path: Path, purpose: Purpose = Purpose.OBJECT) -> None:
         """Send a file."""
 
         async def read(offset: int) -> AsyncIterator[bytes]:
@@ -233,7 +238,7 @@ class HttpBlobs:
                     left -= len(chunk)
                     yield chunk
 
-        await self._put(digest, size, read)
+        await self._put(digest, size, read, purpose)
 
     # ------------------------------------------------------------ inside
 
@@ -267,12 +272,14 @@ class HttpBlobs:
                 return
         raise PoolRefused(f"the pool's copy of blob {digest[:16]} is damaged: its bytes are not its own.", "invalid")
 
-    async def _put(self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]]) -> None:
+    async def _put(
+        self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]], purpose: Purpose
+    ) -> None:
         if self._young.get(digest, 0.0) > time.monotonic():
             return
         attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s, self._say)
         session = self._session()
-        upload = {UPLOAD_ID: secrets.token_hex(8)}
+        upload = {UPLOAD_ID: secrets.token_hex(8), UPLOAD_FOR: purpose.value}
         reached = 0
         source: list[Exception] = []
 
@@ -376,7 +383,7 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if answer.status < 300:
         return
     words = (await answer.text(errors="replace")).strip()[:500] or f"HTTP {answer.status}"
-    kind = {404: "not_found", 413: "invalid", 422: "invalid", 507: "store_full"}.get(answer.status)
+    kind = {404: "not_found", 413: "too_large", 422: "invalid", 507: "store_full"}.get(answer.status)
     if answer.status in (400, 403) and (apart_s := _clocks_apart_s(answer)):
         ahead = "ahead of" if apart_s > 0 else "behind"
         raise _Apart(f"the S3 service's clock is {abs(apart_s) / 60:.0f} min {ahead} the pool's coordinators'")
@@ -399,6 +406,7 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if answer.method == "HEAD":  # has no body
         words = {
             "not_found": f"the pool no longer has the blob {digest[:16]}.",
+            "too_large": "it does not fit on the disk of the pool's blob store, even if that were empty.",
             "store_full": "the disk of the pool's blob store is full. Free some room there and run again.",
         }.get(kind, words)
     raise PoolRefused(words, kind)

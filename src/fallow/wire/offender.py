@@ -52,7 +52,7 @@ def describe(obj: object) -> str:
     if isinstance(obj, io.IOBase):
         target = getattr(obj, "name", None)
         return f"an open file {target!r}" if target is not None else f"an open stream ({name})"
-    if inspect.isgenerator(obj):
+    if inspect.isgenerator(obj) or inspect.isasyncgen(obj):
         return f"a generator ({obj.__qualname__})"
     if inspect.iscoroutine(obj):
         return f"a coroutine ({obj.__qualname__}); was an `await` forgotten?"

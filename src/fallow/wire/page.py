@@ -355,7 +355,8 @@ def _blame(item: object, error: Exception, error_type: type[_Error], noun: str, 
 
     where, what = find_offender(item)
     path = f"{noun}{' -> ' + where if where else ''}"
-    return error_type(f"{path} is {what}, which cannot be serialised ({_words(error)})", path, offset)
+    advice = "; return a list of what it yields" if what.startswith("a generator") and "result" in noun else ""
+    return error_type(f"{path} is {what}, which cannot be serialised ({_words(error)}){advice}", path, offset)
 
 
 def _words(error: BaseException) -> str:
