@@ -112,6 +112,25 @@ async def test_a_client_is_told_of_idle_slots_and_sends_them_its_calls_itself(
     assert status.info.counts.done == 3
 
 
+async def test_a_call_that_a_slot_did_not_take_is_leased_anew_though_its_client_is_heard_later(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent, inbox, job = await first_call(connection)
+    hand_in(agent, await agent.lease(job.job_id), results(0, 1), told=True)
+    agent.ask(job.job_id)
+    opened = await inbox.take(CallSlot, again=lambda: agent.ask(job.job_id))
+    token = call_token(opened.epoch, 1)
+    lease = Lease(job.job_id, opened.epoch, token, 0, 1 << 60, 1, 2, 1.0, (page(1, 2),))
+    hand_in(agent, lease, give_back=((1, 2),))
+    await agent.acknowledged(lease)
+    append = AppendCalls(job.job_id, CLIENT, (page(1, 2),), (), (agent.node_id, 0))
+    connection.send(subjects.job(job.job_id), append)
+    agent.ask(job.job_id)
+    again = await agent.inbox.take(Lease, again=agent.beat)
+    assert (again.start, again.stop) == (1, 2)
+    assert again.token != token, "the slot would take it for a repetition"
+
+
 async def test_calls_whose_client_has_every_answer_end_well(
     coordinator: CoordinatorProcess, connection: Connection
 ) -> None:

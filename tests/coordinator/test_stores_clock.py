@@ -13,7 +13,7 @@ from tests.engines.postgres import Postgres
 from tests.engines.wall_clock import why_not
 
 from .parts import HandAgent, Inbox, spec
-from .test_coordinator import CLIENT, fetch_all, run_all, submit
+from .test_coordinator import CLIENT, submit
 from .test_several import Coordinators, agent, coordinators, owner_of
 
 __all__ = ["agent", "coordinators"]
@@ -32,7 +32,7 @@ def clock(postgres: Postgres) -> Iterator[Postgres]:
     postgres.set_clock(0)
 
 
-async def test_an_hour_forward_makes_nobody_dead(
+async def test_an_hour_forward_makes_nobody_dead_and_an_hour_back_lets_no_dead_one_live(
     coordinators: Coordinators, connection: Connection, agent: HandAgent, clock: Postgres
 ) -> None:
     coordinators.start("one")
@@ -43,25 +43,13 @@ async def test_an_hour_forward_makes_nobody_dead(
     owner = await owner_of(connection, job)
     inbox = Inbox()
     await connection.subscribe(subjects.OWNERS, inbox)
-    for hours in range(1, 5):
+    for hours in (1, 2, 3):
         clock.set_clock(hours * HOUR_S)
-        for name in ("one", "two", "one", "two"):
+        for name in ("one", "two"):
             report = await inbox.take(OwnerReport, lambda m, name=name: m.owner == name)  # type: ignore[misc]
             assert any(each.spec.job_id == job.job_id for each in report.jobs) == (name == owner)
-    later = await agent.lease(job.job_id, slot=1)
-    assert later.epoch == lease.epoch, "another one took it"
-
-
-async def test_an_hour_back_does_not_let_the_dead_live(
-    coordinators: Coordinators, connection: Connection, agent: HandAgent, clock: Postgres
-) -> None:
-    coordinators.start("one")
-    coordinators.start("two")
-    job = spec(CLIENT)
-    await submit(connection, job, 4)
-    first = await owner_of(connection, job)
-    coordinators.running[first].kill()
+    assert (await agent.lease(job.job_id, slot=1)).epoch == lease.epoch, "another one took it"
+    coordinators.running[owner].kill()
     clock.set_clock(-HOUR_S)
-    assert await owner_of(connection, job, besides=first) != first
-    await run_all(agent, job, 4)
-    assert sum(b - a for a, b in await fetch_all(connection, job)) == 4
+    assert await owner_of(connection, job, besides=owner) != owner
+    assert (await agent.lease(job.job_id)).epoch > lease.epoch

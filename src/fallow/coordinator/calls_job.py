@@ -15,7 +15,7 @@ from fallow.coordinator.stored_info import info_of_stored
 from fallow.core.effects import Ended
 from fallow.core.intervals import IntervalSet
 from fallow.core.presence import QUIET_LEAST_S, quiet_after_s
-from fallow.model.ids import Interval, NodeId, SlotKey, Token
+from fallow.model.ids import Interval, NodeId, SlotKey, Token, is_call_token
 from fallow.model.job import JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
 from fallow.store.protocol import Op, StoredJob
@@ -36,6 +36,7 @@ from fallow.wire.messages import (
 INPUT_PAGES_LIMIT = 20_000
 """Pages of calls waiting at once; the client's window is far below."""
 PUSH_BYTES = 1 << 20
+CAME_BACK_LIMIT = 1000
 OPEN_SLOTS_LIMIT = 16
 """Slots to which a client may send calls itself. With more threads than that its calls do not wait for the way."""
 
@@ -54,6 +55,9 @@ class CallsJob(OwnedJob):
         """Inputs that lie in the blob store, until their client has the answers."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
+        self._came_back: set[int] = set()
+        """Calls that their client sent to a slot, and that this did not take: it said so before the client's own word
+        of them came."""
 
     def restore_ended(self, stored: StoredJob) -> None:
         """Be what the store says of a job that is over: how many calls it answered, and how it ended."""
@@ -90,9 +94,13 @@ class CallsJob(OwnedJob):
             return
         for page in message.pages:
             self._take(page)
-        slot = message.sent_to
-        if slot is not None and message.pages and (slot in self._open_slots or self.progress.has_asked(slot)):
-            self.progress.sent_call(slot, message.pages[0].start, self.client_seen)
+        if (slot := message.sent_to) is not None and message.pages:
+            index = message.pages[0].start
+            is_known = slot in self._open_slots or self.progress.has_asked(slot)
+            if is_known and index not in self._came_back:
+                self.progress.sent_call(slot, index, self.client_seen)
+        if self._came_back:
+            self._came_back.difference_update(page.start for page in message.pages)
         self.dispatch()
         if self.progress.demand > self.progress.slots or not self.progress.pulls:
             self.context.kick_matcher()
@@ -275,6 +283,8 @@ class CallsJob(OwnedJob):
         if message.stop > self.progress.cursor and not message.results:
             self.progress.add_call(message.start, message.stop)
             self._heard_of = max(self._heard_of, message.stop)
+            if is_call_token(message.token) and len(self._came_back) < CAME_BACK_LIMIT:
+                self._came_back.update(start for start, _ in message.give_back)
 
     def on_held(self, message: Held) -> None:
         for lease in message.leases:

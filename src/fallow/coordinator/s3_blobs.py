@@ -20,7 +20,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError
 from obstore.store import S3Store
 
 from fallow.coordinator.blob_store import LiveAmong
@@ -282,6 +282,11 @@ class S3Blobs:
         if code is not None and code[1] in _WORDS:
             return SettingError(
                 f"blobs cannot be kept in {self.where}{at}: {_WORDS[code[1]]} (tried to {step} an object)."
+            )
+        if code is None and isinstance(error, PermissionDeniedError):  # an answer to HEAD has no body
+            return SettingError(
+                f"blobs cannot be kept in {self.where}{at}: the service refuses this (tried to {step} an object) and "
+                "says no more. The key may not do that, or this machine's clock and the service's are too far apart."
             )
         if code is None and re.search("credential|instance metadata|169.254", words, re.IGNORECASE):
             # Without a key the library asks the machine's cloud for one; most have none.
