@@ -12,6 +12,7 @@ How far a pool goes is measured by programs of their own, each with its --help:
 
     python -m bench agents --agents 1000
     python -m bench takeover
+    python -m bench handover
     python -m bench far
 
 What the owner's return, a rest without work and the sandbox of strangers' code cost:
@@ -39,7 +40,7 @@ from bench.report import as_json, markdown, print_report, write_json
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("agents", "takeover", "far", "owner", "rest", "sandbox")
+PROGRAMS = ("agents", "takeover", "handover", "far", "owner", "rest", "sandbox")
 DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 

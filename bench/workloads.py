@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bench import work
+from bench.bare import makespan_s
 from bench.peers.base import WORKERS, Outcome, Peer
 
 Say = Callable[..., None]
@@ -150,8 +151,9 @@ def skewed_lengths(count: int, total_s: float) -> list[float]:
 
 def skew(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
     lengths = skewed_lengths(parameters["tasks"], parameters["total_s"])
-    _warm(peer)
     bound = max(sum(lengths) / WORKERS, max(lengths))
+    bare = makespan_s(lengths, WORKERS) / bound
+    _warm(peer)
     ratios = []
     for _ in range(parameters["repeat"]):
         start = time.perf_counter()
@@ -159,7 +161,13 @@ def skew(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
         ratios.append((time.perf_counter() - start) / bound)
         if done != lengths:
             raise WrongResult("the lengths came back in another order")
-    say("values", bound_s=round(bound, 2), makespan_ratio=round(min(ratios), 4), ratios=[round(r, 4) for r in ratios])
+    say(
+        "values",
+        bound_s=round(bound, 2),
+        makespan_ratio=round(min(ratios), 4),
+        ratios=[round(r, 4) for r in ratios],
+        bare_ratio=round(bare, 4),
+    )
 
 
 def poison(peer: Peer, parameters: dict[str, Any], say: Say) -> None:

@@ -14,6 +14,7 @@ import blake3
 import msgspec
 
 from bench.scale.link import SmallLink
+from fallow.agent.named import Named
 from fallow.agent.slot_effects import Abort, Begin, Cut, Deliver, Effect, Held, Later, Prepare, SendPull, SendUnpull
 from fallow.agent.slot_state import SlotMachine
 from fallow.agent.worker_api import Report
@@ -63,6 +64,7 @@ class SmallAgent:
             self.node_id, self.name, 1, 1, 1 << 32, 1 << 36, "linux", pythons, "0.1", host=self.name, pid=number
         )
         self.machine = SlotMachine(self.node_id, 0)
+        self._named = Named(time.monotonic)
         self.task_s = task_s
         self.tally = tally
         self.link: SmallLink | None = None
@@ -108,7 +110,7 @@ class SmallAgent:
             subjects.BEAT,
             wire.Beat(self.node_id, self.session, self._seq, slots, busy, spec=spec, interval_s=self._interval_s),
         )
-        self._name_leases()
+        self._name_leases(beat=True)
 
     def _timer(self) -> None:
         self.beat()
@@ -120,7 +122,7 @@ class SmallAgent:
                 self._send(subjects.job(hand_in.job_id), hand_in)
         self.perform(self.machine.tick(now))
 
-    def _name_leases(self, only: JobId | None = None) -> None:
+    def _name_leases(self, only: JobId | None = None, beat: bool = False) -> None:
         by_job: dict[JobId, list[HeldLease]] = {}
         if self.machine.job_id is not None:
             by_job[self.machine.job_id] = []
@@ -130,13 +132,13 @@ class SmallAgent:
                 elapsed = time.monotonic() - self._running[1]
                 index = min(held.stop - 1, held.start + int(elapsed / self.task_s))
                 elapsed %= self.task_s
-            named = HeldLease(held.job_id, held.token, 0, held.start, held.stop, index, elapsed)
-            by_job.setdefault(held.job_id, []).append(named)
-        for job_id, leases in by_job.items():
-            if only in (None, job_id):
-                message = wire.Held(
-                    job_id, self.node_id, self.name, self.session, tuple(leases), interval_s=self._interval_s
-                )
+            lease = HeldLease(held.job_id, held.token, 0, held.start, held.stop, index, elapsed)
+            by_job.setdefault(held.job_id, []).append(lease)
+        named = {job_id: tuple(leases) for job_id, leases in by_job.items()}
+        due = self._named.due(named, [self], self._interval_s, False) if beat else named
+        for job_id, leases in named.items():
+            if job_id in due and only in (None, job_id):
+                message = wire.Held(job_id, self.node_id, self.name, self.session, leases, interval_s=self._interval_s)
                 self._send(subjects.job(job_id), message)
 
     # ------------------------------------------------------------ messages

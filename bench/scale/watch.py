@@ -40,7 +40,7 @@ class LoopWatch:
         from fallow.wire import connection
         from fallow.wire.direct_client import DirectClient
 
-        self._time(Service, "tick")
+        self._time(Service, "turn")
         self._time(Service, "_tick_nodes")
         self._time(Matcher, "_run")
         self._time(Matcher, "tick")
@@ -54,15 +54,15 @@ class LoopWatch:
         self._count(connection)
         gc.callbacks.append(self._collected)
 
-        tick = Service.tick
+        turn = Service.turn
 
-        def tick_and_look(service: Any) -> None:
+        def turn_and_look(service: Any) -> None:
             if not self._looks_at:
                 self._looks_at = True
                 asyncio.get_running_loop().create_task(self._look())
-            tick(service)
+            turn(service)
 
-        Service.tick = tick_and_look  # type: ignore[method-assign, assignment]
+        Service.turn = turn_and_look  # type: ignore[method-assign, assignment]
 
     def dump(self, path: Path) -> None:
         content = {

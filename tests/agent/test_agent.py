@@ -74,6 +74,27 @@ async def test_a_client_sends_its_calls_to_a_slot_and_nothing_else(owner: Owner,
     assert given_back(await owner.ended(call_token(1, 9))) == {9}, "the slot works for a job without calls"
 
 
+async def test_a_call_that_was_sent_under_the_last_owner_is_the_next_ones(
+    owner: Owner, start_agent: StartAgent
+) -> None:
+    start_agent()
+    node = await owner.node()
+    job = spec(double, kind=JobKind.CALLS)
+    owner.assign(node, 0, job)
+    client = subjects.calls(node)
+    pull = await owner.pull()
+    owner.lease(pull, call_token(1, 8), [21], start=8, subject=client)
+    await owner.ended(call_token(1, 8))
+    owner.epoch = 3
+    owner.revoke(job.job_id, node, (1, 1))  # so that the node has heard of it
+    owner.epoch = 1
+    for index in (8, 9):
+        owner.lease(pull, call_token(1, index), [index], start=index, subject=client)
+    owner.epoch = 3
+    assert values(await owner.ended(call_token(3, 9))) == {9: 18}
+    assert not [hand_in for hand_in in owner.hand_ins if hand_in.token == call_token(3, 8)], "it came twice"
+
+
 @pytest.mark.slow
 async def test_a_hand_in_is_sent_again_until_it_is_acknowledged(owner: Owner, start_agent: StartAgent) -> None:
     start_agent()

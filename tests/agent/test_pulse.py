@@ -73,3 +73,26 @@ async def test_a_pulse_is_brought_forward_and_never_put_off() -> None:
         await called.wait()
     assert time.monotonic() - began_s < pulse_module.PULSE_S
     pulse.close()
+
+
+async def test_a_member_may_change_its_mind_both_ways() -> None:
+    pulse, calls = Pulse(), [0]
+
+    def member() -> None:
+        calls[0] += 1
+
+    pulse.wants(member, 0.0)
+    assert pulse._timer is None, "it is no member yet"
+    pulse.add(member)
+    loop = asyncio.get_running_loop()
+    pulse.wants(member, 0.5)
+    assert pulse._timer is not None
+    assert pulse._timer.when() - loop.time() <= 0.5
+    pulse.wants(member, 20.0)
+    assert pulse._timer.when() - loop.time() > 10.0, "what it waited for has come: nobody is woken for it"
+    pulse.within(5.0)
+    pulse.wants(member, 25.0)
+    assert pulse._timer.when() - loop.time() <= 5.0, "another still wants it"
+    pulse.wants(member, 0.0)
+    await until(lambda: calls[0] == 1)
+    pulse.close()

@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 
 from fallow.coordinator import blob_server
 from fallow.coordinator.blob_server import BlobServer
+from fallow.core.room import Room
 from fallow.model.errors import PoolRefused, PoolUnreachable
 from fallow.model.ids import Digest
+from fallow.model.job import Purpose
+from fallow.wire import blob_files
 from fallow.wire.blob_http import (
     ATTEMPTS,
     PATIENT_ATTEMPTS,
@@ -318,11 +321,29 @@ async def test_a_file_that_shrinks_while_it_is_sent(served: Served, tmp_path: Pa
 
 
 async def test_no_room_is_seen_before_anything_is_sent(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blob_server, "ROOM_TO_LEAVE_BYTES", 1 << 60)
+    monkeypatch.setattr(blob_files, "room_under", lambda folder: Room(64_000_000, 1 << 30))
+    client = served.client()
     with pytest.raises(PoolRefused, match="full") as caught:
-        await served.client().put_segments([noise(300_000)])
+        await client.put_segments([noise(300_000)])
     assert caught.value.kind == "store_full"
     assert incoming(served) == []
+    result = await client.put_segments([noise(300_000)], purpose=Purpose.RESULTS)
+    assert served.files.find(result.digest, result.size) is not None, "results may take what inputs must leave"
+    monkeypatch.setattr(blob_files, "room_under", lambda folder: Room(200_000, 200_000))
+    for purpose in Purpose:
+        with pytest.raises(PoolRefused) as caught:
+            await client.put_segments([noise(300_000, 2)], purpose=purpose)
+        assert caught.value.kind == "too_large"
+
+
+async def test_what_was_put_as_an_object_is_marked(served: Served) -> None:
+    client = served.client()
+    for seed, purpose in enumerate(Purpose):
+        blob = await client.put_segments([noise(300_000, seed)], purpose=purpose)
+        assert blob_files.is_kept(served.files.path(blob.digest).stat()) == (purpose is Purpose.OBJECT)
+        again = await client.put_segments([noise(300_000, seed)])
+        assert again == blob
+        assert blob_files.is_kept(served.files.path(blob.digest).stat()), "it is an object too by now"
 
 
 @pytest.mark.slow

@@ -291,9 +291,9 @@ def test_a_blob_that_is_put_while_it_is_deleted_survives(
 
 def test_remove_leaves_what_is_young_or_needed(blobs: S3Blobs, clock: Clock) -> None:
     first, second, third = (put(blobs, text) for text in (b"first", b"second", b"third"))
-    assert blobs.remove([first, second], lambda digest: False) == 0
+    assert blobs.remove([first, second], lambda digest: False) == (0, ())
     clock.ahead_s = blobs.remove_after_s + 60
-    assert blobs.remove([first, second, third, "f" * 64], lambda digest: digest == second) == 2
+    assert blobs.remove([first, second, third, "f" * 64], lambda digest: digest == second) == (2, ())
     assert blobs.size_of(first) is None
     assert blobs.size_of(second) == 6
 

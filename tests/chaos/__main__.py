@@ -1,4 +1,4 @@
-"""python -m tests.chaos [--seed N] [--minutes M] [--every S] [--json FILE]; see scripts/chaos."""
+"""python -m tests.chaos [--seed N] [--minutes M] [--every S] [--json FILE] [--markdown FILE]; see scripts/chaos."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos.client import KINDS
+from tests.chaos.markdown import markdown
 from tests.chaos.run import Options, as_json, run
 from tests.engines.postgres import programs
 
@@ -31,6 +32,7 @@ def main() -> int:
     parser.add_argument("--no-faults", action="store_true", help="only the load, to compare")
     parser.add_argument("--s3", action="store_true", help="blobs in a SeaweedFS, which is killed and stopped as well")
     parser.add_argument("--json", default="", metavar="FILE", help="write the report there too")
+    parser.add_argument("--markdown", default="", metavar="FILE", help="write tables for documents there")
     parser.add_argument("--keep", action="store_true", help="keep all logs, even where nothing is wrong")
     parser.add_argument("--trace", action="store_true", help="write down every message that passes, and keep it")
     words = parser.parse_args()
@@ -55,6 +57,9 @@ def main() -> int:
     print("\n".join(report.lines()))
     if words.json:
         Path(words.json).write_text(as_json(report))
+    if words.markdown:
+        chosen = [word for word in sys.argv[1:] if word not in ("--json", words.json, "--markdown", words.markdown)]
+        Path(words.markdown).write_text(markdown(report, " ".join(["scripts/chaos", *chosen])))
     return 1 if report.wrong else 0
 
 

@@ -85,7 +85,7 @@ def check_blobs(large: Large, report: Report) -> None:
             report.wrong.append(f"a collection leaves {len(left)} blobs that no job names: {sorted(left)[:3]}")
         if taken := (named & there) - after:
             report.wrong.append(f"a collection deletes {len(taken)} blobs that jobs name: {sorted(taken)[:3]}")
-        if live := store.live_sessions():
+        if live := store.renewals():
             report.wrong.append(f"coordinators that have ended still have sessions: {live}")
     finally:
         store.close()

@@ -17,6 +17,7 @@ from typing import Protocol
 import psutil
 
 from tests.chaos.parts import Large, Part
+from tests.engines.wall_clock import set_clock, why_not
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,10 @@ class Faults:
         self._bag: list[Callable[[], Fault | None]] = []
         self.left_out = [
             "links between NATS servers (they find each other's real addresses); a stopped server stands for them",
-            "clocks of NATS, PostgreSQL and SeaweedFS: programs that are not Python's",
         ]
+        self._no_clocks = why_not()
+        if self._no_clocks:
+            self.left_out.append(f"clocks of NATS servers, PostgreSQL and SeaweedFS: {self._no_clocks}")
         if not disks:
             self.left_out.append("full disks: no small file system can be made here (it needs root)")
 
@@ -102,6 +105,10 @@ class Faults:
         if self._large.links is not None:
             kinds += [lambda: self._skew(self._pick("c")), lambda: self._skew(self._pick("n"))]
         kinds.append(self._skew_customer)
+        if not self._no_clocks:
+            kinds += [self._skew_nats, self._skew_postgres]
+            if self._large.seaweed is not None:
+                kinds.append(self._skew_s3)
         return kinds
 
     def _pick(self, prefix: str) -> Part:
@@ -249,6 +256,34 @@ class Faults:
         return Fault(
             "skewed clock of a customer", name, self._random.uniform(3.0, 6.0),
             lambda: self._customers.set_clock(name, by_s), lambda: self._customers.set_clock(name, 0),
+        )  # fmt: skip
+
+    def _skew_nats(self) -> Fault:
+        part, by_s = self._pick("nats"), self._skewed_by_s()
+
+        def skew(offset_s: int) -> None:
+            set_clock([process.pid for process in part.tree()], offset_s)
+
+        return Fault(
+            "skewed clock of NATS server", part.name, self._random.uniform(3.0, 6.0),
+            lambda: skew(by_s), lambda: skew(0),
+        )  # fmt: skip
+
+    def _skew_postgres(self) -> Fault:
+        postgres, by_s = self._large.postgres, self._skewed_by_s()
+        assert postgres is not None
+        return Fault(
+            "skewed clock of PostgreSQL", "postgres", self._random.uniform(3.0, 6.0),
+            lambda: postgres.set_clock(by_s), lambda: postgres.set_clock(0),
+        )  # fmt: skip
+
+    def _skew_s3(self) -> Fault:
+        """By an hour it refuses whatever is signed with the right time."""
+        seaweed, by_s = self._large.seaweed, self._skewed_by_s()
+        assert seaweed is not None
+        return Fault(
+            "skewed clock of S3", "s3", self._random.uniform(3.0, 6.0),
+            lambda: seaweed.set_clock(by_s), lambda: seaweed.set_clock(0),
         )  # fmt: skip
 
     def _skewed_by_s(self) -> int:

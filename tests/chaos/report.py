@@ -12,6 +12,7 @@ import msgspec
 DEADLINE_S = 5.0
 SLOW_S = 2.0
 """Requests that took longer are listed with what was wrong meanwhile, so that causes can be read."""
+SLOWEST = 10
 AFTERMATH_S = 5.0
 """A fault may still be felt for so long after it was mended."""
 PROMPT_S = 1.0
@@ -56,6 +57,8 @@ class Noted(msgspec.Struct, frozen=True):
 
 HEALED_S = 1.5
 """What lay in a cut link has come so long after it healed."""
+WENT_ON_S = 0.5
+"""What lay in a stopped process has come so long after it went on."""
 
 
 @dataclass
@@ -80,6 +83,16 @@ class KindFelt:
     slowest_s: float
     recovery_median_s: float
     recovery_worst_s: float
+
+
+@dataclass
+class Spread:
+    """How long they took: the median, what 99.9 % did not exceed, the slowest; and how many were refused for room."""
+
+    median_s: float
+    late_s: float
+    slowest_s: float
+    refused: int
 
 
 @dataclass
@@ -117,7 +130,7 @@ class Report:
             slow = [
                 noted.began + noted.seconds
                 for noted in self.asked()
-                if fault.began - PROMPT_S <= noted.began < until
+                if fault.began - PROMPT_S <= noted.began < until - PROMPT_S  # else it is the next one's
                 and (noted.seconds > (CALL_PROMPT_S if noted.is_call else PROMPT_S) or not noted.is_served)
                 and noted.began + noted.seconds > fault.began
             ]
@@ -128,10 +141,18 @@ class Report:
         """Requests and calls that took over SLOW_S, or came to nothing."""
         return [noted for noted in self.asked() if noted.seconds > SLOW_S or not noted.is_served]
 
+    def slowest(self, count: int = SLOWEST) -> list[Noted]:
+        """Requests and calls that took longest, whatever came of them."""
+        return sorted(self.asked(), key=lambda noted: -noted.seconds)[:count]
+
     def has_healed(self, at: float) -> bool:
-        """A link between a coordinator and NATS has just healed: what lay in it comes now."""
+        """A link between a coordinator and NATS has just healed: what lay in it comes now. Or a coordinator that was
+        stopped has just gone on: what it had said when it was stopped, and not sent yet, comes now."""
         cut = [f for f in self.happened if f.kind.startswith("partition of coordinator from") and "NATS" in f.kind]
-        return any(f.began <= at <= f.ended + HEALED_S for f in cut)
+        stopped = [f for f in self.happened if f.kind == "stop coordinator"]
+        return any(f.began <= at <= f.ended + HEALED_S for f in cut) or any(
+            f.ended - 0.1 <= at <= f.ended + WENT_ON_S for f in stopped
+        )
 
     def in_force(self, noted: Noted) -> str:
         """Every fault that may have been felt while the request waited, and its time since the request began."""
@@ -216,17 +237,29 @@ class Report:
         return out
 
     def _served_line(self, what: str, calls: bool) -> str:
+        spread = self.spread(calls)
+        if spread is None:
+            return f"  {what:8}        none"
         served, count = self.availability(calls)
+        share = f"{share_of(served, count)} answered within {DEADLINE_S:g} s, {count - served} missed"
+        times = (
+            f"median {1000 * spread.median_s:.0f} ms, 99.9 % in {spread.late_s:.1f} s, slowest {spread.slowest_s:.1f} s"
+        )
+        words = f"; {spread.refused} of them were refused in words while a disk was full" if spread.refused else ""
+        return f"  {what:8} {count:8,}  {share}; {times}{words}"
+
+    def spread(self, calls: bool) -> Spread | None:
+        """Of requests, or of calls; None where there were none."""
         chosen = [noted for noted in self.asked() if noted.is_call is calls]
         seconds = sorted(noted.seconds for noted in chosen)
         if not seconds:
-            return f"  {what:8}        none"
-        refused = sum(1 for noted in chosen if noted.is_refused_for_room)
-        late = seconds[min(count - 1, int(count * 0.999))]
-        spread = f"median {1000 * seconds[count // 2]:.0f} ms, 99.9 % in {late:.1f} s, slowest {seconds[-1]:.1f} s"
-        share = f"{_share(served, count)} answered within {DEADLINE_S:g} s, {count - served} missed"
-        words = f"; {refused} of them were refused in words while a disk was full" if refused else ""
-        return f"  {what:8} {count:8,}  {share}; {spread}{words}"
+            return None
+        return Spread(
+            median_s=seconds[len(seconds) // 2],
+            late_s=seconds[min(len(seconds) - 1, int(len(seconds) * 0.999))],
+            slowest_s=seconds[-1],
+            refused=sum(1 for noted in chosen if noted.is_refused_for_room),
+        )
 
     def _table(self) -> list[str]:
         kinds = self.by_kind()
@@ -235,7 +268,7 @@ class Report:
         out = [head, f"{'':{width}}                                                                  median   worst"]
         for each in kinds:
             share = f"{each.served:,} of {each.asked:,}"
-            missed = f"{_share(each.served, each.asked)}" if each.asked else ""
+            missed = f"{share_of(each.served, each.asked)}" if each.asked else ""
             out.append(
                 f"{each.kind:{width}}  {each.times:5}  {share:>23}  {missed:>15}   {each.slowest_s:5.1f} s"
                 f"   {each.recovery_median_s:5.1f} s {each.recovery_worst_s:5.1f} s"
@@ -263,6 +296,7 @@ class Report:
                 for noted in self.asked()
                 if not noted.is_served
             ],
+            "slowest": [{**msgspec.structs.asdict(noted), "faults": self.in_force(noted)} for noted in self.slowest()],
             "slow": [{**msgspec.structs.asdict(noted), "faults": self.in_force(noted)} for noted in self.slow()],
             "faults": [vars(fault) for fault in self.happened],
             "memory_grown_bytes": {n: self.memory_after.get(n, 0) - b for n, b in self.memory_before.items()},
@@ -273,5 +307,5 @@ class Report:
         }
 
 
-def _share(part: int, whole: int) -> str:
+def share_of(part: int, whole: int) -> str:
     return f"{100 * part / whole:.3f} %" if whole else "none"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.chaos.markdown import markdown
 from tests.chaos.report import Happened, Noted, Report
 from tests.chaos.run import as_json
 
@@ -45,6 +46,17 @@ def test_what_lay_in_a_cut_link_may_come_late(report: Report) -> None:
     assert [report.has_healed(at) for at in (132.0, 139.0, 145.5, 147.0)] == [False, False, True, False]
 
 
+def test_what_lay_in_a_stopped_coordinator_may_come_when_it_goes_on(report: Report) -> None:
+    report.happened.append(Happened("stop coordinator", "c2", 140.0, 145.0))
+    assert [report.has_healed(at) for at in (141.0, 145.2, 146.0)] == [False, True, False]
+
+
+def test_what_still_waits_when_the_next_fault_begins_is_that_ones(report: Report) -> None:
+    report.noted.append(noted("call", 129.5, 8.0))
+    assert report.recovery()["kill a worker"] == [pytest.approx(2.9)]
+    assert report.recovery()["stop NATS server"] == [pytest.approx(7.5)]
+
+
 def test_each_kind_of_fault_has_what_was_felt_of_it_and_when_it_was_over(report: Report) -> None:
     worst, other = report.by_kind()
     assert (worst.kind, worst.times, worst.asked, worst.served, worst.slowest_s) == ("stop NATS server", 1, 3, 1, 6.0)
@@ -64,3 +76,14 @@ def test_the_report_is_for_people_and_for_programs(report: Report) -> None:
     assert (plain["requests"], plain["requests_served"], plain["calls_served"]) == (5, 3, 2)
     assert plain["kinds"][0]["kind"] == "stop NATS server"
     assert [each["what"] for each in plain["missed"]] == ["submit", "ask:jobs"]
+
+
+def test_the_tables_say_what_a_long_run_is_judged_by(report: Report) -> None:
+    text = markdown(report, "scripts/chaos --seed 3")
+    assert text.startswith("`scripts/chaos --seed 3` (1970-01-01): 2 faults in 1 minutes, 1 jobs")
+    assert "| requests | 5 | 60.000 % | 2 | 200 ms | 6.0 s | 6.0 s |" in text
+    assert "| stop NATS server | 1 | 7.0 s | 7.0 s | 6.0 s | 1 of 3 |" in text
+    slowest = text.split("The slowest 7")[1]
+    assert slowest.count(" s") > 7
+    assert "| submit | 6.0 s, missed | stop NATS server (nats1) -1.0..+3.0 s |" in slowest
+    assert slowest.index("| submit | 6.0 s") < slowest.index("| call | 3.0 s |"), "the slowest first"

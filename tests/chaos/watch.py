@@ -112,8 +112,8 @@ class Watch:
             since = next(at for at, newer in spoken if newer > epoch)
             if now - since > ORDER_S:
                 words = (
-                    f"{what} of {job_id} under epoch {epoch}, {now - since:.1f} s after an owner of epoch "
-                    f"{spoken[-1][1]} spoke"
+                    f"{time.strftime('%H:%M:%S')} {what} of {job_id} under epoch {epoch}, {now - since:.1f} s after a "
+                    f"newer owner had spoken (now of epoch {spoken[-1][1]})"
                 )
                 self.late.append((time.time(), words))
 

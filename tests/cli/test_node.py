@@ -103,6 +103,19 @@ def test_a_dry_run_shows_and_starts_nothing(owner: Owner, tmp_path: Path) -> Non
     assert "must hold one address" in guest.say("join", "--from", __file__, code=1)
 
 
+def test_who_lends_the_machine_a_second_time_is_told(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from fallow.cli.join import _say_who_lends_already
+
+    monkeypatch.setenv("FALLOW_HOME", str(owner.home))
+    _say_who_lends_already(False)
+    assert "another agent of yours lends this machine already" in capsys.readouterr().err
+    monkeypatch.setenv("FALLOW_HOME", str(tmp_path))
+    _say_who_lends_already(False)
+    assert capsys.readouterr().err == ""
+
+
 def test_pause_stops_at_once_and_resume_goes_on(owner: Owner) -> None:
     script = owner.pool.start_script(NAP, "0.2", "20")
     working = owner.until("working")

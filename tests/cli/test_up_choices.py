@@ -1,6 +1,7 @@
 """What `fallow up` decides before it starts anything."""
 
 import errno
+import re
 import socket
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fallow.cli.nats_server import find_server, free_port, port_is_free, server_config, server_threads
 from fallow.cli.supervisor import FIRST_DELAY_S, MAX_DELAY_S, restart_delay_s
 from fallow.cli.up import HomeLock, advertised_host, bracketed, choose_port, is_loopback, pool_token, split_listen
+from fallow.core.presence import REST_INTERVAL_S
 from fallow.model.errors import SettingError
 
 
@@ -104,6 +106,8 @@ def test_the_servers_configuration_demands_the_token() -> None:
     assert 'token: "secret"' in text
     assert 'host: "::1"' in text
     assert "max_payload: 8MB" in text
+    asked_after_s = int(re.search(r'^ping_interval: "(\d+)s"', text, re.MULTILINE)[1])  # type: ignore[index]
+    assert asked_after_s > REST_INTERVAL_S, "a node at rest is not woken to say that it is there: it says so by itself"
 
 
 def test_restarts_back_off() -> None:

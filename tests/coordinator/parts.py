@@ -122,6 +122,8 @@ class HandAgent:
             self.node_id, name, slots, 8, 1 << 34, 1 << 40, "linux", (f"3.{sys.version_info[1]}",), "0.1"
         )
         self.seq = 0
+        self.interval_s = 1.0
+        """How often it says that it beats."""
         self.held: list[Any] = []
         self.jobs: dict[int, JobId | None] = {}
         self.works_for: set[JobId] = set()
@@ -135,7 +137,7 @@ class HandAgent:
     def beat(self, spec: NodeSpec | None = None) -> None:
         self.seq += 1
         slots = tuple(SlotState(slot, self.jobs.get(slot)) for slot in range(self.slots))
-        beat = Beat(self.node_id, self.session, self.seq, slots, len(self.held), spec=spec)
+        beat = Beat(self.node_id, self.session, self.seq, slots, len(self.held), spec=spec, interval_s=self.interval_s)
         self.connection.send(subjects.BEAT, beat)
         for job_id in {lease.job_id for lease in self.held} | self.works_for:
             leases = tuple(lease for lease in self.held if lease.job_id == job_id)

@@ -56,7 +56,7 @@ async def test_all_of_an_answer_has_its_bytes(monkeypatch: pytest.MonkeyPatch) -
             "load": None,
         }
         questions = Questions(loop, reader)
-        context = Context(owner="o", blobs=BlobRefs(0.0), loop=loop, reader=reader, questions=questions, **parts)
+        context = Context(owner="o", blobs=BlobRefs(), loop=loop, reader=reader, questions=questions, **parts)
         context.node_names[NODE] = "n"
         spec = JobSpec(JobId("job-aaaaaa"), "test", JobKind.MAP, ClientId("c"), Blob(Digest("ff"), 1, b"f"))
         job = MapJob(context, spec, 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
+from fallow.core.presence import REST_INTERVAL_S
+from fallow.wire import subjects
 from fallow.wire.connection import Connection
-from fallow.wire.messages import Held, Lease
+from fallow.wire.messages import Assign, BeatAck, Held, LeaderHere, Lease
 
-from .parts import CoordinatorProcess, HandAgent, spec
+from .parts import CoordinatorProcess, HandAgent, Inbox, spec
 from .test_coordinator import CLIENT, fetch_all, hand_in, results, submit
 
 pytestmark = pytest.mark.slow
@@ -71,6 +74,33 @@ async def test_a_lease_that_was_lost_on_its_way_comes_again(
     assert again == lost
     hand_in(agent, again, results(0, 1))
     await agent.acknowledged(again)
+
+
+async def test_a_node_that_died_at_rest_delays_a_job_by_two_seconds_or_so(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    """Its next beat is due much later, but whoever is given work is to answer."""
+    agents = [HandAgent(connection, name) for name in ("one", "two")]
+    for agent in agents:
+        agent.interval_s = REST_INTERVAL_S
+        await agent.start()
+        await agent.inbox.take(BeatAck, again=lambda agent=agent: agent.beat(agent.spec))  # type: ignore[misc]
+    await submit(connection, spec(CLIENT), 1)
+    taking = [asyncio.create_task(agent.inbox.take(Assign, lambda given: given.spec is not None)) for agent in agents]
+    done, others = await asyncio.wait(taking, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1, "one input is for one slot"
+    began_s = time.monotonic()
+    await asyncio.gather(*others)
+    assert time.monotonic() - began_s < REST_INTERVAL_S * 0.8, "generous on a loaded machine: on an idle one it is 2 s"
+
+
+async def test_a_new_leader_asks_for_nodes_at_rest(coordinator: CoordinatorProcess, connection: Connection) -> None:
+    told = Inbox()
+    await connection.subscribe(subjects.NODES, told)
+    await connection.flush()
+    coordinator.kill()
+    coordinator.start()
+    assert (await told.take(LeaderHere)).epoch > 0
 
 
 async def _beat_for_ever(agent: HandAgent) -> None:

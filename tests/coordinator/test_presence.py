@@ -52,20 +52,42 @@ def test_a_node_at_rest_that_does_not_answer_to_work_gets_no_more_of_it() -> Non
     registry.lead(1)
     registry.place_elsewhere = lambda _: True
     for number in (1, 2):
-        registry.beat(_beat(number, 1, interval_s=3.0, first=True), 100.0, 0.0)
+        registry.beat(_beat(number, 1, interval_s=10.0, first=True), 100.0, 0.0)
     answers, silent = _beat(1, 1).node_id, _beat(2, 1).node_id
     for node in (answers, silent):
         registry.send_assign((node, 0), JobId("job-1"), 101.0)
     registry.beat(_beat(1, 2), 101.1, 0.0)
     registry.changed.clear()
-    assert not registry.note_quiet(103.0)
-    registry.beat(_beat(1, 3), 103.0, 0.0)
-    assert registry.note_quiet(103.3)
-    assert list(registry.changed) == [silent], "it was to beat by 103, and may be late; but not once it has work"
+    assert not registry.note_quiet(102.4)
+    assert registry.note_quiet(102.6)
+    assert list(registry.changed) == [silent], "it was to beat by 110, and may be late; but not once it has work"
     registry.beat(_beat(2, 2), 103.4, 0.0)
     view = registry.view(silent)
     assert view is not None
     assert view.open
+
+
+def test_a_node_that_died_at_rest_is_not_waited_for_twice() -> None:
+    registry = NodeRegistry(Sent())  # type: ignore[arg-type]
+    registry.lead(1)
+    registry.beat(_beat(1, 1, interval_s=10.0, first=True), 100.0, 0.0)
+    assert not registry.note_quiet(112.0)
+    assert registry.note_quiet(112.3)
+    assert registry.silent(115.9) == []
+    (entry,) = registry.silent(116.2)
+    assert entry.reason == "silent for 16 s"
+
+
+def test_a_node_at_rest_hears_at_once_that_it_is_to_be_drained() -> None:
+    sent = Sent()
+    registry = NodeRegistry(sent)  # type: ignore[arg-type]
+    registry.lead(1)
+    registry.beat(_beat(1, 1, interval_s=10.0, first=True), 100.0, 0.0)
+    sent.messages.clear()
+    assert registry.drain(_beat(1, 1).node_id, True)
+    (ack,) = sent.messages
+    assert isinstance(ack, BeatAck)
+    assert ack.drain
 
 
 def test_nodes_are_asked_to_beat_less_often_as_they_become_more_and_are_believed() -> None:

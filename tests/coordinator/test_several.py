@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from fallow.wire.messages import (
     FindJob,
     JobStatus,
     Lease,
+    ListCoordinators,
     ListJobs,
     ListNodes,
     Nodes,
@@ -267,3 +270,49 @@ async def test_another_leads_when_the_leader_dies(
                 break
     await submit(connection, spec(CLIENT), 2)
     await run_all(agent, job, 2)
+
+
+async def test_questions_that_go_to_a_stopped_coordinator_are_taken_by_another_too(
+    coordinators: Coordinators, connection: Connection
+) -> None:
+    """Its connection stands, so the message server hands it every second question until it gives it up, which takes
+    half a minute."""
+    stopped = coordinators.start("one").process
+    coordinators.start("two")
+
+    async def known(count: int) -> None:
+        """To the second one, which names itself first."""
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    answer = await connection.request(subjects.POOL, ListCoordinators(), 1.0)
+                    owners = [info.owner for info in answer.coordinators]
+                    if len(owners) == count and owners[0].startswith("two"):
+                        return
+                await asyncio.sleep(0.05)
+
+    await known(2)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        await known(1)
+        await known(1)  # what it does about that follows its first answer
+        answered: Counter[str] = Counter()
+
+        async def all_answered(asked: list[str]) -> bool:
+            for subject in asked:
+                await connection.subscribe(subject, lambda _, __, subject=subject: answered.update([subject]))  # type: ignore[misc]
+                connection.send(subjects.POOL, ListCoordinators(), subject)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3.0):
+                    while not set(answered) >= set(asked):
+                        await asyncio.sleep(0.01)
+            return set(answered) >= set(asked)
+
+        for attempt in range(10):  # one that is starved past its session says nothing for a while
+            if await all_answered([f"answer.{attempt}.{number}" for number in range(12)]):
+                break
+        else:
+            raise AssertionError(f"questions were lost every time: {sorted(answered)}")
+        assert set(answered.values()) == {1}, "some were answered twice"
+    finally:
+        os.kill(stopped.pid, signal.SIGCONT)

@@ -88,6 +88,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"on_battery": None}, "whether it runs on battery cannot be read"),
     ({}, {"metered": True}, "the network is metered"),
     ({}, {"full_screen": "vlc"}, "vlc fills the screen"),
+    ({}, {"screen_on": "firefox"}, "firefox keeps the screen on"),
+    ({}, {"screen_on": None}, "whether a film or a talk keeps the screen on cannot be read"),
     ({}, {"foreign_cpu_share": 0.4}, "other programs use 40% of the CPU"),
     ({}, {"foreign_cpu_share": None}, "how much other programs use the CPU cannot be read"),
     ({"exclusive_programs": ("steam",)}, {"programs": ("steam", "vim")}, "steam runs"),
@@ -113,6 +115,7 @@ ALLOWED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"on_battery": True}, {"on_battery": True}),
     ({"on_metered": True}, {"metered": True}),
     ({"full_screen": False}, {"full_screen": "vlc"}),
+    ({"full_screen": False}, {"screen_on": "firefox"}),
     ({"remote_sessions": False}, {"sessions": (Session("ann", True, 5.0),)}),
     ({}, {"sessions": (Session("bob", False, 5.0, active=False),)}),
     ({}, {"sessions": (Session("me", False, None, seen_by_input=True),)}),
@@ -125,6 +128,17 @@ ALLOWED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("owner", "readings"), ALLOWED)
 def test_what_the_owner_allows_does_not_pause(owner: dict[str, Any], readings: dict[str, Any]) -> None:
     assert Watched(**owner).look(away(**readings)).paused == ""
+
+
+def test_what_it_still_waits_for_is_said_and_not_what_is_over() -> None:
+    machine = Watched(settle_s=30.0)
+    assert machine.look(away()).paused == ""
+    assert machine.look(away(full_screen="game"), 1.0).paused == "game fills the screen"
+    machine.state = replace(machine.state, pause=ManualPause(machine.now_s + 7200.0))
+    assert machine.look(away(), 1.0).paused == "by your word, for 2 h more"
+    machine.state = replace(machine.state, pause=None)
+    assert machine.look(away(), 1.0).paused == "until a moment ago: game fills the screen (goes on in 28 s)"
+    assert machine.look(away(), 28.5).paused == ""
 
 
 def test_load_has_two_thresholds_and_settles() -> None:
@@ -251,7 +265,7 @@ def test_where_input_notifies_looks_are_seldom_and_where_nothing_runs_more_so() 
 
 def test_where_nothing_of_the_pools_runs_looks_are_rare_and_stop_all_the_same() -> None:
     machine = Watched()
-    for notifies, at_rest_s in ((True, 30.0), (False, 10.0)):
+    for notifies, at_rest_s in ((True, 60.0), (False, 30.0)):
         seen = Readings(inputs=(Input("keyboard", 1e6, notifies=notifies),))
         _, decision = look(machine.state, seen, machine.settings, machine.now_s, 0, at_work=False)
         assert decision.paused == ""
@@ -276,6 +290,7 @@ situations = st.builds(
         max_size=2,
     ).map(tuple),
     full_screen=st.sampled_from(("", "", "vlc")),
+    screen_on=st.sampled_from(("", "", "firefox", None)),
     foreign_cpu_share=optional_share,
     on_battery=st.sampled_from((False, False, True, None)),
     cpu_temperature_c=st.sampled_from((0.0, 50.0, 85.0, 95.0)),

@@ -8,7 +8,14 @@ import pytest
 
 from fallow.core.effects import Drop, Grant, Record
 from fallow.core.job import JobProgress
-from fallow.core.presence import BEATS_PER_S, MOST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_after_s
+from fallow.core.presence import (
+    BEATS_PER_S,
+    MOST_INTERVAL_S,
+    REST_INTERVAL_S,
+    beat_interval_s,
+    lost_after_s,
+    quiet_after_s,
+)
 from fallow.core.silence import Silences
 from fallow.core.sizing import MAP_TARGET_S, budget_s, target_s
 from fallow.model.ids import ClientId, Digest, JobId, NodeId, SlotKey
@@ -39,6 +46,12 @@ def test_a_dead_machine_is_noticed_soon_and_a_lost_beat_kills_nobody() -> None:
 def test_what_a_node_says_of_its_beats_is_bounded() -> None:
     assert lost_after_s(1e9) == lost_after_s(MOST_INTERVAL_S) < 65.0
     assert lost_after_s(-1.0) == NODE_LOST_AFTER_S
+    assert lost_after_s(1e9, rests=True) < 37.0
+
+
+def test_a_node_at_rest_is_not_waited_for_twice() -> None:
+    assert quiet_after_s(REST_INTERVAL_S, rests=True) < 13.0 < quiet_after_s(REST_INTERVAL_S)
+    assert REST_INTERVAL_S + 5.0 < lost_after_s(REST_INTERVAL_S, rests=True) < 17.0
 
 
 def test_few_slots_get_leases_of_the_usual_length_whatever_their_number() -> None:
@@ -123,7 +136,12 @@ def test_a_node_that_may_be_gone_gets_nothing_until_it_is_heard_of() -> None:
 
 def test_each_silence_is_told_once_and_as_early_as_it_lasts_too_long() -> None:
     seen = {NodeId("often"): (10.0, 1.0), NodeId("seldom"): (9.0, 10.0)}
-    quiet = Silences(quiet_after_s, lambda node_id: seen.get(node_id))
+
+    def ends(node_id: NodeId) -> float | None:
+        found = seen.get(node_id)
+        return None if found is None else found[0] + quiet_after_s(found[1])
+
+    quiet = Silences(ends)
     for node_id in seen:
         quiet.watch(node_id)
     assert quiet.take(12.1) == []
@@ -144,16 +162,39 @@ def test_each_silence_is_told_once_and_as_early_as_it_lasts_too_long() -> None:
     assert quiet.take(1e9) == [], "it is nobody's concern any more"
 
 
+def test_it_is_known_when_somebody_may_be_silent_for_too_long() -> None:
+    one, two = NodeId("one"), NodeId("two")
+    seen = {one: 10.0, two: 10.5}
+    quiet = Silences(lambda node_id: seen[node_id] + quiet_after_s(1.0) if node_id in seen else None)
+    for node_id in seen:
+        quiet.watch(node_id)
+    assert quiet.next_s(12.0) is None
+    first = quiet.next_s(20.0)
+    assert first is not None
+    assert first == pytest.approx(10.0 + quiet_after_s(1.0), abs=0.1)
+    assert quiet.take(first - 0.01) == [], "no sooner"
+    assert quiet.take(first + 0.001) == [one]
+    seen[two] = 12.0
+    assert quiet.next_s(13.5) is None, "it was heard of meanwhile"
+    last = quiet.next_s(20.0)
+    assert last is not None
+    assert last == pytest.approx(12.0 + quiet_after_s(1.0), abs=0.1)
+    assert quiet.take(last + 0.001) == [two], "asking loses nobody"
+    quiet.watch(one)
+    del seen[one]
+    assert quiet.next_s(1e9) is None
+
+
 def test_ten_thousand_that_speak_in_time_cost_no_look_at_all_of_them() -> None:
     looked = 0
     seen = {NodeId(f"{number:05}"): number / 1_000 for number in range(10_000)}
 
-    def presence(node_id: NodeId) -> tuple[float, float]:
+    def ends(node_id: NodeId) -> float:
         nonlocal looked
         looked += 1
-        return seen[node_id], 10.0
+        return seen[node_id] + lost_after_s(10.0)
 
-    lost = Silences(lost_after_s, presence)
+    lost = Silences(ends)
     for node_id in seen:
         lost.watch(node_id)
     looked, now = 0, 10.0
@@ -162,6 +203,7 @@ def test_ten_thousand_that_speak_in_time_cost_no_look_at_all_of_them() -> None:
         for node_id in [node_id for node_id, at in seen.items() if now - at >= 10.0]:
             seen[node_id] = now
         assert lost.take(now) == []
+        assert lost.next_s(now + 1.0) is None
     assert looked <= 3 * len(seen), "once for each time that it may be silent"
 
 

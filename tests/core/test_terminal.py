@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fallow.core.terminal import harmless
+from fallow.core.terminal import harmless, name_words
 
 GONE = "\N{REPLACEMENT CHARACTER}"
 
@@ -25,3 +25,16 @@ GONE = "\N{REPLACEMENT CHARACTER}"
 )
 def test_nothing_that_steers_a_terminal_is_left(line: str, shown: str) -> None:
     assert harmless(line) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("crawl", "crawl"),
+        ("\x1b[31mred\x1b[0m [link=x]y[/z]", "red [link=x]y[/z]"),
+        ("two\nlines\x1b]0;mine\x07", f"two lines{GONE}]0;mine{GONE}"),
+        ("x" * 100_000, "x" * 59 + "…"),
+    ],
+)
+def test_a_strangers_name_is_one_short_line(name: str, shown: str) -> None:
+    assert name_words(name) == shown

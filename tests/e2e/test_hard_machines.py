@@ -111,6 +111,45 @@ def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
     end(pool, "roomy")
 
 
+COMBINES = (
+    FILLS.partition("    if __name__")[0]
+    + """
+    def longest(a, b):
+        return max(a, b, key=len)
+
+    if __name__ == "__main__":
+        try:
+            print(len(large.map([40] * 4, reduce=longest)) >> 20)
+        except Exception as error:
+            print(type(error).__name__, error)
+"""
+)
+
+
+def test_combined_results_that_one_disk_has_no_room_for_are_made_on_another_node(
+    pool: Pool, small_disk: Path, tmp_path: Path
+) -> None:
+    pool.join("full", 1, small_disk)
+    wait_for("the node", lambda: any(n["spec"]["name"] == "full" and n["spec"]["speed"] for n in pool.json("nodes")))
+    script = pool.start_script(COMBINES)
+    try:
+        wait_for("its words", lambda: "is full" in paused_of(pool, "full"))
+        pool.join("roomy", 1, tmp_path / "roomy")
+        said, complained = script.communicate(timeout=2 * DEADLINE_S)
+    finally:
+        script.kill()
+        script.wait()
+    assert said.split() == ["40"], said + complained
+    pool.joined[-1].terminate()
+    pool.joined[-1].wait(60)
+    wait_for("its leave", lambda: state_of(pool, "roomy") not in ("alive", "draining"))
+    # Where there is nobody else it fails, in words.
+    pool.joined.pop()
+    done = pool.script(COMBINES)
+    assert done.stdout.startswith("TaskError the node could not keep a result of 41,9"), done.stdout + done.stderr
+    end(pool, "full")
+
+
 def test_a_broken_driver_is_told_and_the_machine_works_without(
     pool: Pool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.plain_user import USER, command, home_of_user
-from tests.pool import Pool, lend_always, running_pool, wait_for
+from tests.pool import REPOSITORY, Pool, lend_always, running_pool, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -431,3 +432,86 @@ def test_the_customer_opens_nothing_that_could_run(lent: Pool, tmp_path: Path) -
     assert said[1].startswith("pickled exception -> RemoteError")
     assert "x1b" not in said[1]
     assert not bomb.exists()
+
+
+HOARD = """
+    import socket, time
+    import fallow
+
+    app = fallow.App("hoard")
+
+    def sent(held):
+        while len(held) < 300:
+            held.append(socket.socketpair())
+            held[-1][0].setblocking(False)
+            try:
+                for _ in range(40):
+                    socket.send_fds(held[-1][0], [b"x"], [0] * 250)
+            except BlockingIOError:
+                pass
+
+    @app.function(retries=0)
+    def attack(x):
+        held = []
+        try:
+            sent(held)
+        except OSError:
+            pass
+        time.sleep(1)  # the owner's programs try it meanwhile
+        return "survived"
+
+    @app.function
+    def honest(x):
+        return x + 1
+
+    if __name__ == "__main__":
+        print(attack.remote(1), honest.remote(1))
+"""
+
+# As any program of the owner's, again and again until it is told to stop.
+VICTIM = """
+import os, resource, select, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+rounds, wrong = 0, set()
+while rounds < 3 or not select.select([0], [], [], 0.02)[0]:
+    try:
+        a, b = socket.socketpair()
+        socket.send_fds(a, [b"x"], [1])
+        for file in socket.recv_fds(b, 1, 1)[1]:
+            os.close(file)
+        a.close(); b.close()
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        if os.write(writing, bytes(1 << 20)) != 65536:
+            wrong.add("pipes are small")
+        with select.epoll() as watch:
+            watch.register(reading, 1)
+        os.close(reading); os.close(writing)
+    except OSError as error:
+        wrong.add(str(error))
+    rounds += 1
+print(sorted(wrong))
+"""
+
+
+@EVERY
+def test_descriptors_that_a_stranger_sends_are_not_the_owners(lent: Pool, request: pytest.FixtureRequest) -> None:
+    """Judged by a program of the agent's own user, all the while."""
+    is_plain = request.node.callspec.params["lent"] == "an ordinary user"
+    words = [sys.executable, "-c", VICTIM]
+    victim = subprocess.Popen(
+        command(*words) if is_plain else words,
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        done = lent.script(HOARD)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found, _ = victim.communicate("enough\n", timeout=60)
+    finally:
+        victim.kill()
+    assert found.strip() == "[]", done.stdout
+    assert lent.joined[0].poll() is None
+    assert done.stdout.strip() == "survived 2"

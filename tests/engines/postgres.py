@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tests.engines.wall_clock import set_clock
+
 PASSWORD = "a secret of tests"
 DEADLINE_S = 60
 
@@ -114,6 +116,13 @@ class Postgres:
             for pid in (self._process.pid, *_children(self._process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP if paused else signal.SIGCONT)
+
+    def set_clock(self, offset_s: int) -> None:
+        """What is added to the wall clock of all its processes, and of those that they fork."""
+        if self._process is not None:
+            pid = self._process.pid
+            for _ in range(2):  # a session that began meanwhile is of the second round
+                set_clock([pid, *_children(pid)], offset_s)
 
     def answers(self) -> bool:
         import psycopg

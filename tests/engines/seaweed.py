@@ -20,6 +20,7 @@ import obstore
 from obstore.store import S3Store
 
 from tests.engines.postgres import free_ports
+from tests.engines.wall_clock import set_clock
 
 BUCKET = "pool"
 DEADLINE_S = 90
@@ -127,6 +128,11 @@ class Seaweed:
         """SIGSTOP, SIGCONT: it takes connections, and answers nothing."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
+
+    def set_clock(self, offset_s: int) -> None:
+        """What is added to its wall clock."""
+        if self._process is not None:
+            set_clock([self._process.pid], offset_s)
 
     def objects(self) -> set[str]:
         """Names of all objects in the bucket."""

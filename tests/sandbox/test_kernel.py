@@ -124,6 +124,14 @@ def test_the_filter_refuses_each_call_by_its_number(machine: str) -> None:
     assert run(program, audit, known.socket, 16) == 0x00050000 | 97
     assert run(program, audit, known.ioctl, 0, 0x5412) == 0x00050001
     assert run(program, audit, known.ioctl, 0, 0x5401) == 0x7FFF0000
+    assert run(program, audit, known.setsockopt, 3, 1, 7) == 0x00050000, "nothing is done, and that is no error"
+    assert run(program, audit, known.setsockopt, 3, 1, 8) == 0x00050000
+    assert run(program, audit, known.setsockopt, 3, 1, 2) == 0x7FFF0000, "other options"
+    assert run(program, audit, known.setsockopt, 3, 6, 7) == 0x7FFF0000, "of another level"
+    owners = filter_program(machine, owners_user=True)
+    for command, answer in ((1024, 0x00050001), (1026, 0x00050001), (1031, 0x00050001), (1030, 0x7FFF0000)):
+        assert run(owners, audit, known.fcntl, 3, command) == answer
+    assert run(program, audit, known.fcntl, 3, 1031) == 0x7FFF0000
     assert run(program, audit ^ 1, 1) == 0x80000000, "a foreign architecture"
     assert run(program, audit, 0 if machine == "x86_64" else 63) == 0x7FFF0000, "read"
     if machine == "x86_64":

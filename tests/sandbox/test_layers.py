@@ -72,6 +72,36 @@ def _wrong_mount_of_podman(box: Box) -> bool:
         shutil.rmtree(slipped)
 
 
+def _slipped_descriptor(box: Box) -> bool:
+    """One that bubblewrap was handed by a mistake of the start, and nobody named."""
+    secret = box.folder / "secret"
+    secret.write_text("canary")
+    leaked = os.open(secret, os.O_RDONLY)
+    view: Any = bubblewrap._Start
+    kept = view._listener
+    view._listener = lambda start: (leaked,)
+    try:
+        done = box.run(
+            "for number in range(3, 300):\n"
+            "    try: say(repr(os.pread(number, 100, 0)))\n    except OSError: pass\nsay('end')"
+        )
+    finally:
+        view._listener = kept
+        os.close(leaked)
+    assert "end" in done.out, done.log
+    return "canary" in done.out
+
+
+def _sockets(box: Box) -> bool:
+    done = box.run(
+        "for _ in range(6):\n    if os.fork() == 0:\n        held = []\n        try:\n"
+        "            while len(held) < 300: held.append(socket.socketpair())\n        except OSError: pass\n"
+        "        time.sleep(600)\ntime.sleep(2.5); say('all')",
+        Limits(memory_bytes=256 << 20, processes=16, disk_bytes=8 << 20),
+    )
+    return "all" in done.out
+
+
 def _network(box: Box) -> bool:
     listeners = Listeners(box.folder)
     listeners.open()
@@ -193,6 +223,8 @@ WALLS: Walls = {
     "rlimits": (_descriptors, {"rlimits"}, set()),
     "bounds": (_root_written, {"bounds"}, {"landlock"}),
     "userns": (_namespaces, {"userns"}, {"seccomp"}),
+    "descriptors": (_slipped_descriptor, {"descriptors"}, set()),
+    "watch of sockets": (_sockets, {"watch"}, set()),
     "watch of disk": (_disk, {"watch"}, set()),
 }
 
@@ -218,6 +250,7 @@ PODMAN_WALLS: Walls = {
     "rlimits": (_descriptors, {"rlimits"}, set()),
     "bounds": (_temporary_filled, {"bounds"}, {"rlimits"}),
     "watch of disk": (_disk, {"watch"}, set()),
+    "watch of sockets": (_sockets, {"watch"}, set()),
 }
 
 

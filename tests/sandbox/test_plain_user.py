@@ -12,7 +12,7 @@ import pytest
 from tests.plain_user import command, environment, home_of_user
 from tests.pool import REPOSITORY
 
-MODULES = ("conformance", "floods", "hiding", "kernel", "reach")
+MODULES = ("conformance", "floods", "hiding", "kernel", "kernel_objects", "reach")
 CHOSEN = "(bubblewrap or bubble) and not results_is_bounded and not file_systems and not between_two_looks"
 """Bounds that the kernel holds by size, or the watch by names that it can see, are the same for all users."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fallow.core.sessions import Renewal
 from fallow.model.ids import JobId, PoolId
 from fallow.model.states import JobState
 from fallow.store.protocol import CreateJob, DropInputPages, Op, OwnershipLost, PutNode, SetJob, Store, WrongPool
@@ -23,6 +24,10 @@ def wait_for(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not come true in 30 s"
         time.sleep(0.005)
+
+
+def renewal_of(store: Store, owner: str) -> Renewal:
+    return next(each for each in store.renewals() if each.owner == owner)
 
 
 class CoordinationConformance:
@@ -68,7 +73,7 @@ class CoordinationConformance:
             store.commit([give(job, 0, 5)])
         with pytest.raises(OwnershipLost):
             store.release_job(job, 1)
-        assert store.jobs_of_dead_owners(0.0, 10) == [job]
+        assert store.jobs_of_dead_owners(10) == [(job, "")]
         taken = store.acquire_job(job, "you", force=False)
         assert taken is not None
         assert (taken.owner, taken.epoch) == ("you", 3)
@@ -78,7 +83,7 @@ class CoordinationConformance:
         for owner in ("me", "you", "they"):
             store.renew_session(owner, LONG_S)
         store.release_job(job, 1, to="you")
-        assert store.jobs_of_dead_owners(0.0, 10) == []
+        assert store.jobs_of_dead_owners(10) == []
         assert store.acquire_job(job, "they", force=False) is None
         taken = store.acquire_job(job, "you", force=False)
         assert taken is not None
@@ -91,10 +96,11 @@ class CoordinationConformance:
         store.renew_session("live", LONG_S)
         store.renew_session("short", 0.001)
         store.commit([SetJob(jobs[4], 1, state=JobState.SUCCEEDED)])
-        wait_for(lambda: "short" not in [owner for owner, _, _ in store.live_sessions()])
-        assert store.jobs_of_dead_owners(0.0, 10) == [jobs[1], jobs[2]], "what has ended can wait until it is asked for"
-        assert store.jobs_of_dead_owners(LONG_S, 10) == [jobs[1]], "silent, but not for that long"
-        assert store.jobs_of_dead_owners(0.0, 1) == [jobs[1]]
+        assert store.jobs_of_dead_owners(10) == [(jobs[1], "dead")], "no clock ends a session"
+        assert store.end_silent(renewal_of(store, "short"))
+        found = store.jobs_of_dead_owners(10)
+        assert found == [(jobs[1], "dead"), (jobs[2], "short")], "what has ended can wait until it is asked for"
+        assert store.jobs_of_dead_owners(1) == found[:1]
 
     def test_unread_jobs_of_dead_owners(self, store: Store) -> None:
         jobs = [job_id() for _ in range(5)]
@@ -104,41 +110,94 @@ class CoordinationConformance:
         for number in (0, 1, 2, 3):
             store.commit([SetJob(jobs[number], 1, state=JobState.SUCCEEDED, ended_unix_s=100.0 + number)])
         store.commit([DropInputPages(jobs[3], 1, 1 << 62)])
-        assert store.unread_of_dead_owners(0.0, 50.0, 10) == [jobs[2], jobs[1]]
-        assert store.unread_of_dead_owners(0.0, 101.5, 10) == [jobs[2]]
-        assert store.unread_of_dead_owners(0.0, 50.0, 1) == [jobs[2]]
+        assert store.unread_of_dead_owners(50.0, 10) == [jobs[2], jobs[1]]
+        assert store.unread_of_dead_owners(101.5, 10) == [jobs[2]]
+        assert store.unread_of_dead_owners(50.0, 1) == [jobs[2]]
 
     # ------------------------------------------------------------ coordinators
 
-    def test_sessions_live_as_long_as_they_are_renewed(self, store: Store) -> None:
-        assert store.live_sessions() == []
+    def test_sessions_live_until_they_are_ended(self, store: Store) -> None:
+        assert store.renewals() == []
         assert store.renew_session("b", LONG_S, "at b") == 1
-        assert store.renew_session("a", LONG_S, "at a") == 1
-        assert store.renew_session("a", LONG_S, "moved") == 1
-        sessions = store.live_sessions()
-        assert [(owner, info) for owner, _, info in sessions] == [("a", "moved"), ("b", "at b")]
-        assert all(0 <= since_s < 60 for _, since_s, _ in sessions)
+        assert store.renew_session("a", 1.5, "at a") == 1
+        before = renewal_of(store, "a")
+        assert store.renew_session("a", 1.5, "moved") == 1
+        assert [(each.owner, each.ttl_s, each.info) for each in store.renewals()] == [
+            ("a", 1.5, "moved"), ("b", LONG_S, "at b"),
+        ]  # fmt: skip
+        assert renewal_of(store, "a").stamp > before.stamp
         store.end_session("b")
         store.end_session("unheard of")
-        assert [owner for owner, _, _ in store.live_sessions()] == ["a"]
-        assert store.renew_session("b", 0.001) == 2, "whoever returns is told that it was away"
-        wait_for(lambda: len(store.live_sessions()) == 1)
+        assert [each.owner for each in store.renewals()] == ["a"]
+        assert store.renew_session("b", LONG_S) == 2, "whoever returns is told that it was away"
+        assert store.renew_session("b", LONG_S, anew=True) == 3
         assert store.renew_session("b", LONG_S) == 3
 
-    def test_one_leads_at_a_time(self, store: Store) -> None:
-        assert store.acquire_leadership("a", LONG_S) == 1
-        assert store.acquire_leadership("b", LONG_S) is None
-        assert store.acquire_leadership("b", LONG_S, role="sweeper") == 1
-        assert store.acquire_leadership("a", LONG_S) == 1
+    def test_only_what_has_not_been_renewed_since_is_ended(self, store: Store) -> None:
+        store.renew_session("a", 1.5)
+        seen = renewal_of(store, "a")
+        store.renew_session("a", 1.5)
+        assert not store.end_silent(seen)
+        assert [each.owner for each in store.renewals()] == ["a"]
+        assert store.end_silent(renewal_of(store, "a"))
+        assert store.end_silent(seen), "it is over already"
+        assert store.renewals() == []
+        assert store.renew_session("a", 1.5) == 2
+
+    def test_a_session_is_kept_with_one_word_and_hears_what_is_to_be_known(self, store: Store) -> None:
+        jobs = [job_id() for _ in range(4)]
+        for number, job in enumerate(jobs):
+            store.commit([CreateJob(spec(job), ("a", "b", "dead", "dead")[number], 1.0)])
+        dead = [(job, "dead") for job in jobs[2:]]
+        store.renew_session("a", LONG_S, "at a")
+        first = store.keep_session("a", LONG_S, "at a", 10)
+        assert (first.epoch, first.term, first.others) == (1, 1, [])
+        assert first.orphans == [(jobs[1], "b"), *dead], "nobody else is known yet"
+        other = store.keep_session("b", 1.5, "at b", 1)
+        assert (other.epoch, other.term) == (1, None), "another leads"
+        assert other.orphans == dead[:1], "as many as were asked for; its own is none"
+        assert other.others == [renewal_of(store, "a")]
+        again = store.keep_session("a", LONG_S, "moved", 10)
+        assert (again.epoch, again.term, again.orphans) == (1, 1, dead)
+        assert again.others == [renewal_of(store, "b")]
+        assert renewal_of(store, "a").info == "moved"
+        assert renewal_of(store, "a").stamp > other.others[0].stamp
         store.end_session("a")
-        assert store.acquire_leadership("b", 0.001) == 2
-        wait_for(lambda: store.acquire_leadership("a", LONG_S) is not None)
-        assert store.acquire_leadership("a", LONG_S) == 3
-        assert store.acquire_leadership("b", LONG_S, role="sweeper") == 1
+        now = store.keep_session("b", LONG_S, "at b", 10)
+        assert (now.term, now.orphans, now.others) == (2, [(jobs[0], "a"), *dead], [])
+        assert store.end_silent(renewal_of(store, "b"))
+        assert store.keep_session("b", LONG_S, "at b", 10).epoch == 2, "whoever returns is told that it was away"
+        assert store.keep_session("b", LONG_S, "at b", 10).term == 3
+        assert store.keep_session("a", LONG_S, "at a", 10).term is None
+
+    def test_one_leads_at_a_time(self, store: Store) -> None:
+        for owner in ("a", "b", "c"):
+            store.renew_session(owner, LONG_S)
+        assert store.acquire_leadership("c", role="other") == 1
+        assert store.acquire_leadership("a") == 1
+        assert store.acquire_leadership("b") is None
+        assert store.acquire_leadership("b", role="sweeper") == 1
+        assert store.acquire_leadership("a") == 1
+        store.end_session("a")
+        assert store.acquire_leadership("b") == 2
+        store.renew_session("a", LONG_S)
+        assert store.acquire_leadership("a") is None
+        assert store.end_silent(renewal_of(store, "b"))
+        assert store.acquire_leadership("a") == 3
+        assert store.acquire_leadership("b", role="sweeper") == 2, "its session was over"
+        assert store.acquire_leadership("c", alone=True) == 4, "whoever led before is gone"
+        assert store.acquire_leadership("c", alone=True) == 5
 
     def test_a_leader_that_was_late_begins_a_new_term(self, store: Store) -> None:
-        assert store.acquire_leadership("a", 0.001) == 1
-        wait_for(lambda: store.acquire_leadership("a", 0.001) == 2)
+        store.renew_session("a", LONG_S)
+        assert store.acquire_leadership("a") == 1
+        store.renew_session("a", LONG_S)
+        assert store.acquire_leadership("a") == 1
+        store.renew_session("a", LONG_S, anew=True)
+        assert store.acquire_leadership("a") == 2
+        store.end_silent(renewal_of(store, "a"))
+        store.renew_session("a", LONG_S)
+        assert store.acquire_leadership("a") == 3
 
     def test_many_contend_and_one_wins(self, store: Store, tmp_path: Path) -> None:
         """Each with a store of its own, as coordinators have."""
@@ -154,10 +213,10 @@ class CoordinationConformance:
             try:
                 mine = self.open_at(tmp_path)
                 mine.renew_session(name, LONG_S)
-                term = mine.acquire_leadership(name, LONG_S)
-                if term is not None:
-                    terms.append(term)
-                for each in mine.jobs_of_dead_owners(0.0, 10):
+                kept = mine.keep_session(name, LONG_S, "", 10)
+                if kept.term is not None:
+                    terms.append(kept.term)
+                for each, _ in kept.orphans:
                     if mine.acquire_job(each, name, force=False) is not None:
                         won[name].append(each)
                 mine.close()

@@ -29,7 +29,7 @@ def fill(store: Store, count: int = 3) -> list[JobId]:
         store.commit([AppendLogs(job, 1, ((1, b"a line"), (2, b"\x00\xff")), 10)])
         store.commit([SetJob(job, 1, reason="because", nodes={"n1": 4}, total=210)])
     store.commit([PutNode(node("a"), 2.5, "alive")])
-    store.acquire_leadership("me", 0.001)
+    store.acquire_leadership("me")
     return jobs
 
 

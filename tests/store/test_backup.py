@@ -67,7 +67,7 @@ def test_everything_comes_back(urls: Urls, tmp_path: Path) -> None:
     found = again.get_job(jobs[0])
     assert found is not None
     assert found.epoch == 1 + EPOCHS_AHEAD, "above all that agents have seen"
-    term = again.acquire_leadership("you", 60.0)
+    term = again.acquire_leadership("you")
     assert term is not None
     assert term > EPOCHS_AHEAD
     taken = again.acquire_job(jobs[0], "you")

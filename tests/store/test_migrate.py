@@ -47,7 +47,7 @@ def test_everything_moves_and_the_old_store_says_where(postgres: Postgres, tmp_p
     later = job_id()
     new.commit([CreateJob(spec(later), "me", 2.0)])
     assert new.list_jobs(1, False)[0].spec.job_id == later, "jobs are numbered on"
-    assert new.acquire_leadership("you", 60.0) == 2, "terms go on"
+    assert new.acquire_leadership("you") == 2, "terms go on"
     again = migrate(source, target)
     assert again.rows == 0, "a repeat changes nothing"
     assert new.get_job(later) is not None

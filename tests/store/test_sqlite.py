@@ -324,7 +324,7 @@ _SMALL = {
     "revision",
     "notes",
     "list_nodes",
-    "live_sessions",
+    "sessions",
     "forget_sessions",
     "end_leadership",
 }

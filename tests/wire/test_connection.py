@@ -152,6 +152,28 @@ async def test_a_paced_connection_asks_a_silent_server_only_and_leaves_one_that_
         nats.process.send_signal(signal.SIGCONT)
 
 
+async def test_a_server_that_does_not_answer_is_left_however_rarely_one_looks(
+    nats: NatsProcess, connection: Connection
+) -> None:
+    lost, inbox = await paced(connection)
+    connection.ping_every_s = 0.2
+    connection.keep_alive(press=True)
+    async with asyncio.timeout(30.0):
+        while connection._client._unanswered is not None:
+            await asyncio.sleep(0.005)
+    assert connection._client._pings_outstanding == 0, "it answered, and is not asked again"
+    connection.send("here", Done(1))
+    await inbox.take(Done)
+    nats.process.send_signal(signal.SIGSTOP)
+    try:
+        connection.keep_alive(press=True)  # it spoke since the last time
+        connection.keep_alive(press=True)
+        async with asyncio.timeout(30.0):
+            await lost.wait()
+    finally:
+        nats.process.send_signal(signal.SIGCONT)
+
+
 async def test_a_server_that_reads_nothing_for_a_while_stops_nobody_and_loses_nothing(
     nats: NatsProcess, connection: Connection
 ) -> None:

@@ -229,13 +229,13 @@ def test_a_result_that_the_disk_has_no_room_for_is_named_and_left_out() -> None:
     assert words.startswith("the node could not keep a result of 1,000,0")
 
 
-def test_a_combined_result_that_the_disk_has_no_room_for_fails_its_tasks_and_not_the_worker() -> None:
-    page = PageWriter("/nonexistent/folder", "x").write_reduced(5, 7, bytes(1_000_000))
-    assert (page.start, page.failed) == (5, (5, 6))
-    assert page.data is not None
-    failure, _ = decode_page(page.data)
-    assert isinstance(failure, Failure)
-    assert "could not keep a result" in failure.message
+def test_a_combined_result_that_the_disk_has_no_room_for_is_named_by_its_first_task() -> None:
+    writer = PageWriter("/nonexistent/folder", "x")
+    assert writer.write_reduced(5, 7, bytes(1_000_000)) == []
+    ((index, size, words),) = writer.no_room
+    assert index == 5
+    assert size > 1_000_000
+    assert words.startswith("the node could not keep a result of 1,000,0")
 
 
 def test_pieces_know_where_they_end() -> None:

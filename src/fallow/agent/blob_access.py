@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fallow.model.errors import PoolRefused
 from fallow.model.ids import Digest
-from fallow.model.job import Blob
+from fallow.model.job import Blob, Purpose
 from fallow.wire import subjects
 from fallow.wire.messages import GetPool, PoolInfo
 from fallow.wire.repeats import AGAIN_S
@@ -140,11 +140,11 @@ class BlobAccess:
         path = await self.path(blob.digest, blob.size)
         return await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
 
-    async def store(self, path: str, digest: str, size: int, durable: bool = True) -> None:
+    async def store(self, path: str, digest: str, size: int, durable: bool, purpose: Purpose) -> None:
         """Move a file into the store. Raises when that fails: then the file is still there. `durable`: as
         BlobClient has it."""
         client = await self.client()
-        await client.put_file(Path(path), digest=Digest(digest), size=size, move=True, durable=durable)
+        await client.put_file(Path(path), digest=Digest(digest), size=size, move=True, durable=durable, purpose=purpose)
 
     async def close(self) -> None:
         for task in (self._client, *self._fetches.values()):

@@ -18,8 +18,9 @@ import msgspec
 
 from fallow.agent.outbox import NotAResult
 from fallow.agent.relay import Answer
+from fallow.model.errors import PoolRefused
 from fallow.model.ids import Token
-from fallow.model.job import Blob
+from fallow.model.job import Blob, Purpose
 from fallow.wire import subjects
 from fallow.wire.messages import Done, SaveCheckpoint
 from fallow.wire.repeats import AGAIN_S
@@ -34,6 +35,9 @@ log = logging.getLogger("fallow.agent")
 NOTHING = b""
 SAVE_TIMEOUT_S = 2.0
 SAVE_TRIES = 3
+PUT_PATIENCE_S = 20.0
+"""How long what a task sends waits for room in the blob store."""
+PUT_AGAIN_S = 0.5
 
 
 class Desk:
@@ -95,17 +99,25 @@ class Desk:
         answer((await asyncio.to_thread(confined.expose, str(path), digest)).encode())
 
     async def _put(self, seat: Seat, path: str, digest: str, size: int, answer: Answer) -> None:
-        await self._store(seat, path, digest, size)
+        until_s = time.monotonic() + PUT_PATIENCE_S
+        while True:
+            try:
+                await self._store(seat, path, digest, size, Purpose.OBJECT)
+                break
+            except PoolRefused as error:
+                if error.kind != "store_full" or time.monotonic() > until_s:
+                    raise
+            await asyncio.sleep(PUT_AGAIN_S)
         answer(msgspec.msgpack.encode(True))
 
-    async def _store(self, seat: Seat, path: str, digest: str, size: int) -> None:
+    async def _store(self, seat: Seat, path: str, digest: str, size: int, purpose: Purpose) -> None:
         """A file that the worker names: from a sandbox only what lies in its own folder, and holds what it is said
         to."""
         confined = _confined(seat)
         if confined is not None:
             path = await self._take(confined, path, digest, size)
         try:
-            await self._blobs.store(path, digest, size)
+            await self._blobs.store(path, digest, size, True, purpose)
         finally:
             if confined is not None:
                 with contextlib.suppress(OSError):
@@ -121,7 +133,7 @@ class Desk:
             return
         began_s = time.monotonic()
         if path:
-            await self._store(seat, path, state.digest, state.size)
+            await self._store(seat, path, state.digest, state.size, Purpose.RESULTS)
         if state.data is not None and self._blobs.pace is not None:
             await self._blobs.pace.sent(len(state.data))
         message = SaveCheckpoint(job_id, node.node_id, token, index, state)

@@ -93,6 +93,8 @@ class Lender:
         """The settings have changed."""
         self._keeping: asyncio.Task[None] | None = None
         self._looked_s = self._kept_s = time.monotonic()
+        self._is_kept = False
+        """Nothing has come since what is kept was looked after."""
         self.disk = Disk(folder, self.caches, writers=writers)
         writers.room = lambda most: self.disk.room(most, self.settings.share.disk_bytes)
         self._tasks_seen = 0
@@ -153,6 +155,7 @@ class Lender:
 
     def _apply(self, settings: LendingSettings) -> None:
         self.settings = settings
+        self._is_kept = False
         self._repriced.set()
         self.throttle.set_rates(settings.share.up_bytes_per_s, settings.share.down_bytes_per_s)
         self.node.set_pace(self.throttle)
@@ -320,10 +323,13 @@ class Lender:
         if passed_s >= TICK_S * LEAST_JITTER:
             self._looked_s = now_s
             self._tick(now_s, min(5.0, passed_s))
-        if now_s - self._kept_s >= KEEP_EVERY_S and (self._keeping is None or self._keeping.done()):
-            self._kept_s = now_s
+        is_at_work = self.node.is_at_work
+        self._is_kept = self._is_kept and not is_at_work
+        is_due = not self._is_kept and now_s - self._kept_s >= KEEP_EVERY_S
+        if is_due and (self._keeping is None or self._keeping.done()):
+            self._kept_s, self._is_kept = now_s, True
             self._keeping = asyncio.ensure_future(self._keep())
-        if self.node.is_at_work:
+        if is_at_work:
             return TICK_S
         return max(0.0, self.paused_until_s - now_s) if self.paused_until_s is not None else None
 

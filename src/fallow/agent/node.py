@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import fallow
+from fallow.agent.beats import Beats
 from fallow.agent.blob_access import BlobAccess
 from fallow.agent.desk import Desk
 from fallow.agent.devices.gpus import Gpus, tenants_of
 from fallow.agent.environments import Environments
 from fallow.agent.fullness import Fullness
 from fallow.agent.jobs import Jobs
-from fallow.agent.leases import jobs_in_use, leases_by_job
+from fallow.agent.leases import jobs_in_use
 from fallow.agent.link import Link, say_away
 from fallow.agent.logs import LogSender
 from fallow.agent.memory import collect_rarely
 from fallow.agent.outbox import Outbox
 from fallow.agent.pages import PageCache
 from fallow.agent.pauses import Pauses
-from fallow.agent.probe import load_average, memory_used_bytes, own_python, probe_node
+from fallow.agent.probe import own_python, probe_node
 from fallow.agent.pulse import Pulse
 from fallow.agent.rhythm import Rhythm
 from fallow.agent.slot import Slot
@@ -36,16 +37,16 @@ from fallow.agent.upkeep import end_sandboxes, keep_house
 from fallow.agent.waiting import until
 from fallow.agent.workers import Workers, own_kind
 from fallow.model.ids import JobId, NodeId, is_call_token, new_id
+from fallow.model.job import Purpose
 from fallow.model.lending import GpuSettings
 from fallow.wire import subjects
 from fallow.wire.messages import (
     Assign,
-    Beat,
     BeatAck,
     Bye,
     HandIn,
     HandInAck,
-    Held,
+    LeaderHere,
     Lease,
     Msg,
     NameLeases,
@@ -133,6 +134,7 @@ class Node:
         self.fullness = Fullness(home, self._drain_slots, takes_words=not confined)
         self._home = home
         self._rhythm = Rhythm(time.monotonic())
+        self._beats = Beats(self, self._rhythm)
         self._looked_s = 0.0
         """When the connection was looked at last."""
         self._next_sweep_s = time.monotonic() + SWEEP_EVERY_S
@@ -192,10 +194,10 @@ class Node:
         job = self.jobs.get(job_id)
         if self.workers.confinement is not None:
             taken = await self.desk.take_result(path, digest, size)
-            await self.blobs.store(taken, digest, size, durable=job is None or job.spec.detached)
+            await self.blobs.store(taken, digest, size, job is None or job.spec.detached, Purpose.RESULTS)
             self.desk.stored(path)
             return
-        await self.blobs.store(path, digest, size, durable=job is None or job.spec.detached)
+        await self.blobs.store(path, digest, size, job is None or job.spec.detached, Purpose.RESULTS)
 
     # ------------------------------------------------------------ life
 
@@ -316,34 +318,16 @@ class Node:
 
     def beat(self) -> None:
         """Say what this node holds."""
-        spec = self.spec if self._tell_spec else None
+        now = time.monotonic()
+        draining = self._drained_by_operator or self._drained_by_owner or self._ending
+        beat = self._beats.next(now, self._tell_spec, draining)
         self._tell_spec = False
-        beat = Beat(
-            node_id=self.node_id,
-            session=self.session,
-            seq=self._rhythm.beats(time.monotonic()),
-            slots=tuple(slot.state() for slot in self.slots),
-            busy=0 if self._rhythm.at_rest else sum(1 for slot in self.slots if slot.is_busy),
-            load=load_average(),
-            memory_used_bytes=memory_used_bytes(),
-            draining=self._drained_by_operator or self._drained_by_owner or self._ending,
-            spec=spec,
-            interval_s=self._rhythm.interval_s,
-            paused=self.paused or self.fullness.words,
-            withheld=self.gpus.withheld,
-        )
-        self.send(subjects.BEAT, beat)
-        if not self._rhythm.at_rest:
-            self._tell_owners(anew=self._anew_beats > 0)
+        with self.together():
+            self.send(subjects.BEAT, beat)
+            if not self._rhythm.at_rest:
+                self._beats.tell_owners(beat=True, anew=self._anew_beats > 0)
+        self.pulse.wants(self._second, self._rhythm.wait_s(now))
         self._anew_beats = max(0, self._anew_beats - 1)
-
-    def _tell_owners(self, gone: bool = False, only: JobId | None = None, anew: bool = False) -> None:
-        """Name to the owner of each job (or of one) what this node holds of it."""
-        interval_s = self._rhythm.interval_s
-        for job_id, leases in leases_by_job(self.slots, self.outbox).items():
-            if only in (None, job_id):
-                held = Held(job_id, self.node_id, self.name, self.session, leases, gone, interval_s, anew)
-                self.send(subjects.job(job_id), held)
 
     # ------------------------------------------------------------ messages
 
@@ -373,23 +357,33 @@ class Node:
                     self._revoke(message)
             case NameLeases():
                 if self._accepts(message):
-                    self._tell_owners(only=message.job_id, anew=True)
+                    self._beats.tell_owners(only=message.job_id, anew=True)
                     self._send_all_again(message.job_id)
             case BeatAck():
                 self._beat_acknowledged(message)
+            case LeaderHere():
+                self._tell_spec = True
+                self.pulse.wants(self._second, self._rhythm.is_awaited(time.monotonic()))
             case _:
                 log.debug("a message that is not for agents: %s", type(message).__name__)
 
     def on_call(self, message: Any) -> None:
         """A message from a client: a call for a slot of its job, and nothing that only an owner may say."""
         if isinstance(message, Lease) and is_call_token(message.token) and not message.acks:
-            self._leased(message, message.epoch >= self.jobs.epoch(message.job_id))
+            slot, epoch = self._slot(message.slot), self.jobs.epoch(message.job_id)
+            if message.epoch < epoch and slot is not None:
+                # Its client has not heard of the next owner yet, which takes the call for one of its own.
+                if slot.machine.has_had(message.job_id, message.token):
+                    return
+                message = msgspec.structs.replace(message, epoch=epoch, token=(epoch, message.token[1]))
+            self._leased(message, True)
 
     def _leased(self, message: Lease, accepted: bool) -> None:
         if self.paced is not None:
             self.paced.came(message)
         if self._rhythm.at_rest:
             self._rhythm.rests(False, time.monotonic())
+            self.pulse.within(PING_OFTEN_S)
         if accepted:
             self.outbox.acknowledge(message.job_id, message.acks)
             if (slot := self._slot(message.slot)) is not None:
@@ -413,7 +407,11 @@ class Node:
             self.logs.forget_job(message.job_id)
 
     def _beat_acknowledged(self, message: BeatAck) -> None:
-        again = self._rhythm.acknowledged(message, time.monotonic())
+        now = time.monotonic()
+        again = self._rhythm.acknowledged(message, now)
+        self._said_away = say_away(False, self._said_away)
+        if self._rhythm.at_rest:
+            self.pulse.wants(self._second, self._rhythm.wait_s(now))
         if message.drain != self._drained_by_operator:
             self._drained_by_operator = message.drain
             log.warning("the operator %s", "wants this node to take no more work" if message.drain else "resumes it")
@@ -456,6 +454,7 @@ class Node:
         if spec != self.spec:
             self.spec = spec
             self._tell_spec = True
+            self.pulse.wants(self._second, self._rhythm.hurry(time.monotonic()))
 
     def gpu_uuids(self, lane: Lane) -> tuple[str, ...]:
         """The GPUs that the lane's worker has."""
@@ -475,7 +474,7 @@ class Node:
             await until(lambda: len(self.outbox) == 0, ACKNOWLEDGE_WAIT_S, hurry)
         if self.paced is not None:
             self.paced.flush()
-        self._tell_owners(gone=True)
+        self._beats.tell_owners(gone=True)
         self.send(subjects.BEAT, Bye(self.node_id, self.session))
 
     async def close(self) -> None:

@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from fallow.model.errors import PoolRefused
 from fallow.model.ids import JobId, Token
 from fallow.model.parts import Death, HeldLease
 from fallow.wire.messages import HandIn, decode, encode
@@ -27,6 +29,9 @@ REPEAT_S = 5.0
 MEMORY_BYTES = 64 * 1024 * 1024
 STORE_RETRY_S = 0.5
 STORE_RETRY_MAX_S = 10.0
+STORE_FULL_RETRY_MAX_S = 2.0
+"""A pool whose disk is full takes nothing new and deletes what was read: there may be room at any moment."""
+TAMPERED = "a result was no plain file of the size and digest that its worker had said"
 
 StoreFile = Callable[[JobId, str, str, int], Awaitable[None]]
 """(job, path, digest, size): moves the file into the blob store. Raises when that fails."""
@@ -60,15 +65,12 @@ class Entry:
     def is_stored(self) -> bool:
         return not self.files
 
-    def drop_page(self, digest: str) -> None:
-        """Hand in without this page, as if its worker had died: who does that again and again fails."""
+    def drop_page(self, digest: str, kind: str, words: str) -> None:
+        """Hand in without this page, as if its worker had died so: who does that again and again fails."""
         if self.hand_in is None:
             return
-        words = "a result was no plain file of the size and digest that its worker had said"
         left = tuple(page for page in self.hand_in.results if page.page.digest != digest)
-        deaths = tuple(
-            Death(page.start, "worker_lost", words) for page in self.hand_in.results if page.page.digest == digest
-        )
+        deaths = tuple(Death(page.start, kind, words) for page in self.hand_in.results if page.page.digest == digest)
         self.hand_in = msgspec.structs.replace(self.hand_in, results=left, deaths=(*self.hand_in.deaths, *deaths))
 
 
@@ -221,17 +223,24 @@ class Outbox:
                     break
                 except NotAResult as error:
                     log.warning("results of %s are dropped, as if they had never come: %s", key[0], error)
-                    entry.drop_page(digest)
+                    entry.drop_page(digest, "worker_lost", TAMPERED)
                     break
                 except Exception as error:
+                    if isinstance(error, PoolRefused) and error.kind == "too_large":
+                        log.warning("results of %s are dropped: %s", key[0], error)
+                        entry.drop_page(digest, "no_room", str(error))
+                        with contextlib.suppress(OSError):
+                            os.unlink(path)
+                        break
                     log.warning(
                         "a result of %s cannot be stored yet (%s); it is kept, trying again in %.0f s",
                         key[0],
                         error,
                         delay_s,
                     )
-                await asyncio.sleep(delay_s)
-                delay_s = min(STORE_RETRY_MAX_S, delay_s * 2)
+                    is_full = isinstance(error, PoolRefused) and error.kind == "store_full"
+                await asyncio.sleep(delay_s * random.uniform(0.7, 1.3))
+                delay_s = min(STORE_FULL_RETRY_MAX_S if is_full else STORE_RETRY_MAX_S, delay_s * 2)
             del entry.files[digest]
         self._advance(key)
 

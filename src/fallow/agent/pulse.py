@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 
 log = logging.getLogger("fallow.agent")
 
-PULSE_S = 3.0
+PULSE_S = 30.0
 """At rest; who needs it more often says so."""
 LEAST_S = 0.005
+
+Member = Callable[[], float | None]
 
 
 class Pulse:
@@ -18,46 +21,60 @@ class Pulse:
     Use from one event loop."""
 
     def __init__(self) -> None:
-        self._members: list[Callable[[], float | None]] = []
+        self._due: dict[Member, float] = {}
+        """When each of the members wants the next one, on the loop's clock."""
+        self._called_for = inf
+        """The same of others."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, member: Callable[[], float | None]) -> None:
+    def add(self, member: Member) -> None:
         """From the next pulse on. It returns within how many seconds it wants the next one; None: it does not care."""
-        self._members.append(member)
-        self.within(PULSE_S)
+        self._due[member] = asyncio.get_running_loop().time() + PULSE_S
+        self._set_timer()
 
-    def remove(self, member: Callable[[], float | None]) -> None:
+    def remove(self, member: Member) -> None:
         """Nothing where it is not there."""
-        if member in self._members:
-            self._members.remove(member)
-        if not self._members:
+        self._due.pop(member, None)
+        if not self._due:
             self.close()
 
     def within(self, wait_s: float) -> None:
         """Have the next pulse so soon, or sooner."""
-        loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            if self._timer.when() <= loop.time() + wait_s:
-                return
-            self._timer.cancel()
-        self._timer = loop.call_later(max(LEAST_S, wait_s), self._beat)
+        self._called_for = min(self._called_for, asyncio.get_running_loop().time() + wait_s)
+        self._set_timer()
+
+    def wants(self, member: Member, wait_s: float) -> None:
+        """The member has changed its mind: sooner, or later. Nothing where it is not there."""
+        if member in self._due:
+            self._due[member] = asyncio.get_running_loop().time() + wait_s
+            self._set_timer()
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def _set_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        when = max(loop.time() + LEAST_S, min(self._called_for, *self._due.values(), inf))
+        if self._timer is not None:
+            if self._timer.when() == when:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(when, self._beat)
+
     def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
         self._timer = None
-        wait_s = PULSE_S
-        for member in list(self._members):
+        self._called_for = inf
+        for member in list(self._due):
             try:
                 wanted_s = member()
             except Exception:
                 # What one of them meets must not stop the others.
                 log.exception("the agent's timer met an error")
-                continue
-            if wanted_s is not None:
-                wait_s = min(wait_s, wanted_s)
-        if self._members:
-            self.within(wait_s)
+                wanted_s = None
+            if member in self._due:
+                self._due[member] = loop.time() + (PULSE_S if wanted_s is None else min(PULSE_S, wanted_s))
+        if self._due:
+            self._set_timer()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 
-from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S
+from fallow.core.presence import LEAST_JITTER, MOST_INTERVAL_S, REST_INTERVAL_S
 from fallow.wire.messages import BEAT_INTERVAL_S, BeatAck
 
-AWAY_AFTER_INTERVALS = 2.5
-"""Beats unanswered for so long: the coordinator was away, and what was sent meanwhile is sent again when it is back."""
+AWAY_AFTER_INTERVALS = 1.5
+"""The first of several beats is unanswered for so long: the coordinator was away, and what was sent meanwhile is sent
+again when it is back. Of what the leader asked for."""
 AWAY_INTERVALS = 0.25
-"""The pause between beats then, and after the first one on a new connection."""
-REST_INTERVAL_S = 3.0
-"""At least, between beats of a node on which nothing of the pool's runs. Nobody waits for it; and work that comes is
-answered by a beat."""
+"""The pause between beats then, after the first one on a new connection, and until a new leader hears of this node."""
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 
@@ -30,8 +28,12 @@ class Rhythm:
         """Nothing of the pool's runs here, nor is about to."""
         self.was_heard = False
         """A coordinator has answered at least once."""
+        self._beat_s = now
+        """When the last beat was sent, and how soon it said that the next one comes."""
+        self._promised_s = BEAT_INTERVAL_S
         self._next_s = 0.0
-        self._acknowledged_s = now
+        self._unanswered_s: float | None = now
+        """Since when no beat was answered; None: the last one was."""
         self._epoch = 0
 
     @property
@@ -42,6 +44,9 @@ class Rhythm:
     def beats(self, now: float) -> int:
         """A beat is sent now; returns its number."""
         self.seq += 1
+        self._beat_s, self._promised_s = now, self.interval_s
+        if self._unanswered_s is None:
+            self._unanswered_s = now
         self._next_s = now + self._pause_s(now)
         return self.seq
 
@@ -55,33 +60,44 @@ class Rhythm:
         return now >= self._next_s
 
     def wait_s(self, now: float) -> float:
-        """Time until the next look: at most REST_INTERVAL_S at rest, else BEAT_INTERVAL_S."""
-        return min(REST_INTERVAL_S if self.at_rest else BEAT_INTERVAL_S, max(0.0, self._next_s - now))
+        """Time until the next look: at most BEAT_INTERVAL_S unless at rest."""
+        wait_s = max(0.0, self._next_s - now)
+        return wait_s if self.at_rest else min(BEAT_INTERVAL_S, wait_s)
 
     def hurry(self, now: float) -> float:
         """The last beat may have been lost: the next one comes soon. Returns as wait_s."""
-        self._next_s = min(self._next_s, now + AWAY_INTERVALS * self.interval_s)
+        self._next_s = min(self._next_s, now + AWAY_INTERVALS * self.asked_s)
+        return self.wait_s(now)
+
+    def is_awaited(self, now: float) -> float:
+        """A new leader waits for a word of every node: soon, but not of all at once. Returns as wait_s."""
+        self._next_s = min(self._next_s, now + AWAY_INTERVALS * self.asked_s * random.random())
         return self.wait_s(now)
 
     def is_away(self, now: float) -> bool:
         """The coordinator has not answered of late."""
-        return now - self._acknowledged_s > AWAY_AFTER_INTERVALS * self.interval_s
+        return self._unanswered_s is not None and now - self._unanswered_s > AWAY_AFTER_INTERVALS * self.asked_s
 
     def _pause_s(self, now: float) -> float:
         """Time from this beat to the next. While no coordinator answers, one may appear at any moment: it is to hear
-        of this node soon."""
+        of this node soon. At rest the pause is to be that of work unless this beat is answered."""
         if not self.was_heard:
             return min(BEAT_INTERVAL_S, FIRST_BEATS_S * 1.1**self.seq)
-        interval_s = self.interval_s * (AWAY_INTERVALS if self.is_away(now) else 1.0)
+        if self.at_rest:
+            return self.asked_s
+        interval_s = self.asked_s * (AWAY_INTERVALS if self.is_away(now) else 1.0)
         return interval_s * random.uniform(LEAST_JITTER, 1.0)
 
     def acknowledged(self, ack: BeatAck, now: float) -> bool:
-        """Returns whether the coordinator was away or is a new one: then all that matters is to be sent again."""
+        """A coordinator answered. Returns whether it was away or is another one now: then what it may have missed is
+        to be sent again."""
         was_away = self.is_away(now)
         is_new = ack.epoch > self._epoch > 0
         self.asked_s = min(MOST_INTERVAL_S, max(BEAT_INTERVAL_S, ack.interval_s))
+        if self.at_rest and self._unanswered_s is not None:
+            self._next_s = self._beat_s + self._promised_s * random.uniform(LEAST_JITTER, 1.0)
         self._next_s = min(self._next_s, now + self.interval_s)
-        self._acknowledged_s = now
+        self._unanswered_s = None
         self.was_heard = True
         self._epoch = max(self._epoch, ack.epoch)
         return was_away or is_new

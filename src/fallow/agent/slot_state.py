@@ -191,8 +191,7 @@ class SlotMachine:
     def lease(self, lease: Lease, now: float) -> list[Effect]:
         """A range for this slot. One that is held or was, is not new."""
         held = Held(lease)
-        key = (held.job_id, held.token)
-        if key in self._recent or any((h.job_id, h.token) == key for h in self.held()):
+        if self.has_had(held.job_id, held.token):
             return []
         self._pulls.answered(held.job_id, lease.pull_seq)
         is_ours = held.job_id == self.job_id and (self._takes_calls or not is_call_token(held.token))
@@ -202,6 +201,11 @@ class SlotMachine:
         effects: list[Effect] = []
         self._begin_next(effects, now)
         return self._with_pull(effects, now)
+
+    def has_had(self, job_id: JobId, token: Token) -> bool:
+        """Whether it is held, or was lately."""
+        key = (job_id, token)
+        return key in self._recent or any((held.job_id, held.token) == key for held in self.held())
 
     def lack_pages(self, job_id: JobId, token: Token, now: float) -> list[Effect]:
         """Pages of a lease cannot be had here (any more): it goes back, not begun."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fallow.cli.full_disk import full_disk_in_words
 from fallow.model.errors import FallowError
 from fallow.wire.address import PoolAddress
 
@@ -69,7 +70,7 @@ def coordinator_body(
             limits=account_limits(account_limit),
             ready=ready,
         )
-        return _in_words(lambda: run_coordinator(options))
+        return _in_words(lambda: run_coordinator(options), Path(blobs))
 
     return body
 
@@ -81,14 +82,15 @@ def agent_body(
         from fallow.agent.main import AgentOptions, run_agent
 
         options = AgentOptions(address, name, slots, home, scratch is not None, ready, scratch)
-        return _in_words(lambda: run_agent(options))
+        return _in_words(lambda: run_agent(options), scratch or home)
 
     return body
 
 
-def _in_words(run: Callable[[], int]) -> int:
+def _in_words(run: Callable[[], int], folder: Path) -> int:
     try:
-        return run()
+        with full_disk_in_words(folder):
+            return run()
     except (FallowError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from fallow.cli.client import ask_pool
+from fallow.cli.full_disk import full_disk_in_words
 from fallow.cli.join_address import address_from
 from fallow.model.errors import PoolUnreachable
 from fallow.wire.address import (
@@ -72,6 +73,7 @@ def run_join(wanted: JoinOptions) -> int:
         print("The pool's server is not yours, though it is at this machine: its jobs run in a sandbox.", flush=True)
     if not wanted.dry_run and write_defaults(file):
         print(f"Wrote the settings, with every default: {file}", flush=True)
+    _say_who_lends_already(quiet)
     from fallow.agent.limits.offer import lent_slots
     from fallow.agent.probe import cpu_count
 
@@ -108,12 +110,26 @@ def run_join(wanted: JoinOptions) -> int:
         sandbox=settings.sandbox,
     )
     try:
-        code = run_agent(options)
+        with full_disk_in_words(agent_home):
+            code = run_agent(options)
     finally:
         if show is not None:
             show.stop_measuring()
     print(f"{name!r} has left the pool {pool.name!r}.", flush=True)
     return code
+
+
+def _say_who_lends_already(quiet: bool) -> None:
+    """A service, or another terminal: allowed, and seldom meant."""
+    from fallow.cli.node_client import running_agents
+
+    if (others := len(running_agents())) and not quiet:
+        words = "another agent of yours lends" if others == 1 else f"{others} agents of yours lend"
+        print(
+            f"fallow: {words} this machine already (`fallow node status`), and each lends all that the settings say.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _slots(count: int) -> str:

@@ -282,7 +282,10 @@ def show_status(as_json: bool) -> None:
     print(f"pool   {pool.name} ({pool.pool_id}) at {address}, Fallow {pool.version}")
     print(f"nodes  {len(alive)} with {slots} slots, {busy} busy")
     if len(coordinators) > 1:
-        shown = ", ".join(f"{info.name} ({info.jobs} jobs{', leads' if info.leads else ''})" for info in coordinators)
+        shown = ", ".join(
+            f"{info.name} ({info.jobs} job{'' if info.jobs == 1 else 's'}{', leads' if info.leads else ''})"
+            for info in coordinators
+        )
         print(f"coordinators  {shown}")
     wrong = sight_words(servers)
     if servers and not wrong:

@@ -13,7 +13,7 @@ from fallow.cli.node import node_app
 from fallow.cli.options import Home, Json, set_home
 from fallow.cli.service import service_app
 from fallow.cli.store_commands import store_app
-from fallow.model.errors import FallowError
+from fallow.model.errors import NO_ROOM, FallowError
 
 app = typer.Typer(
     name="fallow",
@@ -445,6 +445,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
+        if error.filename is None and error.errno in NO_ROOM:
+            sys.exit(_say("the disk is full: what was to be written has no room. Free some and run again."))
         if error.filename is None:
             raise
         sys.exit(_say(_file_words(error)))

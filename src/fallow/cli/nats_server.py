@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from fallow.cli.processes import Child, exec_child
+from fallow.core.presence import SERVER_PING_S
 from fallow.model.errors import SettingError
 from fallow.wire.address import write_private
 
@@ -30,9 +31,10 @@ max_payload: {payload}
 max_pending: 256MB
 max_connections: 65536
 write_deadline: "10s"
-# A peer that answers nothing for this long is stopped or cut off: others are served instead of it.
-ping_interval: "2s"
-ping_max: 2
+# Who says nothing for this long is asked whether it is there, and given up if it says nothing for as long again. A node
+# at rest speaks somewhat more often, and sleeps between.
+ping_interval: "{ping_s:g}s"
+ping_max: 1
 """
 
 _CLUSTER = """\
@@ -108,7 +110,7 @@ def _installed_server(name: str) -> str | None:
 
 def server_config(host: str, port: int, token: str, cluster: Cluster | None = None, folder: Path = Path()) -> str:
     """Text of the server's configuration. `folder`: where a server of a cluster says on which ports it listens."""
-    text = _CONFIG.format(host=host.strip("[]"), port=port, token=token, payload=MAX_PAYLOAD)
+    text = _CONFIG.format(host=host.strip("[]"), port=port, token=token, payload=MAX_PAYLOAD, ping_s=SERVER_PING_S)
     if cluster is not None:
         routes = ", ".join(f'"nats://route:{token}@{route}"' for route in cluster.routes)
         text += _CLUSTER.format(

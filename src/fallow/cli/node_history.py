@@ -7,6 +7,8 @@ from typing import Any
 
 LENGTH = 180
 """Looks that are kept."""
+RATE_S = 5.0
+"""Tasks are counted as they are handed in, many at once: their rate is a mean over so long."""
 
 CPU, MEMORY, TASKS, HEAT, GPU, GPU_HEAT, WASTE = (
     "CPU %",
@@ -25,6 +27,7 @@ class History:
     def __init__(self) -> None:
         self.series: dict[str, deque[float]] = {}
         self._last: tuple[float, dict[str, Any]] | None = None
+        self._done: deque[tuple[float, int]] = deque()
 
     def add(self, body: dict[str, Any], at_s: float) -> None:
         """Take an answer in; `at_s` on a clock that does not jump."""
@@ -39,10 +42,16 @@ class History:
         self._note(GPU_HEAT, max(heats, default=None))
         if self._last is not None and at_s > self._last[0]:
             passed_s, before = at_s - self._last[0], self._last[1]
-            self._note(TASKS, max(0, body["tasks_done"] - before["tasks_done"]) / passed_s)
+            first_s, first = self._done[0]
+            self._note(TASKS, max(0, body["tasks_done"] - first) / (at_s - first_s))
             if "wasted_s" in body:
                 self._note(WASTE, max(0.0, body["wasted_s"] - before.get("wasted_s", 0.0)) / passed_s)
         self._last = (at_s, body)
+        if self._done and body["tasks_done"] < self._done[-1][1]:
+            self._done.clear()  # another agent, which counts from the start
+        self._done.append((at_s, body["tasks_done"]))
+        while len(self._done) > 1 and at_s - self._done[1][0] >= RATE_S:
+            self._done.popleft()
 
     def _note(self, name: str, value: float | None) -> None:
         if value is not None:

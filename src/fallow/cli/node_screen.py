@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid
@@ -17,16 +18,19 @@ from fallow.cli.node_client import ask_agents
 from fallow.cli.node_history import CPU, GPU, MEMORY, TASKS, History
 from fallow.cli.node_show import status_lines
 from fallow.cli.show import duration_words
+from fallow.core.terminal import name_words
 from fallow.model.errors import FallowError
 
 PERCENT = (CPU, MEMORY, GPU)
 PLOT_ROWS = 10
 """Of the terminal, for a plot in which something can be seen."""
-SPARE_ROWS = 3
-"""Head of the list of jobs, a message, keys."""
+SPARE_ROWS = 2
+"""Head of the list of jobs, keys."""
 LESS = ("runs", "today", "total", "an hour", "watch", "sandbox", "limits", "settings")
 """What is told as it stands where there is no room: the list of jobs or `fallow node status` has it."""
 FIRST = (GPU, CPU, TASKS)
+NAME_CELLS = 36
+"""Of a job's name, so that all columns are seen in 80."""
 COLOURS = ("cyan", "green", "orange", "red", "magenta", "blue", "white")
 
 
@@ -38,7 +42,6 @@ class NodeScreen(App[None]):
     #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; min-height: 8; }
     #plots PlotextPlot { height: 1fr; min-height: 8; }
     #jobs { height: auto; max-height: 8; }
-    #said { height: 1; padding: 0 1; color: $warning; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("p", "order('pause')", "Pause"),
@@ -56,16 +59,19 @@ class NodeScreen(App[None]):
         self._history = History()
         self._history.add(first, time.monotonic())
         self._asking = False
+        self._problem = ""
+        """Why there is no answer: then what was answered before is not shown as if it were so now."""
 
     def compose(self) -> ComposeResult:
         yield Static(id="state", markup=False)
         yield Grid(id="plots")
-        yield DataTable(id="jobs", cursor_type="none", show_cursor=False)
-        yield Static(id="said", markup=False)
+        jobs: DataTable[str | Text] = DataTable(id="jobs", cursor_type="none", show_cursor=False)
+        # Here: a terminal tells its size, and all is drawn, before anything is mounted.
+        jobs.add_columns("RUNS", "SLOTS", "GPUS", "SINCE", "LONGEST TASK")
+        yield jobs
         yield Footer()
 
     async def on_mount(self) -> None:
-        self.query_one("#jobs", DataTable).add_columns("RUNS", "SLOTS", "GPUS", "SINCE", "LONGEST TASK")
         self.set_interval(self._interval_s, self.look)
         await self._draw()
 
@@ -83,32 +89,36 @@ class NodeScreen(App[None]):
 
     async def _ask(self, question: Question) -> None:
         self._asking = True
-        said = self.query_one("#said", Static)
         try:
             self._body = (await asyncio.to_thread(ask_agents, question, self._agent))[0].body
-            said.update("")
+            self._problem = ""
             self._history.add(self._body, time.monotonic())
-            await self._draw()
         except FallowError as error:
-            said.update(str(error))
+            self._problem = str(error)
         finally:
             self._asking = False
+        await self._draw()
 
     async def _draw(self) -> None:
-        lines = [line for line in status_lines(self._body, time.time(), self._agent, False) if _key(line) != "runs"]
+        listed = [] if self._problem else self._body["jobs"]
+        lines = _without(status_lines(self._body, time.time(), self._agent, False), ("runs",))
         names = list(self._history.series)
-        taken = SPARE_ROWS + min(7, len(self._body["jobs"]))
+        taken = SPARE_ROWS + min(7, len(listed))
+        if self._problem:
+            lines = [lines[0], f"  state     not known now: {self._problem}"]
         if self._rows_left(lines, taken) < PLOT_ROWS * -(-len(names) // 2):
-            lines = [line for line in lines if _key(line) not in LESS]
+            lines = _without(lines, LESS)
         rows = max(1, self._rows_left(lines, taken) // PLOT_ROWS)
         shown = sorted(names, key=lambda name: (name not in FIRST, names.index(name)))[: 2 * rows]
         self.query_one("#state", Static).update("\n".join(lines))
         jobs = self.query_one("#jobs", DataTable)
         jobs.clear()
-        for job in self._body["jobs"]:
+        for job in listed:
             since = duration_words(time.time() - job["since_unix_s"])
             longest = duration_words(job["longest_task_s"])
-            jobs.add_row(job["name"] or job["job_id"], str(job["workers"]), str(job["gpus"]), since, longest)
+            # As text: a name is a stranger's, and may hold what the table would take for marks of its own.
+            shown_name = Text(name_words(job["name"] or job["job_id"], NAME_CELLS), no_wrap=True)
+            jobs.add_row(shown_name, str(job["workers"]), str(job["gpus"]), since, longest)
         grid = self.query_one("#plots", Grid)
         for number, (name, values) in enumerate(self._history.series.items()):
             widget_id = f"plot-{number}"
@@ -128,9 +138,15 @@ class NodeScreen(App[None]):
         return self.size.height - taken - sum(max(1, -(-len(line) // width)) for line in lines)
 
 
-def _key(line: str) -> str:
-    """Of a line of the status."""
-    return line[2:12].strip() if line.startswith("  ") else ""
+def _without(lines: list[str], keys: tuple[str, ...]) -> list[str]:
+    """Lines of the status but those, with what goes on below them."""
+    kept: list[str] = []
+    key = ""
+    for line in lines:
+        key = (line[2:12].strip() or key) if line.startswith("  ") else ""
+        if key not in keys:
+            kept.append(line)
+    return kept
 
 
 def _plot(widget: PlotextPlot, name: str, values: list[float], colour: str, interval_s: float) -> None:
@@ -141,7 +157,12 @@ def _plot(widget: PlotextPlot, name: str, values: list[float], colour: str, inte
     times = [-(len(values) - 1 - at) * interval_s for at in range(len(values))]
     plt.plot(times, values, marker="braille", color=colour)
     highest = max(values)
-    plt.ylim(0, 100 if name in PERCENT else max(1.0, highest * 1.15))
-    plt.xlim(min(times[0], -30 * interval_s), 0)
+    top = 100 if name in PERCENT else max(1.0, highest * 1.15)
+    plt.ylim(0, top)
+    marks = [0.0, top / 2, top]
+    plt.yticks(marks, [f"{mark:.3g}" for mark in marks])
+    first = min(times[0], -30 * interval_s)
+    plt.xlim(first, 0)
+    plt.xticks([first, first / 2, 0], [f"{first:.0f}", f"{first / 2:.0f}", "now"])
     plt.xlabel("seconds")
     widget.refresh()

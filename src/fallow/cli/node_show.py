@@ -7,6 +7,7 @@ from typing import Any
 
 from fallow.cli.show import bytes_words, count_words, duration_words, print_table
 from fallow.core.quantities import size_words
+from fallow.core.terminal import harmless, name_words
 
 ALMOST_ALL = 0.995
 STATE_WORDS = {
@@ -31,8 +32,9 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
     lines.append(f"  slots     {body['busy_slots']} of {body['slots']} busy; {done}")
     for job in body["jobs"]:
         gpus = f", {job['gpus']} GPU" if job["gpus"] else ""
+        name = name_words(job["name"] or job["job_id"])
         lines.append(
-            f"  runs      {job['name'] or job['job_id']} on {job['workers']} slot{_s(job['workers'])}{gpus} for "
+            f"  runs      {name} on {job['workers']} slot{_s(job['workers'])}{gpus} for "
             f"{duration_words(now_unix_s - job['since_unix_s'])}, its longest task for "
             f"{duration_words(job['longest_task_s'])}"
         )
@@ -48,7 +50,8 @@ def status_lines(body: dict[str, Any], now_unix_s: float, number: int, several: 
         lines.append(f"  settings  NOT in force as they are now, the ones before are: {body['settings']['problem']}")
     else:
         lines.append(f"  settings  {body['settings']['file']}")
-    return lines
+    # Reasons name programs and people as they call themselves.
+    return [harmless(line.replace("\r", " ")) for line in lines]
 
 
 def _s(count: int) -> str:

@@ -15,6 +15,7 @@ from fallow.cli.node_client import ask_agents
 from fallow.cli.node_history import History
 from fallow.cli.node_show import STATE_WORDS
 from fallow.cli.show import count_words, print_json
+from fallow.core.terminal import harmless
 
 
 def run_node_top(interval_s: float, once: bool, agent: int, as_json: bool) -> None:
@@ -65,4 +66,4 @@ def line_of(body: dict[str, Any], history: History | None) -> str:
     rate = history.last("tasks/s") if history is not None else None
     rates = f"  {count_words(rate)} tasks/s" if rate is not None else ""
     clock = time.strftime("%H:%M:%S")
-    return f"{clock}  {body['node']}  {state}{reason}  {body['busy_slots']}/{body['slots']} slots busy{rates}"
+    return f"{clock}  {body['node']}  {state}{harmless(reason)}  {body['busy_slots']}/{body['slots']} slots busy{rates}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from fallow.cli.bodies import HomeLock, agent_body, coordinator_body
+from fallow.cli.full_disk import full_disk_in_words
 from fallow.cli.nats_server import (
     free_port,
     port_is_free,
@@ -179,14 +180,15 @@ def run_up(options: UpOptions, say: Callable[[str], None] = print) -> int:
 
         account_limits(options.account_limits)  # what is wrong is said before anything starts
     home = home_dir()
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = HomeLock(home)
-    if not lock.take():
-        raise SettingError(_runs_already(home))
-    try:
-        return _run_locked(options, home, lock, say)
-    finally:
-        lock.release()
+    with full_disk_in_words(home):
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = HomeLock(home)
+        if not lock.take():
+            raise SettingError(_runs_already(home))
+        try:
+            return _run_locked(options, home, lock, say)
+        finally:
+            lock.release()
 
 
 def _runs_already(home: Path) -> str:
@@ -362,7 +364,8 @@ def run_embedded(options: EmbeddedOptions) -> int:
     supervisor.private_fds.append(options.ready_fd)
     failure = ""
     try:
-        address = _start_embedded(supervisor, folder, options)
+        with full_disk_in_words(folder):
+            address = _start_embedded(supervisor, folder, options)
         os.write(options.ready_fd, f"{address}\n".encode())
         os.close(options.ready_fd)
         supervisor.private_fds.remove(options.ready_fd)

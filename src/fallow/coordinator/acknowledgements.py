@@ -8,8 +8,9 @@ from collections.abc import Callable
 from fallow.model.ids import JobId, NodeId, Token
 from fallow.wire.messages import HandInAck
 
-ACK_AFTER_S = 0.5
-"""Far below the time after which an agent hands in again."""
+ACK_AFTER_S = 1.0
+"""Mostly the node's next lease takes it along before. With the time for which results are gathered, well below the time
+after which an agent hands in again."""
 CROWD = 16
 """So many for one node do not wait that long: they hold memory there."""
 CROWD_AFTER_S = 0.1

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container, Sequence
 from datetime import UTC, datetime
 
 import obstore
 from obstore.store import LocalStore
 
-from fallow.wire.blob_files import INCOMING, BlobFiles, is_digest
+from fallow.wire.blob_files import INCOMING, BlobFiles, is_digest, is_kept
 
 TRASH = ".trash"
 
@@ -45,6 +46,46 @@ def delete_unreferenced(
                 with contextlib.suppress(FileNotFoundError):
                     obstore.rename(store, path, f"{TRASH}/{name}")
                     deleted += _settle(store, name, True, older_than_s, now)
+    return deleted
+
+
+def delete(files: BlobFiles, digest: str, is_garbage: Callable[[str, os.stat_result], bool]) -> bool:
+    """Delete one blob, if it is still garbage once it was moved aside: whoever puts it again at this very moment, or
+    names it, finds it there or puts it anew. Raises OSError."""
+    path, aside = files.path(digest), files.folder / TRASH / digest
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        aside.parent.mkdir(exist_ok=True, mode=0o700)
+        os.replace(path, aside)
+    if is_garbage(digest, aside.stat()):
+        aside.unlink()
+        return True
+    os.replace(aside, path)  # (what somebody has put there meanwhile is the same)
+    return False
+
+
+def delete_orphans(
+    files: BlobFiles,
+    live_among: Callable[[Sequence[str]], Collection[str]],
+    needed: Callable[[str], bool],
+    before_unix_s: float,
+) -> int:
+    """Delete blobs that were put for a job (not as objects) before that time, and that no job names: who has put them
+    died before it could say so, or nobody wanted them. Blocks; returns how many were deleted."""
+
+    def is_garbage(digest: str, about: os.stat_result) -> bool:
+        return about.st_mtime < before_unix_s and not is_kept(about) and not needed(digest)
+
+    deleted = 0
+    for folder in sorted(files.folder.glob("[0-9a-f][0-9a-f]")):
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if is_digest(entry.name) and is_garbage(entry.name, entry.stat())]
+        live = live_among(found) if found else ()
+        for digest in found:
+            if digest not in live:
+                with contextlib.suppress(OSError):
+                    deleted += delete(files, digest, is_garbage)
     return deleted
 
 

@@ -6,8 +6,9 @@ pool's secret, so that every coordinator of the pool accepts it. Nothing is serv
     GET   whole or with Range.
     HEAD  with a URL for GET: the size. With one for PUT: how much of this upload (header Upload-Id) is there,
           in the header Upload-Offset; equal to the size where the blob is whole.
-    PUT   with Content-Range from that offset on. 200/201: the blob is there. 409: the offset is another.
-          413: too many bytes. 422: not the bytes of that digest; 507: the disk is full; both forget the upload.
+    PUT   with Content-Range from that offset on; the header Upload-For says what for (model.job.Purpose).
+          200/201: the blob is there. 409: the offset is another. 413: too many bytes. 422: not the bytes of that
+          digest; 507: the disk is full; both forget the upload.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import hashlib
 import hmac
 import os
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -27,9 +27,20 @@ from urllib.parse import urlencode
 
 import blake3
 
-from fallow.model.errors import PoolRefused
-from fallow.wire.blob_files import INCOMING, NO_ROOM, BlobFiles, is_digest, no_room, to_the_end, write_all
-from fallow.wire.blob_http import UPLOAD_ID, UPLOAD_OFFSET
+from fallow.model.errors import NO_ROOM, PoolRefused
+from fallow.model.job import Purpose
+from fallow.wire.blob_files import (
+    INCOMING,
+    BlobFiles,
+    check_result_room,
+    check_room,
+    is_digest,
+    keep,
+    no_room,
+    to_the_end,
+    write_all,
+)
+from fallow.wire.blob_http import UPLOAD_FOR, UPLOAD_ID, UPLOAD_OFFSET
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -37,12 +48,10 @@ if TYPE_CHECKING:
 URL_LIFETIME_S = 900.0
 """A transfer that has begun goes on beyond it; one that is cut gets a new URL."""
 
-ROOM_TO_LEAVE_BYTES = 64 << 20
-"""An upload that would leave less than this on the disk is refused before it begins."""
-
 _UPLOAD = re.compile(r"[0-9a-f]{8,32}")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _WRITE_BYTES = 1 << 20
+_STATUS = {"store_full": 507, "too_large": 413}
 
 
 class BlobServer:
@@ -150,13 +159,18 @@ class BlobServer:
 
     async def _upload(self, request: web.Request, digest: str, size: int, part: Path) -> web.StreamResponse:
         try:
-            if self.files.find(digest, size) is not None:
+            purpose = _purpose(request.headers.get(UPLOAD_FOR, ""))
+            if self.files.use(digest, size) is not None:
+                if purpose is Purpose.OBJECT:
+                    keep(self.files.path(digest))
                 return _answer(200, "", size)
             offset = part.stat().st_size if part.exists() else 0
-            if shutil.disk_usage(self.files.folder).free - (size - offset) < ROOM_TO_LEAVE_BYTES:
-                raise no_room(self.files.folder)
+            if purpose is not Purpose.RESULTS:
+                check_room(self.files.folder, size - offset)
+            else:
+                check_result_room(self.files.folder, size - offset)
             if offset >= size:  # an empty blob, or an attempt that ended after its last byte
-                return await self._finish(digest, size, part)
+                return await self._finish(digest, size, part, purpose)
             if request.method == "HEAD":
                 return _answer(200, "", offset)
             wanted = _RANGE.fullmatch(request.headers.get("Content-Range", f"bytes 0-{size - 1}/{size}"))
@@ -170,22 +184,22 @@ class BlobServer:
                 return _answer(413, f"more bytes came than the blob's {size}")
             if written < size:
                 return _answer(409, f"this upload has {written} bytes", written)
-            return await self._finish(digest, size, part)
+            return await self._finish(digest, size, part, purpose)
         except PoolRefused as error:
             part.unlink(missing_ok=True)
-            return _answer(507 if error.kind == "store_full" else 422, str(error))
+            return _answer(_STATUS.get(error.kind, 422), str(error))
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
             part.unlink(missing_ok=True)
             return _answer(507, str(no_room(self.files.folder)))
 
-    async def _finish(self, digest: str, size: int, part: Path) -> web.Response:
+    async def _finish(self, digest: str, size: int, part: Path, purpose: Purpose) -> web.Response:
         part.touch(0o600)
         if part.stat().st_size != size or await to_the_end(_digest_of, part) != digest:
             part.unlink(missing_ok=True)
             return _answer(422, f"the bytes that came are not those of {digest[:16]}")
-        await to_the_end(self.files.move, part, digest, size)
+        await to_the_end(self.files.move, part, digest, size, True, purpose)
         return _answer(201, "", size)
 
     async def _receive(self, request: web.Request, part: Path, offset: int, size: int) -> int:
@@ -215,6 +229,13 @@ class BlobServer:
                     write_all(descriptor, b"".join(waiting))
             finally:
                 os.close(descriptor)
+
+
+def _purpose(text: str) -> Purpose:
+    try:
+        return Purpose(text)
+    except ValueError:
+        return Purpose.OBJECT
 
 
 def _is_number(text: str) -> bool:

@@ -15,8 +15,10 @@ from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fallow.coordinator.garbage_log import GarbageLog
+from fallow.core.room import GARBAGE_KEPT_S, Room
 from fallow.model.errors import SettingError
-from fallow.wire.blob_files import BlobFiles, Buffer, is_digest
+from fallow.wire.blob_files import BlobFiles, Buffer, is_digest, is_kept, keep, room_under
 
 if TYPE_CHECKING:
     from fallow.coordinator.blob_server import BlobServer
@@ -26,9 +28,15 @@ log = logging.getLogger(__name__)
 LiveAmong = Callable[[Sequence[str]], Collection[str]]
 """Which of these digests some job needs: Store.live_among."""
 
-LOCAL_REMOVE_AFTER_S = 15.0
+NAMED_WITHIN_S = 7.5
+"""Whoever has put a blob into a folder names it within this time, so that its owner counts it."""
+NAMED_HERE_WITHIN_S = 1.0
+"""The same where there is one coordinator, which hears of all names."""
+OTHERS_GONE_S = 30.0
+"""A coordinator that has not written down its garbage for so long is dead: another one deletes that."""
 NONCE_KEPT_S = 86_400.0
 """A coordinator that is alive renews its file far more often."""
+MARKED = ".marked"
 _READ_BYTES = 4 << 20
 
 
@@ -42,7 +50,9 @@ class BlobStore(Protocol):
     nonce: str
     """For PoolInfo.blob_nonce."""
     remove_after_s: float
-    """How long after its last reference went a blob may be given to `remove`."""
+    """How long after its last reference went a blob may be given to `remove`, where room is not known to be short."""
+    remove_least_s: float
+    """The same where it is."""
 
     def prepare(self, pool_id: str) -> None:
         """Check that blobs can be put and got here, for this pool. Raises FallowError in words."""
@@ -62,12 +72,35 @@ class BlobStore(Protocol):
         """A URL for 'GET', 'PUT' or, in S3, 'HEAD' of one blob, good for some minutes; None: not yet. Raises
         ValueError for anything else."""
 
-    def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> int:
-        """Delete blobs that nobody refers to any more, but for young ones. Returns how many."""
+    def is_alone(self) -> None:
+        """This pool has one coordinator: what is named is known here at once, and may be removed sooner for it."""
+
+    def room(self) -> Room | None:
+        """What is left of the disk, where that can be known. Raises OSError."""
+
+    def is_there(self, digest: str) -> bool:
+        """Whether a blob is there that is named now, and counted: from now on nobody deletes it. Takes microseconds,
+        and is called where there is one coordinator."""
+
+    def note_garbage(self, fresh: Sequence[str], garbage: Sequence[str]) -> None:
+        """Write down what is to be removed (see GarbageLog.note), where that may be found again after this process."""
+
+    def take_left_garbage(self) -> Sequence[str]:
+        """What coordinators that are gone wrote down last. It is this one's to remove now."""
+
+    def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> tuple[int, Sequence[str]]:
+        """Delete blobs that nobody refers to any more, but for young ones. Returns how many, and those of which it
+        cannot be said yet, since somebody has just put them again."""
 
     def collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         """Delete whatever no job needs and was neither put nor, in a folder, asked for during `older_than_s`.
         Returns how many. May be ended at any point, and run again."""
+
+    def collect_orphans(self, live_among: LiveAmong, needed: Callable[[str], bool], older_than_s: float) -> int:
+        """Delete what was put for a job that does not name it, and not touched for so long. Returns how many."""
+
+    def renew_used(self, digests: Sequence[str]) -> None:
+        """These are needed by jobs, though no store names them: they are to count as young."""
 
     # ------------------------------------------------------------ copies, for backups
 
@@ -99,12 +132,14 @@ def open_blob_store(where: str, secret: str, http_host: str = "127.0.0.1", http_
 class FolderBlobs:
     """A folder of this machine, served over HTTP to others."""
 
-    remove_after_s = LOCAL_REMOVE_AFTER_S
+    remove_after_s = GARBAGE_KEPT_S
 
     def __init__(self, folder: Path, secret: str, host: str, port: int) -> None:
         self.where = str(folder)
         self.folder = str(folder.absolute())
         self.nonce = secrets.token_hex(16)
+        self.remove_least_s = NAMED_WITHIN_S
+        self._garbage = GarbageLog(folder, self.nonce)
         self._path = folder
         self._secret = secret
         self._listen = host, port
@@ -114,6 +149,7 @@ class FolderBlobs:
         """Leaves a file that shows a client that it sees the same file system; those of long dead coordinators go."""
         try:
             self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._mark_old_ones()
             for old in self._path.glob(".fallow-*"):  # others may use the same folder
                 with contextlib.suppress(FileNotFoundError):
                     if old.stat().st_mtime < time.time() - NONCE_KEPT_S:
@@ -125,6 +161,16 @@ class FolderBlobs:
             raise SettingError(
                 f"blobs cannot be kept in {self._path}: {error.strerror or error}. Name a folder that may be written."
             ) from error
+
+    def _mark_old_ones(self) -> None:
+        """A folder from before objects were marked: any blob there may be one."""
+        stamp = self._path / MARKED
+        if stamp.exists():
+            return
+        for digest in self.digests():
+            with contextlib.suppress(FileNotFoundError):
+                keep(self._path / digest[:2] / digest)
+        stamp.touch(0o600)
 
     def is_at(self, where: str, nonce: str) -> bool:
         # By what the other has left there: the folder may be mounted under another name here.
@@ -161,21 +207,76 @@ class FolderBlobs:
             return None
         return self._server.sign(method, digest, size, time.time())
 
-    def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> int:
-        young = time.time() - LOCAL_REMOVE_AFTER_S / 2
+    def is_alone(self) -> None:
+        self.remove_least_s = NAMED_HERE_WITHIN_S
+
+    def room(self) -> Room | None:
+        return room_under(self._path)
+
+    def is_there(self, digest: str) -> bool:
+        try:
+            os.utime(self._path / digest[:2] / digest)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass  # whoever reads it will hear of that
+        return True
+
+    def note_garbage(self, fresh: Sequence[str], garbage: Sequence[str]) -> None:
+        self._garbage.note(fresh, garbage)
+
+    def take_left_garbage(self) -> Sequence[str]:
+        found: list[str] = []
+        for path, digests in self._garbage.left_by_others(self._disks_time() - OTHERS_GONE_S):
+            found += digests
+            self._garbage.note(digests, found)
+            path.unlink(missing_ok=True)
+        return found
+
+    def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> tuple[int, Sequence[str]]:
+        from fallow.coordinator.blob_garbage import delete
+
+        before = self._disks_time() - self.remove_least_s
+
+        def is_garbage(digest: str, about: os.stat_result) -> bool:
+            return about.st_mtime < before and not is_kept(about) and not needed(digest)
+
+        files = BlobFiles(self._path)
         count = 0
+        young = []
         for digest in digests:
-            path = self._path / digest[:2] / digest
             with contextlib.suppress(OSError):
-                if path.stat().st_mtime < young and not needed(digest):
-                    path.unlink()
-                    count += 1
-        return count
+                about = files.path(digest).stat()
+                if about.st_mtime >= before and not is_kept(about):
+                    young.append(digest)
+                elif is_garbage(digest, about):
+                    count += delete(files, digest, is_garbage)
+        return count, young
+
+    def _disks_time(self) -> float:
+        """By the clock that the files' ages are by, whatever this process thinks of it."""
+        try:
+            os.utime(self._nonce_file)
+            return self._nonce_file.stat().st_mtime
+        except OSError:
+            return time.time()
 
     def collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         from fallow.coordinator.blob_garbage import delete_unreferenced
 
-        return delete_unreferenced(BlobFiles(self._path), _Asked(live_among), older_than_s)
+        return delete_unreferenced(BlobFiles(self._path), _Asked(live_among), older_than_s, self._disks_time)
+
+    def collect_orphans(self, live_among: LiveAmong, needed: Callable[[str], bool], older_than_s: float) -> int:
+        from fallow.coordinator.blob_garbage import delete_orphans
+
+        if os.name == "nt":  # no file's mode says there what was put as an object
+            return 0
+        return delete_orphans(BlobFiles(self._path), live_among, needed, self._disks_time() - older_than_s)
+
+    def renew_used(self, digests: Sequence[str]) -> None:
+        for digest in digests:
+            with contextlib.suppress(OSError):
+                os.utime(self._path / digest[:2] / digest)
 
     # ------------------------------------------------------------ copies, for backups
 

@@ -50,6 +50,8 @@ class CallsJob(OwnedJob):
         """The agent has sent what it hands in to the client itself."""
         self._open_slots: set[SlotKey] = set()
         """Slots that the client was told to wait for its calls."""
+        self._stored: dict[int, InputPage] = {}
+        """Inputs that lie in the blob store, until their client has the answers."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
 
@@ -76,6 +78,9 @@ class CallsJob(OwnedJob):
             self.context.kick_matcher()
             self.dispatch()
 
+    def next_s(self, before: float) -> float:
+        return min(super().next_s(before), self.progress.doubt_at if self.progress.leases else before)
+
     # ------------------------------------------------------------ client
 
     def append(self, message: AppendCalls) -> None:
@@ -95,6 +100,10 @@ class CallsJob(OwnedJob):
 
     def _take(self, page: InputPage) -> None:
         progress = self.progress
+        if page.page.data is None and page.start not in self._stored:
+            self._stored[page.start] = page
+            self.context.blobs.add(page.page.digest, unstored=True)
+            self.context.room.took(page.page.size)
         known = page.start < progress.cursor
         if not known:
             progress.add_call(page.start, page.stop)
@@ -149,6 +158,7 @@ class CallsJob(OwnedJob):
             progress.todo.remove(start, min(stop, progress.cursor))
             progress.failures.settled(start, stop)
             progress.done.add(start, min(stop, progress.cursor))
+        self._forget_stored(message.indices)
 
     def end(self, reason: str, settled: bool) -> None:
         """The client will call no more: a success where it has every answer, even those that agents gave it and have
@@ -161,9 +171,28 @@ class CallsJob(OwnedJob):
         else:
             self.perform(progress.cancel(reason))
 
+    def _forget_stored(self, over: Sequence[Interval]) -> None:
+        """These calls are over: their inputs are not sent again."""
+        now = self.context.now()
+        for page in list(self._stored.values()) if self._stored else ():
+            if any(start <= page.start and page.stop <= stop for start, stop in over):
+                del self._stored[page.start]
+                self.context.blobs.drop(page.page.digest, now, unstored=True)
+
+    def drop_blobs(self) -> None:
+        self._forget_stored([(0, 1 << 62)])
+        super().drop_blobs()
+
+    def close(self) -> None:
+        for page in self._stored.values():
+            self.context.blobs.release(page.page.digest, unstored=True)
+        self._stored.clear()
+        super().close()
+
     def _forget(self, received: Sequence[Interval]) -> None:
         if not received:
             return
+        self._forget_stored(received)
         for start, stop in received:
             for entry in [e for e in self.results.from_index(start) if e.stop <= stop]:
                 self.results.drop(entry)

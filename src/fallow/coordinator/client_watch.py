@@ -13,7 +13,7 @@ from fallow.wire import subjects
 from fallow.wire.connection import NobodyListens
 from fallow.wire.messages import Echo
 
-LOOK_S = 0.5
+LOOK_S = 0.9
 ANSWER_S = 1.5
 ASKED_AT_ONCE = 100
 """Clients that are asked in one look; of more, the others are waited for as long as a silent client is."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fallow.coordinator.blob_refs import BlobRefs
+from fallow.coordinator.disk_room import DiskRoom
 from fallow.coordinator.journal import Journal
 from fallow.coordinator.load import LoadWatch
 from fallow.coordinator.nodes import NodeRegistry
@@ -43,6 +44,10 @@ class Context:
     load: LoadWatch
     limits: Mapping[str, AccountLimits] = field(default_factory=dict)
     """By account."""
+    room: DiskRoom = field(default_factory=DiskRoom)
+    """On the disk of the blobs."""
+    is_there: Callable[[str], bool] | None = None
+    """Where there is one coordinator: BlobStore.is_there."""
     kick_matcher: Callable[[], None] = field(default=_nothing)
     node_names: dict[NodeId, str] = field(default_factory=dict)
     """Names of nodes that worked for jobs owned here."""

@@ -12,7 +12,6 @@ from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.owned_job import OwnedJob
-from fallow.coordinator.session import TTL_S
 from fallow.coordinator.stored_info import info_of_stored
 from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobInfo, JobKind, JobSpec
@@ -39,8 +38,8 @@ class Directory:
         self._taking: dict[JobId, asyncio.Task[bool]] = {}
         self._loading: dict[JobId, list[Callable[[], None]]] = {}
         self.on_loaded: Callable[[JobId], Any] | None = None
-        self.on_first: Callable[[], None] = lambda: None
-        """There was no job in memory, and now there is one."""
+        self.on_added: Callable[[], None] = lambda: None
+        """There is another job in memory."""
 
     def spec_of(self, job_id: JobId) -> JobSpec | None:
         owned = self.active.get(job_id)
@@ -52,8 +51,7 @@ class Directory:
 
     def add(self, owned: OwnedJob) -> None:
         self.active[owned.job_id] = owned
-        if len(self.active) == 1:
-            self.on_first()
+        self.on_added()
         self._epochs[owned.job_id] = owned.epoch
         while len(self._epochs) > EPOCHS_LIMIT:
             del self._epochs[next(iter(self._epochs))]
@@ -72,21 +70,21 @@ class Directory:
     # ------------------------------------------------------------ from the store
 
     async def orphans(self) -> list[JobId]:
-        """Jobs that have not ended and are nobody's (on a store of one's own: all that this process has not got)."""
+        """Jobs that have not ended and whose owner is dead (on a store of one's own: all that this process has not
+        got)."""
         context = self._context
         if context.session.shared:
-            found: list[JobId] = await self._read(self.read_orphans)
-            return found
+            return [job_id for job_id, owner in await self._read(self.read_orphans) if owner]
         return [stored.spec.job_id for stored in await self._read(context.store.list_jobs, LIST_LIMIT * 10, True)]
 
-    def read_orphans(self) -> list[JobId]:
+    def read_orphans(self) -> list[tuple[JobId, str]]:
         """The same for a shared store, from whichever thread may wait for it. Raises StoreError."""
-        return self._context.store.jobs_of_dead_owners(TTL_S, LIST_LIMIT)
+        return self._context.store.jobs_of_dead_owners(LIST_LIMIT)
 
     async def unread(self) -> list[JobId]:
         """Jobs that ended lately under an owner that is dead: somebody may be reading their results."""
         after = self._context.unix_s() - UNREAD_S
-        found: list[JobId] = await self._read(self._context.store.unread_of_dead_owners, TTL_S, after, LIST_LIMIT)
+        found: list[JobId] = await self._read(self._context.store.unread_of_dead_owners, after, LIST_LIMIT)
         return found
 
     async def take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fallow.core.presence import LEAST_INTERVAL_S, lost_after_s, quiet_after_s
 from fallow.core.silence import Silences
 from fallow.model.ids import NodeId
@@ -14,8 +16,8 @@ class HeardNodes:
         self.seen: dict[NodeId, float] = {}
         self._intervals_s: dict[NodeId, float] = {}
         """How often nodes beat, by their own word."""
-        self._quiet = Silences(quiet_after_s, self._presence)
-        self._silent = Silences(lost_after_s, self._presence)
+        self._quiet = Silences(lambda node_id: self._end(node_id, quiet_after_s))
+        self._silent = Silences(lambda node_id: self._end(node_id, lost_after_s))
 
     def hear(self, node_id: NodeId, now: float, is_back: bool) -> bool:
         """It spoke. Returns whether that is news: it is a new one, or (`is_back`) may have been given up."""
@@ -45,6 +47,11 @@ class HeardNodes:
         """(node, after how long that is) of those that have been silent for too long."""
         return [(node_id, lost_after_s(self._interval_s(node_id))) for node_id in self._silent.take(now)]
 
+    def next_s(self, before: float) -> float | None:
+        """When `quiet` or `lost` would name a node that is not heard of until then, if that is before `before`."""
+        dues = (self._quiet.next_s(before), self._silent.next_s(before))
+        return min((due for due in dues if due is not None), default=None)
+
     def forget(self, node_id: NodeId) -> None:
         self.seen.pop(node_id, None)
         self._intervals_s.pop(node_id, None)
@@ -52,6 +59,6 @@ class HeardNodes:
     def _interval_s(self, node_id: NodeId) -> float:
         return self._intervals_s.get(node_id, LEAST_INTERVAL_S)
 
-    def _presence(self, node_id: NodeId) -> tuple[float, float] | None:
+    def _end(self, node_id: NodeId, after_s: Callable[[float], float]) -> float | None:
         seen = self.seen.get(node_id)
-        return (seen, self._interval_s(node_id)) if seen is not None else None
+        return seen + after_s(self._interval_s(node_id)) if seen is not None else None

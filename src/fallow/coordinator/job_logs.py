@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 from msgspec.structs import replace
@@ -29,12 +30,16 @@ class JobLogs:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._buffers: dict[JobId, list[LogLine]] = {}
+        self.on_lines: Callable[[], None] = lambda: None
+        """There is something to `flush`."""
         self._next_seq: dict[JobId, int] = {}
         self._epochs: dict[JobId, int] = {}
 
     def keep(self, message: NodeLog) -> None:
         buffer = self._buffers.setdefault(message.job_id, [])
         room = BUFFER_LINES - len(buffer)
+        if message.lines and not buffer:
+            self.on_lines()
         buffer.extend(replace(line, node=message.node) for line in message.lines[:room])
 
     def flush(self) -> None:

@@ -24,7 +24,7 @@ BATCH_OPS = 2000
 BACKLOG_OPS = 50_000
 """Beyond this many waiting operations, new work is refused until the journal has caught up."""
 RETRY_S = 0.5
-GATHER_OPS = 20
+GATHER_OPS = 40
 """What nobody waits for is written when there is so much of it, or after a while: see Gathering."""
 
 
@@ -84,8 +84,8 @@ class Journal:
         self, ops: Sequence[Op], then: Callback | None = None, *, may_wait: bool = False, within_s: float = 0.0
     ) -> None:
         """Write these, then call `then` on the loop. `may_wait`: nobody misses it for a moment (Gathering). `within_s`:
-        nor for so long, where one coordinator has the engine to itself. From the loop's thread."""
-        is_late = within_s > 0.0 and self._gathering is OWN
+        nor for so long. From the loop's thread."""
+        is_late = within_s > 0.0
         if is_late:
             self._ripen_in(within_s)
         with self._condition:

@@ -18,6 +18,9 @@ from fallow.wire.messages import Echo, Msg
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+SELDOM_S = 5.0
+"""While so few messages come (FEW in a second) that nothing can pile up."""
+FEW = 200
 LOST_S = 30.0
 """A word that has not come back by then was lost, and is said again."""
 
@@ -32,6 +35,8 @@ class LoadWatch:
         self._seq = 0
         self._said_s = -LOST_S
         self._waits = False
+        self._heard_before = 0
+        self._looked_s = -LOST_S
 
     async def start(self) -> None:
         await self._connection.subscribe(self._subject, self._heard)
@@ -44,7 +49,10 @@ class LoadWatch:
                 self._note(now - self._said_s)
             if now - self._said_s < LOST_S:
                 return
-        if now - self._said_s >= EVERY_S:
+        heard, passed_s = self._connection.reads, now - self._looked_s
+        is_calm = heard - self._heard_before < FEW * passed_s and not self.overload.sheds
+        self._heard_before, self._looked_s = heard, now
+        if now - self._said_s >= (SELDOM_S if is_calm else EVERY_S):
             self._seq += 1
             self._said_s, self._waits = now, True
             self._connection.send(self._subject, Echo(self._seq))

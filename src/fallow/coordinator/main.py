@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fallow.coordinator.health import HealthServer
+from fallow.coordinator.turns import Turns
 from fallow.model.errors import FallowError, PoolRefused
 from fallow.model.ids import JobId, PoolId, new_id
 from fallow.model.job import AccountLimits
@@ -71,6 +72,7 @@ class CoordinatorOptions:
 
 def run_coordinator(options: CoordinatorOptions) -> int:
     """Serve until SIGTERM or SIGINT (a second one ends at once). Returns the exit code; errors are told on stderr."""
+    logging.basicConfig(format="%(asctime)s %(message)s")  # what happened is compared with what others say
     if sys.platform != "win32":
         import uvloop
 
@@ -83,44 +85,6 @@ def run_coordinator(options: CoordinatorOptions) -> int:
         print(f"fallow: the coordinator cannot start: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-class Turns:
-    """When the coordinator turns to what is due by the clock, and whether it is to end."""
-
-    def __init__(self) -> None:
-        self.is_over = False
-        self._is_called = False
-        self._waiter: asyncio.Future[bool] | None = None
-
-    def end(self) -> None:
-        self.is_over = True
-        self.hurry()
-
-    def hurry(self) -> None:
-        """There is work: the next turn is nearer than was thought."""
-        self._is_called = True
-        self._wake(False)
-
-    async def wait(self, wait_s: float) -> bool:
-        """False: somebody called before the time was over."""
-        if not self._is_called:
-            # (A bare timer: asyncio.timeout takes several times as long, some times a second.)
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            timer = loop.call_later(wait_s, self._wake, True)
-            try:
-                if await self._waiter:
-                    return True
-            finally:
-                self._waiter = None
-                timer.cancel()
-        self._is_called = False
-        return False
-
-    def _wake(self, in_time: bool) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(in_time)
 
 
 def _catch_signals(loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
@@ -140,6 +104,7 @@ async def _serve(options: CoordinatorOptions) -> None:
     from fallow.coordinator.blob_refs import BlobRefs
     from fallow.coordinator.blob_store import open_blob_store
     from fallow.coordinator.context import Context
+    from fallow.coordinator.disk_room import DiskRoom
     from fallow.coordinator.housekeeping import Housekeeping
     from fallow.coordinator.journal import OWN, SHARED, Journal
     from fallow.coordinator.load import LoadWatch
@@ -211,15 +176,18 @@ async def _serve(options: CoordinatorOptions) -> None:
         journal=journal,
         nodes=NodeRegistry(connection),
         session=session,
-        blobs=BlobRefs(blobs.remove_after_s),
+        blobs=BlobRefs(),
         owner=owner,
         loop=loop,
         reader=reader,
         questions=Questions(loop, reader),
         load=LoadWatch(connection),
+        room=DiskRoom(blobs.room),
         limits=options.limits,
     )
-    housekeeping = Housekeeping(store, blobs, context.blobs, lambda: session.leads)
+    if not session.shared:
+        blobs.is_alone()
+        context.is_there = blobs.is_there if blobs.folder else None
 
     def pool_info() -> PoolInfo:
         from fallow import __version__
@@ -240,8 +208,19 @@ async def _serve(options: CoordinatorOptions) -> None:
 
     service = Service(context, pool_info, blobs.sign)
     services.append(service)
+    housekeeping = Housekeeping(
+        store,
+        blobs,
+        context.blobs,
+        context.room,
+        leads=lambda: session.leads,
+        is_busy=lambda: bool(service.directory.active),
+        is_well=lambda: session.valid and connection.is_connected and journal.trouble is None,
+    )
     service.roster.leave = turns.end
-    service.directory.on_first = turns.hurry
+    service.on_sooner = turns.hurry
+    service.ride = turns.ride
+    session.on_sooner = turns.hurry
     health = HealthServer(
         lambda: _not_ready(context), lambda: {"coordinator": name, "pool_id": pool_id, "leads": session.leads}
     )
@@ -257,18 +236,18 @@ async def _serve(options: CoordinatorOptions) -> None:
     housekeeping.start()
     starting_http = loop.create_task(_serve_blobs(blobs, options.embedded))
     connection.pace()
-    asked_at = loop.time()
+    session.pace()
     try:
         while not turns.is_over:
-            if not await turns.wait(service.tick_within_s) and not turns.is_over:
+            if not await turns.wait(*service.next_turn()) and not turns.is_over:
                 continue
-            service.tick()
+            service.turn()
+            housekeeping.turn(loop.time())
             health.ticked()
-            if loop.time() - asked_at >= 0.9 * connection.ping_every_s:  # a turn may be early by a little
-                asked_at = loop.time()
-                connection.keep_alive()
+            connection.keep_alive(press=True)
     finally:
         starting_http.cancel()
+        session.go_on()
         await health.stop()
         await service.ownership.drain()
         await housekeeping.stop()

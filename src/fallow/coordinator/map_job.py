@@ -10,10 +10,11 @@ from functools import partial
 
 from fallow.coordinator.context import Context
 from fallow.coordinator.owned_job import BACKLOG_BYTES, KEPT_RESULT_BYTES, OwnedJob
-from fallow.coordinator.result_index import Recorded
+from fallow.coordinator.result_index import Recorded, in_order, without
 from fallow.coordinator.stored_info import split_reason
 from fallow.core.effects import Ended
 from fallow.core.gathering import Gathering
+from fallow.core.room import ResultBytes
 from fallow.model.ids import Digest, NodeId, Token
 from fallow.model.job import Blob, JobInfo, JobSpec
 from fallow.model.parts import FaultPage, InputPage, ResultPage
@@ -35,6 +36,7 @@ from fallow.wire.messages import (
     Done,
     FetchResults,
     GetJob,
+    HandIn,
     JobStatus,
     Msg,
     Refused,
@@ -47,6 +49,8 @@ log = logging.getLogger(__name__)
 WINDOW_BYTES = 64 * 1024 * 1024
 PARKED_LIMIT = 64
 """Fetches of one job that wait at once; beyond it the oldest is answered empty."""
+FILES_FOR_ONE = 16
+"""Bytes of results in files that count as one of those in messages: what a reader has not looked at yet takes room."""
 TRIM_S = 0.5
 TRIM_S_PER_NODE = 0.0002
 """What is trimmed is written with the counts of all nodes."""
@@ -74,6 +78,7 @@ class MapJob(OwnedJob):
         """Fetches that wait are looked through in a moment."""
         self._kept: deque[Recorded] = deque()
         self._kept_bytes = 0
+        self._result_bytes = ResultBytes()
         self._consumed = 0
         self._consumed_seq = 0
         self._trim_at = 0.0
@@ -172,10 +177,17 @@ class MapJob(OwnedJob):
             self.inputs.add(page)
             if page.page.data is None:
                 self.context.blobs.add(page.page.digest)
+                self.context.room.took(page.page.size)
             ops.append(PutInputPage(self.job_id, self.epoch, page.start, page.stop, page.page))
         return ops
 
     # ------------------------------------------------------------ results
+
+    def before_hand_in(self, message: HandIn) -> None:
+        for page in message.results:
+            size = page.page.size if page.page.data is None else 0
+            self._result_bytes.note(page.stop - page.start, size)
+            self.context.room.took(size)
 
     def tell_recorded(self, recorded: list[Recorded], ack: tuple[NodeId, Token, int] | None) -> None:
         super().tell_recorded(recorded, ack)
@@ -242,7 +254,7 @@ class MapJob(OwnedJob):
         for entry in source:
             if message.ordered and 0 <= message.hint_stop <= entry.start:
                 break
-            cost = entry.size if entry.inline else 256
+            cost = entry.size if entry.inline else max(256, entry.size // FILES_FOR_ONE)
             if entries and size + cost > message.max_bytes:
                 break
             entries.append(entry)
@@ -305,7 +317,7 @@ class MapJob(OwnedJob):
             page = read.get(entry.start, entry.page)
             pages.append(ResultPage(start, entry.stop, entry.page_start, page, entry.failed_count, entry.failed))
         if message.ordered and faults and pages:
-            pages, faults, cursor = _in_order(pages, faults, message.cursor)
+            pages, faults, cursor = in_order(pages, faults, message.cursor)
         self._reply(
             reply,
             Results(
@@ -360,8 +372,19 @@ class MapJob(OwnedJob):
     def _backlogged(self) -> bool:
         return not self.spec.detached and self.results.bytes > BACKLOG_BYTES
 
-    def leasing_stop(self) -> int:
-        return self._consumed + 1 if self._backlogged() else 1 << 62
+    def bound_leases(self) -> None:
+        progress, room = self.progress, self.context.room
+        tasks = room.result_tasks(self.job_id, self._result_bytes.per_task, progress.leased)
+        progress.leasing_stop, progress.lease_room = 1 << 62, tasks
+        if self._backlogged():
+            progress.leasing_stop = self._consumed + 1
+        if tasks == 0:
+            # What its reader waits for goes on; where it has nothing to read, something at all, unless there is garbage
+            # whose room is free in a moment.
+            progress.leasing_stop, progress.lease_room = self._consumed + 1, 1
+            if not len(self.results) and not self.spec.detached:
+                is_stuck = not progress.leases and not len(self.context.blobs)
+                progress.leasing_stop = 1 << 62 if is_stuck else 0
 
     def _trim(self) -> None:
         """Journal what may be forgotten, in bulk."""
@@ -436,7 +459,12 @@ class MapJob(OwnedJob):
         self.results.clear()
         self._nodes_by_name = dict(self._taken_by_node)
         for entry in entries:
-            for piece in _without(entry, intervals):
+            pieces = without(entry, intervals)
+            if not entry.inline and entry.fault is None:
+                for _ in pieces:
+                    self.context.blobs.add(entry.page.digest)
+                self.context.blobs.drop(entry.page.digest, self.context.now())
+            for piece in pieces:
                 piece.seq = self._draw_seq()
                 self.results.add(piece)
                 count = self._nodes_by_name.get(piece.node, 0)
@@ -463,37 +491,3 @@ class MapJob(OwnedJob):
     def _reply(self, reply: str, message: Msg) -> None:
         if reply:
             self.context.say(reply, message)
-
-
-def _in_order(
-    pages: list[ResultPage], faults: list[FaultPage], cursor: int
-) -> tuple[list[ResultPage], list[FaultPage], int]:
-    """Both lists are by index already; readers merge them. What is beyond a gap stays out."""
-    marks = sorted([(page.start, page.stop) for page in pages] + [(f.index, f.index + 1) for f in faults])
-    for start, stop in marks:
-        if start > cursor:
-            break
-        cursor = max(cursor, stop)
-    return [p for p in pages if p.start < cursor], [f for f in faults if f.index < cursor], cursor
-
-
-def _without(entry: Recorded, intervals: Sequence[tuple[int, int]]) -> list[Recorded]:
-    """The parts of a recorded page outside these intervals."""
-    from fallow.core.intervals import IntervalSet
-
-    left = IntervalSet([(entry.start, entry.stop)])
-    for start, stop in intervals:
-        left.remove(start, stop)
-    pieces = []
-    for start, stop in left:
-        piece = Recorded(
-            seq=entry.seq,
-            start=start,
-            stop=stop,
-            page_start=entry.page_start,
-            page=entry.page,
-            node=entry.node,
-            inline=entry.inline,
-        )
-        pieces.append(piece)
-    return pieces

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fallow.core.capability import implausible
 from fallow.core.demand import Moves, NodeView
-from fallow.core.presence import LEAST_INTERVAL_S, QUIET_LEAST_S, beat_interval_s, lost_after_s, quiet_after_s
+from fallow.core.presence import AWAITED_S, LEAST_INTERVAL_S, beat_interval_s, lost_after_s, quiet_after_s
 from fallow.core.silence import Silences
 from fallow.model.ids import JobId, NodeId, SlotKey
 from fallow.model.job import JobSpec
@@ -71,7 +71,7 @@ class NodeEntry:
 
     def is_overdue(self, now: float) -> bool:
         """It was given work at rest, and does not answer."""
-        return self.awaited_s is not None and now - self.awaited_s > QUIET_LEAST_S
+        return self.awaited_s is not None and now - self.awaited_s > AWAITED_S
 
     def judged_spec(self) -> NodeSpec:
         """What it says of itself, with its speed as measured and without GPUs that are not what they say."""
@@ -124,8 +124,7 @@ class NodeRegistry:
         self._gone = 0
         """Entries of nodes that are here no more, as of the last look."""
         self._gone_as_of = 0
-        self._quiet = Silences(quiet_after_s, self._presence)
-        self._silent = Silences(lost_after_s, self._presence)
+        self._watch_silences()
         self._awaited: set[NodeId] = set()
         """Nodes that have `awaited_s`."""
         self.entries: dict[NodeId, NodeEntry] = {}
@@ -152,14 +151,17 @@ class NodeRegistry:
         self.entries.clear()
         self._awaited.clear()
         self._gone = 0
-        self._quiet = Silences(quiet_after_s, self._presence)
-        self._silent = Silences(lost_after_s, self._presence)
+        self._watch_silences()
         self.era += 1
         self.membership += 1
         self.changed.clear()
         self.forgotten.clear()
         self.tied.clear()
         self.shares = {}
+
+    def _watch_silences(self) -> None:
+        self._quiet = Silences(lambda node_id: self._end(node_id, quiet_after_s))
+        self._silent = Silences(lambda node_id: self._end(node_id, lost_after_s))
 
     def _is_another(self, node_id: NodeId) -> None:
         self.membership += 1
@@ -273,13 +275,19 @@ class NodeRegistry:
                 self._is_another(node_id)
         return news
 
+    def next_s(self, before: float) -> float:
+        """When `note_quiet` or `silent` may name a node, where that is before then; else any later time."""
+        dues = [self._quiet.next_s(before), self._silent.next_s(before)]
+        dues += [awaited_s + AWAITED_S for node in self._awaited if (awaited_s := self.entries[node].awaited_s)]
+        return min((due for due in dues if due is not None), default=before)
+
     def silent(self, now: float) -> list[NodeEntry]:
         """Nodes that have just been silent for too long: they are lost now."""
         lost = []
         for node_id in self._silent.take(now):
             entry = self.entries[node_id]
             entry.state = node_transition(entry.state, NodeEvent.SILENCE, node_id)
-            entry.reason = f"silent for {lost_after_s(entry.interval_s):g} s"
+            entry.reason = f"silent for {lost_after_s(entry.interval_s, entry.rests):g} s"
             entry.assigned.clear()
             self._tie(entry, {})
             self._is_another(node_id)
@@ -289,9 +297,11 @@ class NodeRegistry:
             self._gone = sum(1 for entry in self.entries.values() if entry.state not in HERE)
         return lost
 
-    def _presence(self, node_id: NodeId) -> tuple[float, float] | None:
+    def _end(self, node_id: NodeId, after_s: Callable[[float, bool], float]) -> float | None:
         entry = self.entries.get(node_id)
-        return (entry.seen, entry.interval_s) if entry is not None and entry.state in HERE else None
+        if entry is None or entry.state not in HERE:
+            return None
+        return entry.seen + after_s(entry.interval_s, entry.rests)
 
     def drain(self, node_id: NodeId, wanted: bool) -> bool:
         entry = self.entries.get(node_id)
@@ -299,6 +309,9 @@ class NodeRegistry:
             return False
         entry.drain_wanted = wanted
         self._is_another(node_id)
+        # Unasked: the next beat of a node at rest is some time away.
+        ack = BeatAck(seq=0, drain=wanted, epoch=self._epoch, interval_s=entry.asked_s)
+        self._connection.send(subjects.node(node_id), ack)
         return True
 
     def judge(self, node_id: NodeId, speed: float, gpu_speed: float) -> None:

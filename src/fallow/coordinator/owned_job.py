@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from fallow.coordinator.acknowledgements import Acknowledgements
 from fallow.coordinator.context import Context
+from fallow.coordinator.hand_in_blobs import without_lost
 from fallow.coordinator.heard_nodes import HeardNodes
 from fallow.coordinator.input_index import InputIndex
 from fallow.coordinator.result_index import Recorded, ResultIndex, put_result, recorded_fault, recorded_page
@@ -131,6 +132,7 @@ class OwnedJob:
     def on_hand_in(self, message: HandIn) -> None:
         slot = (message.node_id, message.slot)
         self._hear_of(message.node_id)
+        message = without_lost(message, self.context.blobs, self.context.is_there, self.context.now())
         self.before_hand_in(message)
         wasted_before_s = self.progress.wasted_s
         effects = self.progress.hand_in(
@@ -207,6 +209,11 @@ class OwnedJob:
         for node_id, limit_s in self.heard.lost(now):
             self.forget_node(node_id, f"{self.node_name(node_id)} was silent for {limit_s:g} s")
 
+    def next_s(self, before: float) -> float:
+        """When a look at the job's nodes may find something, where that is before then; else any later time."""
+        due = self.heard.next_s(before)
+        return before if due is None else due
+
     def forget_node(self, node_id: NodeId, reason: str) -> None:
         self.heard.forget(node_id)
         self._sessions.pop(node_id, None)
@@ -255,9 +262,10 @@ class OwnedJob:
         """This coordinator has no more to do with the job: nothing of it is told or journalled any more. What is not
         acknowledged by now is handed in again, to the job's next owner."""
         self.closed = True
+        self.context.room.forget(self.job_id)
         self.states.release()
-        if self.spec.function.data is None:
-            self.context.blobs.release(self.spec.function.digest)
+        for digest in self.named_blobs():
+            self.context.blobs.release(digest)
 
     def withdraw(self, reason: str) -> None:
         """The job could not be taken in after all: nodes forget it, and what its client sent for it is not kept."""
@@ -270,27 +278,33 @@ class OwnedJob:
     def drop_blobs(self) -> None:
         """Nothing of the job needs its blobs any more."""
         now = self.context.now()
+        self.context.room.forget(self.job_id)
         self.states.drop([(0, 1 << 62)], now)
+        for digest in self.named_blobs():
+            self.context.blobs.drop(digest, now)
+
+    def named_blobs(self) -> Iterator[str]:
+        """Those that are counted for the job, but for saved states."""
         for entry in self.results:
             if not entry.inline and entry.fault is None:
-                self.context.blobs.drop(entry.page.digest, now)
-        for page in self.inputs.pages():
-            if page.page.data is None and not self.inputs.is_let_go(page.start):
-                self.context.blobs.drop(page.page.digest, now)
+                yield entry.page.digest
+        if self.spec.kind is JobKind.MAP:
+            for page in self.inputs.pages():
+                if page.page.data is None and not self.inputs.is_let_go(page.start):
+                    yield page.page.digest
         if self.spec.function.data is None:
-            self.context.blobs.drop(self.spec.function.digest, now)
+            yield self.spec.function.digest
 
     # ------------------------------------------------------------ effects
 
     def dispatch(self) -> None:
         if not self.is_written and self.context.session.shared:
             return  # another coordinator may have been sent the job too: the store says whose it is
-        self.progress.leasing_stop = self.leasing_stop()
+        self.bound_leases()
         self.perform(self.progress.dispatch(self.context.now()))
 
-    def leasing_stop(self) -> int:
-        """For subclasses: no lease from this index on."""
-        return 1 << 62
+    def bound_leases(self) -> None:
+        """For subclasses: how much may be leased (progress.leasing_stop, progress.lease_room)."""
 
     def perform(
         self, effects: Iterable[Effect], ack: tuple[NodeId, Token, int] | None = None, more: Iterable[Op] = ()
@@ -329,6 +343,7 @@ class OwnedJob:
             gone = self.states.drop(over, self.context.now())
             ops += [DropCheckpoints(self.job_id, self.epoch, start, stop) for start, stop in gone]
         if ended is not None:
+            self.context.room.forget(self.job_id)
             self._release_nodes(ended)
         if ops:
             wait_s = self.wait_s(recorded) if ended is None else 0.0

@@ -16,6 +16,7 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
+from fallow.core.sessions import to_take
 from fallow.model.ids import JobId, NodeId
 from fallow.model.parts import HeldLease
 from fallow.store.protocol import StoreError
@@ -29,6 +30,9 @@ REBALANCE_S = 2.5
 """One job at a time passes to a coordinator that has fewer: the next only when both have reported again."""
 ANNOUNCE_AFTER_S = 0.3
 """Agents name their leases before the client of a job that was taken up sends again what the new owner lacks."""
+ANNOUNCE_HANDED_S = 0.08
+"""The same where the last owner has said what it had out, so that all are there: only calls that were on their way to
+nodes are not among it."""
 UNREAD_AGAIN_S = 4.0
 DRAIN_S = 5.0
 """A coordinator that leaves waits this long for its store; what it could not release is taken over as from the dead."""
@@ -49,11 +53,11 @@ class Ownership:
         self._unread_at = [0.0]  # when to look for jobs that ended under owners that are gone
         self._rebalanced_at = 0.0
         self._passing: set[JobId] = set()
+        self._released: set[JobId] = set()
         self._subscriptions: dict[JobId, Any] = {}
         directory.on_loaded = self.listen
         peers.on_handover = self._on_handover
         peers.on_lost = self._on_lost_peer
-        context.session.orphans = directory.read_orphans
         context.session.on_orphans = self._on_orphans
 
     def tick(self, now: float) -> None:
@@ -65,8 +69,11 @@ class Ownership:
                 self.context.loop.create_task(self.take_over())
             self._rebalance()
 
-    def _on_orphans(self, job_ids: Sequence[JobId]) -> None:
-        self.context.loop.create_task(self.take_over(job_ids))
+    def _on_orphans(self, orphans: Sequence[tuple[JobId, str]]) -> None:
+        """With every renewal of the session."""
+        job_ids, self._released = to_take(orphans, self._released)
+        if job_ids:
+            self.context.loop.create_task(self.take_over(job_ids))
 
     # ------------------------------------------------------------ listening
 
@@ -110,7 +117,8 @@ class Ownership:
         if job_id not in self.directory.active:
             return
         self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
-        self.context.loop.call_later(ANNOUNCE_AFTER_S, self.directory.active[job_id].announce)
+        wait_s = ANNOUNCE_AFTER_S if leases is None else ANNOUNCE_HANDED_S
+        self.context.loop.call_later(wait_s, self.directory.active[job_id].announce)
         self.context.kick_matcher()
 
     async def take_over(self, orphans: Sequence[JobId] | None = None) -> None:

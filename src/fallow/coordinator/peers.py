@@ -24,6 +24,8 @@ from fallow.wire.messages import (
 )
 
 REPORT_S = 1.0
+REST_REPORT_S = 1.7
+"""While this owner has no job: two reports may be lost before it counts as silent."""
 S_PER_NODE = 0.00005
 """A report names the nodes that worked: the more they are, the less often it is made."""
 MANY = 100_000
@@ -76,6 +78,8 @@ class Peers:
         self.on_handover: Callable[[Handover], None] = lambda _: None
         self.on_change: Callable[[], None] = lambda: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_silent: Callable[[], None] = lambda: None
+        """One was lost that did not say that it leaves."""
         self.on_drain: Callable[[DrainCoordinator, str], None] = lambda message, reply: None
         self.on_node_anew: Callable[[NodeAnew], None] = lambda _: None
         self.pool_slots = 0
@@ -121,6 +125,7 @@ class Peers:
         for owner in [name for name, peer in self._peers.items() if now - peer.seen > SILENT_S]:
             del self._peers[owner]
             self.on_lost()
+            self.on_silent()
         return {job_id: job for peer in self._peers.values() for job_id, job in peer.jobs.items()}
 
     def info(self, job_id: JobId) -> JobInfo | None:
@@ -167,7 +172,8 @@ class Peers:
             self._context.loop.call_later(max(0.005, min(REPORT_S, nodes * S_PER_NODE)), self.report)
 
     def tick(self, now: float) -> None:
-        if now - self._reported_at >= REPORT_S:
+        rests = not any(True for _ in self.own_jobs()) and not self._context.tasks_done_here
+        if now - self._reported_at >= (REST_REPORT_S if rests else REPORT_S):
             self.report()
 
     def report(self, leaving: bool = False) -> None:
@@ -179,16 +185,13 @@ class Peers:
         jobs = tuple(self._job_report(owned) for owned in self.own_jobs())
         tasks, self._context.tasks_done_here = self._context.tasks_done_here, {}
         wasted_s, self._context.wasted_here_s = self._context.wasted_here_s, {}
-        self._context.connection.send(
-            subjects.OWNERS,
-            OwnerReport(self._context.owner, self._seq, () if leaving else jobs, tasks, leaving, wasted_s),
-        )
-        if self._context.session.leads:
-            nodes = self._context.nodes
-            state = PoolState(
-                self._context.owner, self._context.session.leader_term, nodes.slot_count(), nodes.has_strangers()
-            )
-            self._context.connection.send(subjects.OWNERS, state)
+        connection, owner = self._context.connection, self._context.owner
+        report = OwnerReport(owner, self._seq, () if leaving else jobs, tasks, leaving, wasted_s)
+        with connection.together():  # the others wake once for both
+            connection.send(subjects.OWNERS, report)
+            if self._context.session.leads:
+                nodes, term = self._context.nodes, self._context.session.leader_term
+                connection.send(subjects.OWNERS, PoolState(owner, term, nodes.slot_count(), nodes.has_strangers()))
 
     def _job_report(self, owned: OwnedJob) -> JobReport:
         return JobReport(

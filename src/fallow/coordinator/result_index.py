@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fallow.core.intervals import IntervalSet
 from fallow.model.ids import Interval, JobId, NodeId
 from fallow.model.job import Blob
 from fallow.model.parts import FaultPage, ResultPage
@@ -188,3 +189,35 @@ def put_result(job_id: JobId, epoch: int, entry: Recorded) -> PutResultPage:
         fault=entry.fault,
         node=entry.node,
     )
+
+
+def in_order(
+    pages: list[ResultPage], faults: list[FaultPage], cursor: int
+) -> tuple[list[ResultPage], list[FaultPage], int]:
+    """Both lists are by index already; readers merge them. What is beyond a gap stays out."""
+    marks = sorted([(page.start, page.stop) for page in pages] + [(f.index, f.index + 1) for f in faults])
+    for start, stop in marks:
+        if start > cursor:
+            break
+        cursor = max(cursor, stop)
+    return [p for p in pages if p.start < cursor], [f for f in faults if f.index < cursor], cursor
+
+
+def without(entry: Recorded, intervals: Sequence[tuple[int, int]]) -> list[Recorded]:
+    """The parts of a recorded page outside these intervals."""
+    left = IntervalSet([(entry.start, entry.stop)])
+    for start, stop in intervals:
+        left.remove(start, stop)
+    pieces = []
+    for start, stop in left:
+        piece = Recorded(
+            seq=entry.seq,
+            start=start,
+            stop=stop,
+            page_start=entry.page_start,
+            page=entry.page,
+            node=entry.node,
+            inline=entry.inline,
+        )
+        pieces.append(piece)
+    return pieces

@@ -24,6 +24,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from fallow.coordinator.blob_store import LiveAmong
+from fallow.core.room import Room
 from fallow.model.errors import FallowError, PoolUnreachable, SettingError
 from fallow.wire.blob_files import Buffer, is_digest
 from fallow.wire.blob_http import S3_SKIP_S
@@ -59,7 +60,7 @@ class S3Blobs:
 
     folder = ""
     nonce = ""
-    remove_after_s = S3_SKIP_S + COMMIT_WITHIN_S
+    remove_after_s = remove_least_s = S3_SKIP_S + COMMIT_WITHIN_S
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
         parts = urlsplit(url)
@@ -175,10 +176,32 @@ class S3Blobs:
 
     # ------------------------------------------------------------ deleting
 
-    def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> int:
+    def is_alone(self) -> None:
+        """Its times are those of presigned URLs, whoever is there."""
+
+    def room(self) -> Room | None:
+        return None
+
+    def is_there(self, digest: str) -> bool:
+        return True
+
+    def note_garbage(self, fresh: Sequence[str], garbage: Sequence[str]) -> None:
+        """A bucket has room: what is forgotten here is found by `collect`."""
+
+    def take_left_garbage(self) -> Sequence[str]:
+        return ()
+
+    def remove(self, digests: Sequence[str], needed: Callable[[str], bool]) -> tuple[int, Sequence[str]]:
         with self._worded("delete"):
             before = self._clock() - self.remove_after_s
-            return sum(self._put_aside(digest, before) for digest in digests if not needed(digest))
+            return sum(self._put_aside(digest, before) for digest in digests if not needed(digest)), ()
+
+    def collect_orphans(self, live_among: LiveAmong, needed: Callable[[str], bool], older_than_s: float) -> int:
+        """`collect` finds them."""
+        return 0
+
+    def renew_used(self, digests: Sequence[str]) -> None:
+        """`collect` leaves them alone for days."""
 
     def collect(self, live_among: LiveAmong, older_than_s: float) -> int:
         """`older_than_s` below S3_SKIP_S + COMMIT_WITHIN_S is taken for that."""

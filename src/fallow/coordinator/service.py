@@ -10,6 +10,7 @@ from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.client_watch import ClientWatch
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
+from fallow.coordinator.hand_in_blobs import without_lost
 from fallow.coordinator.job_logs import JobLogs
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.matcher import Matcher
@@ -17,7 +18,7 @@ from fallow.coordinator.ownership import Ownership
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.roster import Roster
 from fallow.coordinator.submission import Submission
-from fallow.core.presence import QUIET_LEAST_S
+from fallow.core.presence import GIVEN_UP_AFTER_S, QUIET_LEAST_S
 from fallow.model.ids import JobId
 from fallow.model.node import NodeSpec
 from fallow.store.protocol import PutNode, StoreError
@@ -40,6 +41,7 @@ from fallow.wire.messages import (
     HandIn,
     Held,
     JobStatus,
+    LeaderHere,
     ListCoordinators,
     ListJobs,
     ListNodes,
@@ -66,11 +68,16 @@ from fallow.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.25
-MAPS_TICK_S = 0.5
-"""Where there are maps alone: nobody waits for a single call, and each turn takes time from tasks on this machine."""
-REST_TICK_S = 1.0
+BOTH_DOORS_S = 0.2
+"""Who has no answer asks again after twice that at the soonest."""
+TAKEN_MOST = 4096
+TURN_S = 1.0
+REST_TURN_S = 2.5
 """While there is no job, and no other coordinator."""
+LATE_S = 0.3
+"""A turn may be so much later, if it comes with a message then."""
+SOON_S = 0.25
+"""Within which a new job's turn comes, and after which one that is overdue is looked at again."""
 
 
 class Service:
@@ -99,17 +106,31 @@ class Service:
         self.peers.on_change = self._peers_changed
         self.roster = Roster(context, self.directory, self.peers)
         self.peers.on_drain = self.roster.passed_on
+        self.peers.on_silent = self._peer_silent
         self.peers.on_node_anew = self._node_anew
         self._clients = ClientWatch(context)
+        self.on_sooner: Callable[[], None] = lambda: None
+        """The next turn is nearer than it was."""
+        self.ride: Callable[[], None] = lambda: None
+        """The loop is awake: a turn that is due may come now."""
+        self.directory.on_added = self._turn_soon
+        self.logs.on_lines = self._turn_soon
+        self._turned_at = context.now()
+        self._soon_at = float("inf")
         self._leading: list[Any] = []
         self._door: Any = None
         self._turning = False
+        self._side_door: Any = None
+        """False while it is being opened."""
+        self._side_door_until_s = 0.0
+        self._taken_s: dict[str, float] = {}
+        """When questions came lately, by their reply subject, while the side door is open."""
 
     async def start(self) -> None:
         """Take up the jobs that the store says are not over and nobody owns, then open the doors."""
         connection = self.context.connection
         if self.context.session.shared:
-            await connection.subscribe(subjects.OWNERS, self.peers.receive)
+            await connection.subscribe(subjects.OWNERS, self._on_peer)
         connection.on_reconnect.append(self._reconnected)
         await self.context.load.start()
         await self.ownership.take_over()
@@ -132,6 +153,31 @@ class Service:
                 await self.context.connection.unsubscribe(door)
         finally:
             self._turning = False
+
+    def _peer_silent(self) -> None:
+        """It is stopped or cut off, and the message server still hands it its share of the pool's questions: until that
+        gives it up they come here as well. One that two coordinators answer harms nobody."""
+        self._side_door_until_s = self.context.now() + GIVEN_UP_AFTER_S
+        self.context.loop.create_task(self._turn_side_door())
+
+    async def _turn_side_door(self) -> None:
+        connection, is_wanted = self.context.connection, self.context.now() < self._side_door_until_s
+        if is_wanted and self._side_door is None:
+            self._side_door = False
+            self._side_door = await connection.subscribe(subjects.POOL, self._on_pool, queue=subjects.SIDE_DOOR)
+        elif not is_wanted and self._side_door:
+            door, self._side_door = self._side_door, None
+            self._taken_s.clear()
+            await connection.unsubscribe(door)
+
+    def _came_by_both_doors(self, reply: str) -> bool:
+        """The same question, and not because it is asked again."""
+        now = self.context.now()
+        if len(self._taken_s) >= TAKEN_MOST:
+            self._taken_s.clear()
+        before_s = self._taken_s.get(reply)
+        self._taken_s[reply] = now
+        return before_s is not None and now - before_s < BOTH_DOORS_S
 
     def _reconnected(self) -> None:
         """What was sent to this coordinator meanwhile is lost: agents and clients ask again."""
@@ -156,6 +202,7 @@ class Service:
                 await connection.subscribe(subjects.BEAT, self._on_agent),
                 await connection.subscribe(subjects.LEADER, self._on_leader_request),
             ]
+        self.context.connection.send(subjects.NODES, LeaderHere(session.leader_term))
         self.matcher.kick()
 
     # ------------------------------------------------------------ agents
@@ -164,6 +211,7 @@ class Service:
         match message:
             case Beat():
                 self._on_beat(message)
+                self.ride()
             case Bye():
                 if self.context.session.leads and self.context.nodes.bye(message.node_id, message.session):
                     self.matcher.kick()
@@ -199,6 +247,10 @@ class Service:
     def _peers_changed(self) -> None:
         if self.context.session.leads:
             self.matcher.kick()
+
+    def _on_peer(self, message: Msg, reply: str) -> None:
+        self.peers.receive(message, reply)
+        self.ride()
 
     def _on_log(self, message: Msg, reply: str) -> None:
         if isinstance(message, NodeLog):
@@ -253,6 +305,8 @@ class Service:
         epoch = self.directory.last_epoch(job_id)
         if self.ownership.silent(job_id):
             return  # another owns it, or this coordinator is about to
+        if isinstance(message, HandIn):
+            without_lost(message, self.context.blobs, None, self.context.now())
         match message:
             case HandIn() | Pull() | Held():
                 self.context.connection.send(
@@ -294,7 +348,7 @@ class Service:
     # ------------------------------------------------------------ the pool
 
     def _on_pool(self, message: Msg, reply: str) -> None:
-        if not self.context.session.valid:
+        if not self.context.session.valid or (self._side_door and reply and self._came_by_both_doors(reply)):
             return
         match message:
             case GetPool():
@@ -340,18 +394,40 @@ class Service:
 
     # ------------------------------------------------------------ time
 
-    @property
-    def tick_within_s(self) -> float:
-        active = self.directory.active
-        if self.context.session.shared or any(isinstance(job, CallsJob) for job in active.values()):
-            return TICK_S
-        return MAPS_TICK_S if active else REST_TICK_S
+    def _turn_soon(self) -> None:
+        if self._soon_at == float("inf"):
+            self._soon_at = self.context.now() + SOON_S
+            self.on_sooner()
 
-    def tick(self) -> None:
-        """Every `tick_within_s`: silences, deadlines, and what is to be forgotten."""
+    def next_turn(self) -> tuple[float, float]:
+        """When the next turn is due, and when it is to come at the latest."""
+        context, session = self.context, self.context.session
+        active = self.directory.active.values()
+        if session.shared:
+            due, latest = session.renew_at, session.renew_by
+        else:
+            due = self._turned_at + (TURN_S if active else REST_TURN_S)
+            latest = due + LATE_S
+        exact = [self._soon_at]
+        if session.valid:
+            exact += [owned.next_s(latest) for owned in active if not owned.progress.is_final]
+            if session.leads:
+                exact.append(context.nodes.next_s(latest))
+        first = max(min(exact), self._turned_at + SOON_S)
+        return min(due, first), min(latest, first)
+
+    def turn(self) -> None:
+        """Silences, deadlines, and what is to be forgotten."""
         now = self.context.now()
+        self._turned_at, self._soon_at = now, float("inf")
+        self._look(now)
+        self.context.session.turn(now)  # last: its thread waits for the interpreter, which this one gives up soon
+
+    def _look(self, now: float) -> None:
         if self.context.session.valid != (self._door is not None) and not self._turning:
             self.context.loop.create_task(self._turn_door())
+        if self._side_door and now >= self._side_door_until_s:
+            self.context.loop.create_task(self._turn_side_door())
         if not self.context.session.valid:
             return
         if self.context.session.leads:
@@ -398,8 +474,12 @@ class Service:
 
     def _forget(self, job_id: JobId) -> None:
         owned = self.directory.forget(job_id)
-        if isinstance(owned, MapJob) and not owned.spec.detached:
+        if owned is not None and owned.spec.detached:
+            owned.close()  # (the store knows what it needs)
+        elif isinstance(owned, MapJob):
             owned.forget_pages()
+        elif owned is not None:
+            owned.drop_blobs()
         self.logs.forget(job_id)
         if owned is not None and not owned.spec.detached:
             self.ownership.unlisten(job_id)

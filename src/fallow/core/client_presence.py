@@ -1,15 +1,16 @@
 """Whether the script of an attached job is gone for good, or only cut off.
 
 A process that ends, however it ends, closes its connection at once: nobody listens to its subject any more. So does a
-cut, but later: the message server gives a connection up once two of its pings (every 2 s) are unanswered. Hence a
+cut, but later: the message server gives a connection up that was silent for presence.SERVER_PING_S and longer. Hence a
 script is gone that was heard of a moment before nobody listened to it, and that has not come back within GONE_S (a
 connection may break and be made anew). One that is cut off keeps the longer time that a silent client has.
 """
 
 from __future__ import annotations
 
-ASK_AFTER_S = 1.0
-"""A client that is silent for so long is asked whether it is there."""
+ASK_AFTER_S = 1.5
+"""A client that is silent for so long is asked whether it is there. (With its owner's next turn: every 2 s or so, and
+so often enough for CLOSED_WITHIN_S.)"""
 CLOSED_WITHIN_S = 3.5
 """Nobody listens so soon after it was heard of: its connection was closed, and not given up."""
 GONE_S = 10.0

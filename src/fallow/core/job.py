@@ -16,6 +16,7 @@ from fallow.core.held_progress import HeldProgress, granted
 from fallow.core.lease import KnownSlot, LiveLease
 from fallow.core.remainder import Remainder
 from fallow.core.results import narrow
+from fallow.core.room import lease_share
 from fallow.core.sizing import CALLS_TARGET_S, MAP_TARGET_S, Rate, lease_size, target_s
 from fallow.model.ids import CALL_TOKENS, Interval, SlotKey, Token, call_token, is_call_token
 from fallow.model.job import JobKind
@@ -138,7 +139,8 @@ class JobProgress(HeldProgress):
 
     def _take_range(self, place: KnownSlot, now: float) -> LiveLease | None:
         first = self.todo.first
-        if first is None or first[0] >= self.leasing_stop:
+        room = self.lease_room
+        if first is None or first[0] >= self.leasing_stop or room == 0:
             return None
         own = place.rate
         rate = own.per_s if own else 0.0
@@ -155,6 +157,9 @@ class JobProgress(HeldProgress):
         attempt = self.failures.attempts.get(first[0], 0)
         if attempt:
             size = 1
+        if room is not None:
+            size = min(size, room, lease_share(room, max(self.slots, self.busy_slots)))
+            self.lease_room = room - size
         taken = self.todo.pop_first(min(size, self.leasing_stop - first[0]))
         assert taken is not None
         start, stop = taken
@@ -227,6 +232,11 @@ class JobProgress(HeldProgress):
                 self._doubtful.update((index, lease.token) for index in islice(fresh, DOUBTFUL_LIMIT))
         self._doubt_at = now if self._doubtful else oldest + after_s
         return bool(self._doubtful)
+
+    @property
+    def doubt_at(self) -> float:
+        """Before then `doubt` finds nothing new."""
+        return self._doubt_at if self.spec.speculate else float("inf")
 
     def _double_doubtful(self, now: float) -> list[Effect]:
         effects: list[Effect] = []

@@ -26,10 +26,10 @@ CPU = "cpu"
 LOOK_S = 0.5
 """Between looks while work may run and nothing tells of input at once: with `grace_s` it stays under two seconds."""
 NOTIFIED_LOOK_S = 1.0
-REST_LOOK_S = 10.0
+REST_LOOK_S = 30.0
 """Instead of these two while nothing of the pool's runs here: there is nothing to stop, and work that comes brings a
 look with it, as does whoever asks how things stand."""
-NOTIFIED_REST_LOOK_S = 30.0
+NOTIFIED_REST_LOOK_S = 60.0
 PAUSED_LOOK_S = 10.0
 """Between looks while nothing may run and who knows until when: only the end of the pause can wait."""
 PAUSED_MOST_S = 60.0
@@ -63,7 +63,7 @@ class DeviceState(Struct, frozen=True):
     since_s: float = -inf
     reason: str = ""
     words: str = ""
-    """Of the weightiest cause since it last was allowed."""
+    """Of the cause that `free_s` waits for."""
     causes: tuple[str, ...] = ()
     """Keys of the causes of the last look: those with two thresholds hold until the lower one."""
     free_s: float = -inf
@@ -149,14 +149,15 @@ def look(
 
 def _next_state(before: DeviceState, causes: list[Cause], now_s: float, restart: bool) -> DeviceState:
     free_s = -inf if restart else before.free_s
+    words = before.words
     for cause in causes:
-        free_s = max(free_s, now_s + cause.settle_s)
-    words = causes[0].words if causes else before.words
+        if now_s + cause.settle_s > free_s:
+            free_s, words = now_s + cause.settle_s, cause.words
     allowed = not causes and now_s >= free_s
     if allowed:
         reason = words = ""
     elif causes:
-        reason = words
+        reason = causes[0].words
     else:
         reason = f"until a moment ago: {words} (goes on in {span_words(free_s - now_s)})"
     changed = allowed != before.allowed or before.since_s == -inf or restart
@@ -208,6 +209,10 @@ def _shared_causes(
     if owner.watch:
         if owner.full_screen and readings.full_screen:
             yield Cause("full_screen", f"{readings.full_screen} fills the screen", settle_s)
+        elif owner.full_screen and readings.screen_on != "":
+            cannot = "whether a film or a talk keeps the screen on cannot be read"
+            words = f"{readings.screen_on} keeps the screen on" if readings.screen_on else cannot
+            yield Cause("screen_on", words, settle_s)
         if owner.remote_sessions:
             yield from _remote_causes(readings, owner, settle_s)
 

@@ -48,6 +48,8 @@ class Readings(Struct, frozen=True):
     """Why nobody can sit here, where that was found: 'a machine without keyboard, display and local session'."""
     full_screen: str = ""
     """The program that fills a screen."""
+    screen_on: str | None = ""
+    """The program that asks the desktop to leave the screen on."""
     foreign_cpu_share: float | None = 0.0
     """Of all processors together, by what does not belong to the agent."""
     programs: tuple[str, ...] | None = ()

@@ -16,6 +16,16 @@ QUIET_MORE_S = 0.2
 """A node that is silent for so long may be gone: it gets no new work, and single calls that it has are run elsewhere
 too. Nothing is taken from it before it is lost."""
 QUIET_LEAST_S = QUIET_INTERVALS * LEAST_INTERVAL_S + QUIET_MORE_S
+REST_INTERVAL_S = 10.0
+"""At least, between beats of a node on which nothing of the pool's runs: nobody waits for it, and each beat wakes a
+machine that is its owner's. It answers work by a beat, and says a beat again that nobody answers."""
+SERVER_PING_S = REST_INTERVAL_S + 1.0
+"""The message server asks who is silent for so long, at times that are so far apart, and gives up whoever has not
+answered at the next of them: who speaks as often as a node at rest is never asked."""
+GIVEN_UP_AFTER_S = 3 * SERVER_PING_S
+"""At most so long after it was last heard the message server gives up who is stopped or cut off."""
+AWAITED_S = 1.5
+"""A node at rest that was given work, and has not answered for so long, may be gone."""
 LEAST_JITTER = 0.85
 """A node waits a share of the interval between this and 1, so that nodes which began together spread."""
 
@@ -25,11 +35,16 @@ def beat_interval_s(nodes: int) -> float:
     return min(MOST_INTERVAL_S, max(LEAST_INTERVAL_S, nodes / BEATS_PER_S))
 
 
-def quiet_after_s(interval_s: float) -> float:
-    """Seconds of silence after which a node that was to beat every `interval_s` may be gone."""
+def quiet_after_s(interval_s: float, rests: bool = False) -> float:
+    """Seconds of silence after which a node that was to beat every `interval_s` may be gone. `rests`: it does so
+    because nothing runs there; a beat that was lost comes again within a second, and is not waited for twice."""
+    if rests:
+        return min(MOST_INTERVAL_S, interval_s) + QUIET_LEAST_S
     return QUIET_INTERVALS * min(MOST_INTERVAL_S, max(LEAST_INTERVAL_S, interval_s)) + QUIET_MORE_S
 
 
-def lost_after_s(interval_s: float) -> float:
-    """Seconds of silence after which a node that was to beat every `interval_s` is lost."""
+def lost_after_s(interval_s: float, rests: bool = False) -> float:
+    """Seconds of silence after which a node that was to beat every `interval_s` is lost; `rests` as above."""
+    if rests:
+        return min(MOST_INTERVAL_S, interval_s) + LOST_AFTER_INTERVALS * LEAST_INTERVAL_S + LOST_AFTER_MORE_S
     return LOST_AFTER_INTERVALS * min(MOST_INTERVAL_S, max(LEAST_INTERVAL_S, interval_s)) + LOST_AFTER_MORE_S

@@ -68,6 +68,8 @@ class Progress:
         """Slots of all jobs of the same owner: what its coordinator has to keep up with."""
         self.leasing_stop = 1 << 62
         """No lease beyond this index: what the client's window allows."""
+        self.lease_room: int | None = None
+        """How many more tasks may be leased, for the room that their results take; None: any number."""
         self._hold_until = hold_until
         self._counter = tokens_above
         """Two coordinators that were both sent a new job lease it under the same epoch until one commits it: what
@@ -94,6 +96,13 @@ class Progress:
         if self.spec.max_leases:
             most = min(most, self.spec.max_leases)
         return most
+
+    @property
+    def leased(self) -> int:
+        """Tasks that are out in leases: every task is in one place."""
+        failures = self.failures
+        elsewhere = len(self.done) + self.todo.count + len(failures.delayed) + len(failures.waiting)
+        return max(0, self.cursor - elsewhere)
 
     @property
     def waits(self) -> bool:
@@ -166,6 +175,8 @@ class Progress:
             count += stop - start
         if not self.is_final:
             assert count == self.cursor, f"{self.cursor - count} tasks are nowhere: {self.story()}"
+            held = [i for lease in self.leases.values() if not lease.doubled for i in lease.pending.intervals()]
+            assert self.leased == sum(stop - start for start, stop in held), self.story()
 
     # ------------------------------------------------------------ inputs and life
 

@@ -141,7 +141,7 @@ KEYS: tuple[Key, ...] = (
     Key("owner", "settle", "settle_s", TIME, "what made work pause must have been over for so long"),
     Key("owner", "foreign_gpu", "foreign_gpu_share", SHARE, "another program's use that pauses a GPU", 0.0, 1.0),
     Key("owner", "foreign_gpu_memory", "foreign_gpu_memory_bytes", SIZE, "another program's memory that pauses a GPU"),
-    Key("owner", "full_screen", "full_screen", FLAG, "a program that fills the screen pauses work"),
+    Key("owner", "full_screen", "full_screen", FLAG, "a program that fills the screen, or keeps it on, pauses work"),
     Key("owner", "remote_sessions", "remote_sessions", FLAG, "whoever is logged in from elsewhere counts as you"),
     Key("owner", "on_battery", "on_battery", FLAG, "work goes on while the machine runs on its battery"),
     Key("owner", "on_metered", "on_metered", FLAG, "work goes on while the network is paid for by volume"),

@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 from fallow.model.ids import NodeId
 
-Presence = Callable[[NodeId], tuple[float, float] | None]
-"""When a node was heard of last, and how often it is to speak, in seconds; None: it is nobody's concern any more."""
+EndOfPatience = Callable[[NodeId], float | None]
+"""Until when a node may be silent, by when it was heard of last and how often it is to speak; None: it is nobody's
+concern any more."""
 
 STEP_S = 0.05
 """What falls due within one step is looked at together, when it is over."""
 
 
 class Silences:
-    """`limit_s`: how long a node may be silent, by how often it is to speak. All times are seconds of the caller."""
+    """All times are seconds of the caller."""
 
-    def __init__(self, limit_s: Callable[[float], float], presence: Presence) -> None:
-        self._limit_s = limit_s
-        self._presence = presence
+    def __init__(self, ends: EndOfPatience) -> None:
+        self._ends = ends
         self._steps: dict[int, list[NodeId]] = {}
         self._step_of: dict[NodeId, int] = {}
         """In which of its places a node counts."""
@@ -29,9 +29,9 @@ class Silences:
 
     def watch(self, node_id: NodeId) -> None:
         """It was heard of, for the first time or after `take` named it, or is to speak more often from now on."""
-        presence = self._presence(node_id)
-        if presence is not None:
-            step = int((presence[0] + self._limit_s(presence[1])) / STEP_S)
+        end = self._ends(node_id)
+        if end is not None:
+            step = int(end / STEP_S)
             before = self._step_of.get(node_id)
             if before is None or step < before:
                 self._put(node_id, step)
@@ -44,17 +44,32 @@ class Silences:
             for node_id in self._steps.pop(step):
                 if self._step_of.get(node_id) != step:
                     continue
-                presence = self._presence(node_id)
-                if presence is None:
+                end = self._ends(node_id)
+                if end is None:
                     del self._step_of[node_id]
                     continue
-                due = int((presence[0] + self._limit_s(presence[1])) / STEP_S)
+                due = int(end / STEP_S)
                 if due < present:
                     del self._step_of[node_id]
                     found.append(node_id)
                 else:
                     self._put(node_id, due)
         return found
+
+    def next_s(self, before: float) -> float | None:
+        """When `take` would name somebody if nothing more is heard, where that is before then; else None."""
+        for step in sorted(step for step in self._steps if (step + 1) * STEP_S < before):
+            for node_id in self._steps.pop(step):
+                if self._step_of.get(node_id) != step:
+                    continue
+                end = self._ends(node_id)
+                if end is None:
+                    del self._step_of[node_id]
+                else:
+                    self._put(node_id, max(step, int(end / STEP_S)))
+            if step in self._steps:
+                return (step + 1) * STEP_S
+        return None
 
     def _put(self, node_id: NodeId, step: int) -> None:
         self._step_of[node_id] = step

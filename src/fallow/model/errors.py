@@ -30,6 +30,11 @@ FallowError
 
 from __future__ import annotations
 
+import errno
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""What a system says where a disk is full, for everybody or for one user."""
+
 
 class FallowError(Exception):
     """Base of everything that Fallow raises on purpose."""

@@ -25,6 +25,17 @@ class JobKind(StrEnum):
     CALLS = "calls"
 
 
+class Purpose(StrEnum):
+    """What a blob is put for: who will name it, and who has the disk's last room."""
+
+    OBJECT = "object"
+    """Scripts name it, and nobody of the pool can tell: it stays until it was not used for long."""
+    INPUTS = "inputs"
+    """A job's inputs or function, which its owner counts."""
+    RESULTS = "results"
+    """Of a job too: they may take what inputs must leave free."""
+
+
 class Blob(Struct, frozen=True, array_like=True):
     """Bytes by content: inline where `data` is set (at most INLINE_LIMIT_BYTES), else in the blob store."""
 

@@ -42,7 +42,8 @@ START_WITHIN_S = 30.0
 
 class BubblewrapSandbox:
     """`without` leaves layers out, so that tests can show what each is for: seccomp, landlock, cgroups, rlimits,
-    network, egress, userns, bounds, watch, processes, mounts, identity (of an agent that is root), capabilities."""
+    network, egress, userns, bounds, watch, processes, mounts, descriptors, identity (of an agent that is root),
+    capabilities."""
 
     name = "bubblewrap"
     tier = Tier.ISOLATED
@@ -137,7 +138,7 @@ class _Start:
         self._kept.append(block_write)
         status_read, status = self._pipe()
         log_read, log = self._pipe()
-        plan = launcher_plan(program, view, memory_bounded, self._without)
+        plan = launcher_plan(program, view, memory_bounded, self._without, not self._identity.changed)
         plan_file = self._memory_file(packed_launcher(plan))
         seccomp = -1
         if "seccomp" not in self._without:
@@ -190,6 +191,8 @@ class _Start:
             program.log,
             jail.kill,
             looked_at.bounded,
+            kernel=is_watched,
+            by_user=not self._identity.changed or not memory_bounded,
         )
         return jail
 

@@ -14,6 +14,10 @@ HOSTNAME = "sandbox"
 TMP_BYTES = 256 << 20
 SHM_BYTES = 256 << 20
 OPEN_FILES = 4096
+OWNERS_OPEN_FILES = 512
+"""Where the program has the owner's own user: descriptors on their way through sockets are counted by user, and who may
+open fewer than those can send none. Most of the owner's programs may open 1024; a message takes 253, and there may be
+two at once."""
 
 Source = Callable[[str], str]
 """Where bwrap finds a path of the host."""
@@ -103,14 +107,20 @@ def launcher_command(status: int, plan: int) -> list[str]:
 
 
 def launcher_plan(
-    program: Program, view: SystemView, memory_bounded: bool, without: frozenset[str] = frozenset()
+    program: Program,
+    view: SystemView,
+    memory_bounded: bool,
+    without: frozenset[str] = frozenset(),
+    owners_user: bool = False,
 ) -> dict[str, object]:
-    """What the launcher is to do. `memory_bounded`: by a control group; address space then need not be."""
+    """What the launcher is to do. `memory_bounded`: by a control group; address space then need not be.
+    `owners_user`: the program runs as the agent's own user."""
     limits: dict[str, int] = {}
     if "rlimits" not in without:
         # Where the agent is an ordinary user these are also bounds of the owner's own programs, which share them; and
         # what the owner may (players' and musicians' accounts may take the processor for themselves) work may not.
-        limits = {"nofile": OPEN_FILES, "memlock": 1 << 16, "msgqueue": 1 << 16, "sigpending": 1024}
+        limits = {"nofile": OWNERS_OPEN_FILES if owners_user else OPEN_FILES}
+        limits |= {"memlock": 1 << 16, "msgqueue": 1 << 16, "sigpending": 1024}
         limits |= {"rtprio": 0, "nice": 0}
         # Of 1, not of 0: the kernel then does not start the machine's collector of crashes either.
         limits["core"] = 1
@@ -136,7 +146,7 @@ def launcher_plan(
     return {
         "argv": list(program.argv),
         "environment": program.environment,
-        "descriptors": list(program.descriptors),
+        "descriptors": list(program.descriptors if "descriptors" not in without else range(3, OPEN_FILES)),
         "listener": (program.listener, LISTENER_PORT) if program.listener >= 0 else None,
         "limits": limits,
         "landlock": rules,

@@ -224,6 +224,8 @@ class _Start:
             program.log,
             jail.kill,
             looked_at.bounded,
+            kernel=is_watched,
+            by_user=not memory_bounded,
         )
         return jail
 

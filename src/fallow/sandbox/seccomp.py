@@ -6,7 +6,8 @@ programs that merely try go on. clone3 answers ENOSYS: its flags lie in memory, 
 libc then takes clone, whose flags can be read. Calls of a foreign architecture end the process.
 
 What is open or mapped is measured from outside (`tree`): refused is also what would hide it there, a process that
-closes itself to its own user, and threads with a table of files of their own.
+closes itself to its own user, and threads with a table of files of their own. Calls that would widen a socket's buffers
+are answered as if they had: what waits in sockets is in nobody's account, and sockets can be counted.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ _CLONE_FILES, _CLONE_THREAD = 0x400, 0x10000
 _CLOSE_RANGE_UNSHARE = 2
 _PR_SET_DUMPABLE = 4
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_SOL_SOCKET, _BUFFERS = 1, (7, 8)
+"""SO_SNDBUF, SO_RCVBUF."""
+_OF_USERS = (1024, 1026, 1031)
+"""F_SETLEASE, with which whoever owns a file may hold up all who write it; F_NOTIFY; F_SETPIPE_SZ."""
 _PERSONALITIES = (0, 0x0008, 0x20000, 0x20008, 0xFFFFFFFF)
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, 10)
 """10 is AF_INET6 on Linux; elsewhere the constant has other values, and the filter is assembled there in tests only."""
@@ -79,11 +84,13 @@ class Machine(NamedTuple):
     prctl: int
     close_range: int
     inotify: tuple[int, ...]
+    fcntl: int
+    setsockopt: int
 
 
 MACHINES = {
-    "x86_64": Machine(0, 0xC000003E, 56, 435, 41, 53, 16, 135, 29, 157, 436, (253, 294)),
-    "aarch64": Machine(1, 0xC00000B7, 220, 435, 198, 199, 29, 92, 194, 167, 436, (26,)),
+    "x86_64": Machine(0, 0xC000003E, 56, 435, 41, 53, 16, 135, 29, 157, 436, (253, 294), 72, 54),
+    "aarch64": Machine(1, 0xC00000B7, 220, 435, 198, 199, 29, 92, 194, 167, 436, (26,), 25, 208),
 }
 
 
@@ -98,7 +105,7 @@ def filter_program(machine: str = "", *, shared_memory: bool = True, owners_user
 
     `shared_memory` False also refuses System V segments: where no control group counts them, nothing bounds them.
     `owners_user`: the program runs as the agent's own user, and what the kernel counts by user it does not take from
-    the owner's programs: watchers of folders, of which a user has some hundred.
+    the owner's programs: watchers of folders, of which a user has some hundred, large pipes, and leases of files.
     Raises SandboxUnavailable for a machine whose call numbers are not known here.
     """
     machine = machine or platform.machine()
@@ -138,6 +145,10 @@ def filter_program(machine: str = "", *, shared_memory: bool = True, owners_user
         [_step(_JUMP_EQUAL, _TIOCSTI, 1, 0), _step(_JUMP_EQUAL, _TIOCLINUX, 0, 1), _refuse(errno.EPERM)],
     )
     program += _when(known.personality, _ARG0, _unless(_PERSONALITIES, errno.EPERM))
+    widen = [_step(_JUMP_EQUAL, _SOL_SOCKET, 0, 2 + len(_BUFFERS)), _step(_LOAD, _ARG2), *_if_any(_BUFFERS, 0)]
+    program += _when(known.setsockopt, _ARG1, widen)
+    if owners_user:
+        program += _when(known.fcntl, _ARG1, _if_any(_OF_USERS, errno.EPERM))
     program += _when(known.socket, _ARG0, _unless(_FAMILIES, errno.EAFNOSUPPORT))
     program += _when(known.socketpair, _ARG0, _unless(_FAMILIES, errno.EAFNOSUPPORT))
     program.append(_step(_RETURN, _ALLOW))
@@ -164,4 +175,10 @@ def _when(number: int, argument: int, checks: list[bytes]) -> list[bytes]:
 
 def _unless(values: tuple[int, ...], error: int) -> list[bytes]:
     jumps = [_step(_JUMP_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
+    return [*jumps, _refuse(error)]
+
+
+def _if_any(values: tuple[int, ...], error: int) -> list[bytes]:
+    last = len(values) - 1
+    jumps = [_step(_JUMP_EQUAL, value, last - place, int(place == last)) for place, value in enumerate(values)]
     return [*jumps, _refuse(error)]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fallow.sandbox.folders import usage_bytes
+from fallow.sandbox.kernel_objects import excess
 from fallow.sandbox.tree import (
     Hidden,
     may_hide,
@@ -58,11 +59,14 @@ class Watch:
         log_path: str,
         end: Callable[[], None],
         apart: frozenset[int] = frozenset(),
+        *,
+        kernel: bool = False,
+        by_user: bool = False,
     ) -> None:
         """`memory_bytes` 0: something better bounds memory. `log`: the reading end of a pipe, taken over; -1: none.
         `temporary`: paths inside whose file systems' inodes are bounded here. `apart`: devices whose unlinked files are
         no disk: what is bounded by itself, and memory files, where a kernel in user space keeps its programs' memory in
-        one."""
+        one. `kernel`: sockets are counted, and with `by_user` pipes and epoll instances (`kernel_objects`)."""
         self.why = ""
         self.disk_bytes = 0
         """Found by the last look."""
@@ -77,6 +81,7 @@ class Watch:
         self._end = end
         self._is_on = True
         self._apart = apart
+        self._kernel, self._by_user = kernel, by_user
         self._margin = disk_bytes
         """What may be written beyond what the last look found."""
         self._free_then = self._free_bytes()
@@ -197,6 +202,8 @@ class Watch:
                 self.why = f"it held {held / 1e6:.0f} MB of the {limit:.0f} MB of memory that it may use"
             elif _memory_is_short():
                 self.why = "the machine has no memory left, and what this holds of the kernel's cannot be told"
+        if deep and self._kernel and not self.why:
+            self.why = excess(self._init_pid, self._by_user)
         root = root_of(self._init_pid) if deep and self._temporary and not self.why else ""
         for path in self._temporary if root else ():
             with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fallow.core.intervals import IntervalSet
 from fallow.model.errors import JobCancelled, JobError, TaskCancelled
 from fallow.model.ids import SlotKey
-from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobSpec, Purpose
 from fallow.sdk.call_encoding import encode_call, encode_items
 from fallow.sdk.call_slots import CallSlots, with_lease
 from fallow.sdk.failures import ending, fault_exception
@@ -270,9 +270,14 @@ class Calls:
         return page
 
     async def _send_large(self, start: int, sinks: Sequence[Sink], segments: list[Any]) -> None:
+        from fallow.sdk.room import put_waiting
+
         self._under_way += 1
         try:
-            blob = await self.client.blobs.put_segments(segments, durable=False)
+            blob = await put_waiting(
+                self.client,
+                lambda: self.client.blobs.put_segments(segments, durable=False, purpose=Purpose.INPUTS),
+            )
             with self._lock:
                 page = self._sent_page(start, sinks, blob)
             self._send((page,))

@@ -20,7 +20,7 @@ from fallow.sdk.pool import FoundPool, find_pool, pool_ended, remember_for_child
 from fallow.sdk.script_end import say
 
 if TYPE_CHECKING:
-    from fallow.model.job import Blob
+    from fallow.model.job import Blob, Purpose
     from fallow.sdk.transport import LoopThread, Transport
     from fallow.wire.blob_files import BlobFiles
     from fallow.wire.messages import Msg, PoolInfo
@@ -33,6 +33,7 @@ PING_S = 10.0
 SYNC_S = 2.0
 NOTICE_AFTER_S = 3.0
 EXIT_CANCEL_S = 1.0
+NO_ROOM_AGAIN_S = 60.0
 BARS_END_S = 0.5
 
 
@@ -64,7 +65,7 @@ class BlobPort(Protocol):
 
     def at_hand(self, blob: Blob) -> Any: ...
 
-    async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob: ...
+    async def put_segments(self, segments: list[Any], *, durable: bool = True, purpose: Purpose = ...) -> Blob: ...
 
     async def put_file(self, path: Any, *, durable: bool = True) -> Blob: ...
 
@@ -98,6 +99,7 @@ class Client:
         self._opened: Future[None] = Future()
         self._trouble_since = 0.0
         self._said_trouble = False
+        self._say_room_at = 0.0
         self._ticker: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         if not self.nested:
@@ -176,6 +178,13 @@ class Client:
         if not self._said_trouble:
             self._said_trouble = True
             say(f"{words.rstrip()} What the pool has is kept, trying on (Ctrl-C gives up).")
+
+    def waits_for_room(self, words: str) -> None:
+        """What is to be put has no room: says so, now and then. From any thread."""
+        now = time.monotonic()
+        if not self.nested and now >= self._say_room_at:
+            self._say_room_at = now + NO_ROOM_AGAIN_S
+            say(f"{words} Waiting until the pool has made room (Ctrl-C gives up).")
 
     async def _open(self) -> None:
         try:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ import msgspec
 
 from fallow.model.errors import FallowError, PoolRefused, PoolUnreachable
 from fallow.model.ids import JobId, new_id
-from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobInfo, JobSpec
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobInfo, JobSpec, Purpose
 from fallow.sdk.asking import RETRIED
 from fallow.sdk.client import PATIENCE_S
 from fallow.sdk.failures import ending
@@ -84,17 +84,28 @@ def new_job_id() -> JobId:
     return JobId(new_id("job", os.urandom))
 
 
-def page_blob(client: Client, segments: list[Any], durable: bool = True) -> Blob:
-    """Segments as a Blob: inline where small, else put into the blob store (blocks; not for the loop's thread)."""
+def page_blob(
+    client: Client, segments: list[Any], durable: bool = True, goes_on: Callable[[], bool] = lambda: False
+) -> Blob:
+    """Segments as a Blob: inline where small, else put into the blob store (blocks; not for the loop's thread). Waits
+    for room there, as long as `goes_on` says, or for a while."""
     size = sum(map(len, segments))
     if size <= INLINE_LIMIT_BYTES:
         digest, size = hash_segments(segments)
         return Blob(digest, size, segments[0] if len(segments) == 1 else b"".join(segments))
+    from fallow.sdk.room import put_blocking
+
     files = client.blobs.local_files
-    if files is not None:  # here and now: no other thread is woken for it
-        return Blob(*files.write(segments, durable))
-    blob: Blob = client.submit_blocking(client.blobs.put_segments(segments, durable=durable))
-    return blob
+
+    def put() -> Blob:
+        if files is not None:  # here and now: no other thread is woken for it
+            return Blob(*files.write(segments, durable, Purpose.INPUTS))
+        blob: Blob = client.submit_blocking(
+            client.blobs.put_segments(segments, durable=durable, purpose=Purpose.INPUTS)
+        )
+        return blob
+
+    return put_blocking(client, put, goes_on)
 
 
 class MapJob:
@@ -136,16 +147,25 @@ class MapJob:
 
     def put(self, count: int, segments: list[Any]) -> None:
         """Append a page of `count` inputs; waits while the window is full. Raises FeedStopped."""
-        blob = page_blob(self.client, segments, self.spec.detached)
+        size = sum(map(len, segments))
         with self._room:
-            while not self.closed and not self._window.admits(count, blob.size):
+            while not self.closed and not self._window.admits(count, size):
                 self._room.wait()
+        # Only now: what lies there unnamed for long counts as forgotten.
+        blob = page_blob(self.client, segments, self.spec.detached, self._goes_on)
+        with self._room:
             if self.closed:
                 raise FeedStopped
             start = self._window.sent
             self._window.submitted(count, blob.size)
             self._outgoing.append(InputPage(start, start + count, blob))
         self.client.later(self._append)
+
+    def _goes_on(self) -> bool:
+        """While inputs wait for room: tasks are out, and make room once their results are read. Raises FeedStopped."""
+        if self.closed:
+            raise FeedStopped
+        return self._window.sent > self._window.received
 
     def end_inputs(self, error: BaseException | None = None) -> None:
         """No more inputs; `error`: the caller's iterator raised it, and it comes out after the last result."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fallow.model.errors import PoolRefused
+
 if TYPE_CHECKING:
     from fallow.model.job import Blob
     from fallow.sdk.transport import BridgeTransport
@@ -63,7 +65,8 @@ class NestedBlobs:
     def at_hand(self, blob: Blob) -> Any:
         return blob.data
 
-    async def put_segments(self, segments: list[Any], *, durable: bool = True) -> Blob:
+    async def put_segments(self, segments: list[Any], *, durable: bool = True, purpose: Any = None) -> Blob:
+        """What it is for is not told: the agent keeps all as objects."""
         from fallow.model.job import INLINE_LIMIT_BYTES, Blob
         from fallow.wire.blobs import hash_segments
 
@@ -98,7 +101,12 @@ class NestedBlobs:
 
     async def _put(self, path: str, digest: str, size: int) -> None:
         try:
-            await self._transport.ask("put", msgspec.msgpack.encode([path, digest, size]))
+            if not await self._transport.ask("put", msgspec.msgpack.encode([path, digest, size])):
+                raise PoolRefused(
+                    f"the pool cannot keep the {size:,} bytes that this task sends: its disk may be full, or its blob "
+                    "store away.",
+                    "unavailable",
+                )
         finally:
             Path(path).unlink(missing_ok=True)
 

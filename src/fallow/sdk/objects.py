@@ -67,7 +67,9 @@ def put(obj: T) -> Ref[T]:
 
 async def _put_always(client: Client, segments: list[Any]) -> Any:
     """Into the blob store, however small: a task has nothing but the digest."""
-    blob = await client.blobs.put_segments(segments, durable=False)
+    from fallow.sdk.room import put_waiting
+
+    blob = await put_waiting(client, lambda: client.blobs.put_segments(segments, durable=False))
     client.unsynced.add(blob.digest)
     if blob.data is None:
         return blob
@@ -75,7 +77,7 @@ async def _put_always(client: Client, segments: list[Any]) -> Any:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(blob.data)
-        return await client.blobs.put_file(Path(name), durable=False)
+        return await put_waiting(client, lambda: client.blobs.put_file(Path(name), durable=False))
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
@@ -139,7 +141,11 @@ class File:
                         f"{self!r} lies deep inside an argument: call its .upload() before submitting it."
                     )
                 client.ready()
-                blob = client.submit_blocking(client.blobs.put_file(self.path, durable=False))
+                from fallow.sdk.room import put_waiting
+
+                blob = client.submit_blocking(
+                    put_waiting(client, lambda: client.blobs.put_file(self.path, durable=False))
+                )
                 client.unsynced.add(blob.digest)
                 self._shipped = (client, blob.digest, blob.size, mark)
             return self._shipped[1], self._shipped[2]

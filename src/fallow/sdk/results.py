@@ -149,8 +149,10 @@ def iterate_parts(
         yield iter(())
         while not stream.finished:
             batch = wait(stream.pending())
-            for part in stream.arrived(batch):
-                yield reading.items(part)
+            parts = stream.arrived(batch)
+            parts.reverse()
+            while parts:  # (what was read is let go of: it may be a file that takes room)
+                yield reading.items(parts.pop())
             if batch.error is not None:
                 ended = True
                 raise batch.error
@@ -196,8 +198,10 @@ async def iterate_async(stream: ResultStream, reading: Reading) -> AsyncIterator
     try:
         while not stream.finished:
             batch = await asyncio.wrap_future(stream.pending())
-            for part in stream.arrived(batch):
-                for item in reading.items(part):
+            parts = stream.arrived(batch)
+            parts.reverse()
+            while parts:
+                for item in reading.items(parts.pop()):
                     yield item
             if batch.error is not None:
                 ended = True

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fallow.model.errors import SettingError
-from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobKind, JobSpec, is_account
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, JobKind, JobSpec, Purpose, is_account
 from fallow.model.tiers import Tier
 from fallow.sdk.env import env_spec
 from fallow.sdk.modules import zip_local_modules
@@ -29,10 +29,14 @@ def bytes_blob(client: Client, data: bytes) -> Blob:
     files = client.blobs.local_files
     if files is not None:  # the same code is sent along with every job
         digest, size = hash_segments([data])
-        if files.find(digest, size) is not None:
+        if files.use(digest, size) is not None:
             files.sync(digest)
             return Blob(digest, size)
-    blob: Blob = client.submit_blocking(client.blobs.put_segments([data]))
+    from fallow.sdk.room import put_waiting
+
+    blob: Blob = client.submit_blocking(
+        put_waiting(client, lambda: client.blobs.put_segments([data], purpose=Purpose.INPUTS))
+    )
     return blob
 
 

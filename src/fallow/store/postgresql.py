@@ -99,7 +99,7 @@ class PostgresSession:
         text = self._statements[name]
         cursor = self._connection.cursor(binary=True)
         cursor.execute(text, values)
-        return cursor.fetchall() if text.startswith("SELECT") else []
+        return cursor.fetchall() if text.startswith(("SELECT", "WITH")) else []
 
     def run_each(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
         cursors = [self._connection.cursor(binary=True) for _ in rows]

@@ -245,7 +245,7 @@ UPDATE jobs SET owner=%(new_owner)s::VARCHAR COLLATE "C", epoch=(jobs.epoch + 1)
 -- name: take_free_job
 UPDATE jobs SET owner=%(new_owner)s::VARCHAR COLLATE "C", epoch=(jobs.epoch + 1) WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C" AND (jobs.owner = %(same_owner)s::VARCHAR COLLATE "C" OR NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION))))
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)))
 
 -- name: release_job
 UPDATE jobs SET owner=%(new_owner)s::VARCHAR COLLATE "C", epoch=(jobs.epoch + 1) WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C" AND jobs.epoch = %(held_epoch)s::BIGINT
@@ -261,11 +261,11 @@ FROM jobs
 WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C" FOR UPDATE
 
 -- name: jobs_of_dead_owners
-SELECT jobs.job_id
+SELECT jobs.job_id, jobs.owner
 FROM jobs
 WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) OR sessions.renewed_unix_s + %(silent_s)s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)))) ORDER BY jobs.number
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) ORDER BY jobs.number
  LIMIT %(count)s::BIGINT OFFSET 0
 
 -- name: unread_of_dead_owners
@@ -273,7 +273,7 @@ SELECT jobs.job_id
 FROM jobs
 WHERE jobs.ended_unix_s > %(after)s AND jobs.inputs_below < 4611686018427387904 AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) OR sessions.renewed_unix_s + %(silent_s)s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)))) ORDER BY jobs.number DESC
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) ORDER BY jobs.number DESC
  LIMIT %(count)s::BIGINT OFFSET 0
 
 -- name: delete_job
@@ -445,26 +445,32 @@ WHERE jobs.job_id = %(id)s::VARCHAR COLLATE "C") AND logs.seq > %(after)s::BIGIN
 INSERT INTO nodes (node_id, spec, unix_s, state) VALUES (%(node_id)s::VARCHAR COLLATE "C", %(spec)s, %(unix_s)s, %(state)s::VARCHAR) ON CONFLICT (node_id) DO UPDATE SET spec = excluded.spec, unix_s = excluded.unix_s, state = excluded.state
 
 -- name: renew_session
-INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (%(owner)s::VARCHAR COLLATE "C", 1, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION), %(ttl_s)s, %(info)s::VARCHAR) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)) THEN 0 ELSE 1 END), renewed_unix_s = excluded.renewed_unix_s, ttl_s = excluded.ttl_s, info = excluded.info
+INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (%(owner)s::VARCHAR COLLATE "C", 1, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION), %(ttl_s)s, %(info)s::VARCHAR) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND %(anew)s::BIGINT = 0) THEN 0 ELSE 1 END), renewed_unix_s = CASE WHEN (excluded.renewed_unix_s > sessions.renewed_unix_s + 0.001) THEN excluded.renewed_unix_s ELSE sessions.renewed_unix_s + 0.001 END, ttl_s = excluded.ttl_s, info = excluded.info
 
 -- name: session
 SELECT sessions.epoch
 FROM sessions
 WHERE sessions.owner = %(owner)s::VARCHAR COLLATE "C"
 
--- name: live_sessions
-SELECT sessions.owner, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) - sessions.renewed_unix_s AS anon_1, sessions.info
+-- name: sessions
+SELECT sessions.owner, sessions.renewed_unix_s, sessions.ttl_s, sessions.info
 FROM sessions
-WHERE sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) ORDER BY sessions.owner
+WHERE sessions.ttl_s > 0.0 ORDER BY sessions.owner
 
 -- name: end_session
 UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = %(ended_owner)s::VARCHAR COLLATE "C"
 
+-- name: end_silent
+UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = %(ended_owner)s::VARCHAR COLLATE "C" AND sessions.renewed_unix_s = %(stamp)s AND sessions.ttl_s > 0.0
+
 -- name: forget_sessions
-DELETE FROM sessions WHERE sessions.renewed_unix_s + %(kept_s)s < CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) AND NOT (sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION))
+DELETE FROM sessions WHERE sessions.renewed_unix_s + %(kept_s)s < CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) AND sessions.ttl_s <= 0.0
 
 -- name: lead
-INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (%(role)s::VARCHAR COLLATE "C", %(owner)s::VARCHAR COLLATE "C", 1, (CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) + %(ttl_s)s)) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s <= CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)) THEN 1 ELSE 0 END), until_unix_s = excluded.until_unix_s WHERE leaderships.until_unix_s <= CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION) OR leaderships.owner = excluded.owner
+INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (%(role)s::VARCHAR COLLATE "C", %(owner)s::VARCHAR COLLATE "C", 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) THEN 0 ELSE 1 END), until_unix_s = excluded.until_unix_s WHERE NOT (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) OR leaderships.owner = excluded.owner
+
+-- name: lead_alone
+INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (%(role)s::VARCHAR COLLATE "C", %(owner)s::VARCHAR COLLATE "C", 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + 1), until_unix_s = excluded.until_unix_s
 
 -- name: leader
 SELECT leaderships.owner, leaderships.term
@@ -474,7 +480,7 @@ WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C"
 -- name: present_leader
 SELECT leaderships.owner
 FROM leaderships
-WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C" AND leaderships.until_unix_s > CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)
+WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C" AND leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)
 
 -- name: end_leadership
 UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = %(ended_owner)s::VARCHAR COLLATE "C"
@@ -482,3 +488,33 @@ UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = %(ended_owner)
 -- name: list_nodes
 SELECT nodes.spec, nodes.unix_s, nodes.state
 FROM nodes ORDER BY nodes.node_id
+
+-- name: keep_session
+WITH renewed AS
+(INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (%(owner)s::VARCHAR COLLATE "C", 1, CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION), %(ttl_s)s, %(info)s::VARCHAR) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND %(anew)s::BIGINT = 0) THEN 0 ELSE 1 END), renewed_unix_s = CASE WHEN (excluded.renewed_unix_s > sessions.renewed_unix_s + 0.001) THEN excluded.renewed_unix_s ELSE sessions.renewed_unix_s + 0.001 END, ttl_s = excluded.ttl_s, info = excluded.info RETURNING sessions.epoch),
+led AS
+(INSERT INTO leaderships (role, owner, term, until_unix_s) SELECT CAST(%(role)s::VARCHAR AS VARCHAR) AS anon_3, CAST(%(owner)s::VARCHAR AS VARCHAR) AS anon_4, CAST(1 AS BIGINT) AS "1", CAST(1.0 AS FLOAT) AS "1.0"
+WHERE NOT (EXISTS (SELECT leaderships.owner
+FROM leaderships
+WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C" AND leaderships.owner != %(owner)s::VARCHAR AND leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0))) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) THEN 0 ELSE 1 END), until_unix_s = excluded.until_unix_s WHERE NOT (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) OR leaderships.owner = excluded.owner RETURNING leaderships.term)
+ SELECT (SELECT renewed.epoch
+FROM renewed) AS anon_1, (SELECT led.term
+FROM led) AS anon_2, array((SELECT jobs.job_id
+FROM jobs
+WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) AND jobs.owner != %(owner)s::VARCHAR ORDER BY jobs.number
+ LIMIT %(count)s::BIGINT)) AS array_1, array((SELECT jobs.owner
+FROM jobs
+WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
+FROM sessions
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) AND jobs.owner != %(owner)s::VARCHAR ORDER BY jobs.number
+ LIMIT %(count)s::BIGINT)) AS array_2, array((SELECT sessions.owner
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_3, array((SELECT sessions.renewed_unix_s
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_4, array((SELECT sessions.ttl_s
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_5, array((SELECT sessions.info
+FROM sessions
+WHERE sessions.ttl_s > 0.0 AND sessions.owner != %(owner)s::VARCHAR ORDER BY sessions.owner)) AS array_6

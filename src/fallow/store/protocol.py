@@ -13,6 +13,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from fallow.core.sessions import Renewal
 from fallow.model.ids import Interval, JobId, PoolId
 from fallow.model.job import Blob, JobSpec
 from fallow.model.node import NodeSpec
@@ -223,6 +224,19 @@ class PageIndex(Struct, frozen=True, array_like=True):
     node: str = ""
 
 
+class Kept(Struct, frozen=True):
+    """What a coordinator hears when it renews its session."""
+
+    epoch: int
+    """See renew_session."""
+    term: int | None
+    """See acquire_leadership."""
+    orphans: list[tuple[JobId, str]]
+    """See jobs_of_dead_owners; none of its own."""
+    others: list[Renewal]
+    """The sessions of others that nobody has ended."""
+
+
 class Store(Protocol):
     """See the module. Methods may be called from any thread, one at a time per kind of use."""
 
@@ -251,29 +265,38 @@ class Store(Protocol):
         acquires it. Raises OwnershipLost where `epoch` is not the present one, or `owner` (if given) not its owner: two
         that were both sent a new job call it theirs under the same first epoch until one of them commits."""
 
-    def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
-        """Jobs that have not ended, oldest first, which acquire_job gives without force: free ones, and those whose
-        owner did not renew its session for as long as it promised, and for `ttl_s`."""
+    def jobs_of_dead_owners(self, limit: int) -> list[tuple[JobId, str]]:
+        """Jobs that have not ended, oldest first, which acquire_job gives without force: those whose owner's session is
+        over, and free ones, with that owner ('' for a free one)."""
 
-    def unread_of_dead_owners(self, ttl_s: float, after_unix_s: float, limit: int) -> list[JobId]:
+    def unread_of_dead_owners(self, after_unix_s: float, limit: int) -> list[JobId]:
         """Jobs of such owners that ended after `after_unix_s` and whose pages are still there, newest first: somebody
         may be reading them. (Blocks for as long as it takes to look at all jobs.)"""
 
     # ------------------------------------------------------------ coordinators
 
-    def renew_session(self, owner: str, ttl_s: float, info: str = "") -> int:
-        """Live for another `ttl_s` seconds by the database's clock. Returns the session's epoch: it rises when the
-        session had ended meanwhile, so that others may have taken this owner's jobs."""
+    def renew_session(self, owner: str, ttl_s: float, info: str = "", anew: bool = False) -> int:
+        """Live on: until it is ended, by end_session or because it was not renewed for `ttl_s` seconds, which others
+        watch by their own clocks (core/sessions). Returns the session's epoch: it rises when the session had ended
+        meanwhile, so that others may have taken this owner's jobs. `anew`: it is over, and another begins."""
 
-    def live_sessions(self) -> list[tuple[str, float, str]]:
-        """(owner, seconds since its renewal, info), by owner."""
+    def renewals(self) -> list[Renewal]:
+        """Of all sessions that nobody has ended, by owner."""
 
     def end_session(self, owner: str) -> None:
         """Say good-bye: its jobs are free at once, and so is its leadership."""
 
-    def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
-        """Lead, or lead on, for `ttl_s` seconds. Returns the term: it rises with every new leader, and with a leader
-        that was late. None while another one leads."""
+    def end_silent(self, renewal: Renewal) -> bool:
+        """The same for another one, unless it was renewed since: whether it is over."""
+
+    def acquire_leadership(self, owner: str, role: str = "matcher", alone: bool = False) -> int | None:
+        """Lead, or lead on, for as long as the owner's session lasts. Returns the term: it rises with every new leader,
+        and with a leader whose session was over. None while another one leads, unless one is `alone` on the store:
+        then whoever led before is gone, and a new term begins."""
+
+    def keep_session(self, owner: str, ttl_s: float, info: str, limit: int) -> Kept:
+        """renew_session, acquire_leadership, jobs_of_dead_owners (`limit` at most) and `renewals` with one word to the
+        database."""
 
     def get_job(self, job_id: JobId) -> StoredJob | None: ...
 

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from fallow.store import tables
 from fallow.store.schema import HEAD_REVISION
-from fallow.store.statements import STATEMENTS
+from fallow.store.statements import ONLY_POSTGRESQL, STATEMENTS
 
 ENGINES = ("sqlite", "postgresql")
 
@@ -35,7 +35,8 @@ def rendered(engine: str) -> str:
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             parts.append(("schema", str(CreateIndex(index).compile(dialect=dialect))))
     parts.append(("schema", f"INSERT INTO alembic_version (version_num) VALUES ('{HEAD_REVISION}')"))
-    parts += [(name, str(statement.compile(dialect=dialect))) for name, statement in STATEMENTS.items()]
+    statements = STATEMENTS if engine == "sqlite" else {**STATEMENTS, **ONLY_POSTGRESQL}
+    parts += [(name, str(statement.compile(dialect=dialect))) for name, statement in statements.items()]
     return _HEAD + "".join(f"\n-- name: {name}\n{_tidy(text)}\n" for name, text in parts)
 
 

@@ -6,6 +6,10 @@ are imported only where a database is older: that takes a third of a second.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
+from fallow.core.sessions import Renewal, SessionWatch
 from fallow.store.database import Session
 from fallow.store.protocol import SchemaTooNew, SchemaTooOld, StoreError, StoreMoved
 
@@ -17,6 +21,9 @@ MOVED_TO = "moved_to"
 """Names in the table meta, with where the store's content goes or went."""
 SECRET_MARK = "secret_mark"
 """The same, with what stands for the secret of the store's pool."""
+WATCHED_S = 10.0
+"""A session that promises to last longer is not waited for."""
+LOOK_EVERY_S = 0.1
 
 
 def bring_up_to_date(session: Session, where: str, upgrade: bool) -> None:
@@ -68,10 +75,28 @@ def refuse_moved(session: Session, where: str) -> None:
 
 
 def refuse_live(session: Session, where: str, what: str) -> None:
-    """Raises StoreError while a coordinator is at work: then the store cannot be `what`."""
-    owners = [f"{owner} ({since_s:.0f} s ago)" for owner, since_s, _ in session.run("live_sessions")]
+    """Raises StoreError while a coordinator is at work: then the store cannot be `what`. Takes as long as a session
+    holds where one was not ended in order."""
+    owners = at_work(lambda: [Renewal(*row) for row in session.run("sessions")])
     if owners:
         raise StoreError(
             f"{where} cannot be {what} while coordinators are at work: {', '.join(owners)}. Stop them, wait until "
             "their sessions have ended, and run this again."
         )
+
+
+def at_work(read: Callable[[], list[Renewal]]) -> list[str]:
+    """Owners whose sessions are being renewed, by watching them: clocks may have been set since."""
+    watch = SessionWatch()
+    known = {renewal.owner: renewal.stamp for renewal in read()}
+    while True:
+        renewals = read()
+        silent = {renewal.owner for renewal in watch.silent(renewals, time.monotonic())}
+        renewed = [
+            renewal.owner
+            for renewal in renewals
+            if known.get(renewal.owner) != renewal.stamp or renewal.ttl_s > WATCHED_S
+        ]
+        if len(silent | set(renewed)) == len(renewals):
+            return renewed
+        time.sleep(LOOK_EVERY_S)

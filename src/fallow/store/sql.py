@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from fallow.core.sessions import Renewal
 from fallow.model.ids import Digest, Interval, JobId, PoolId
 from fallow.model.job import Blob, JobSpec
 from fallow.model.node import NodeSpec
 from fallow.model.states import JobState
 from fallow.store.database import Blocked, Conflict, Database, Row, Session
 from fallow.store.protocol import (
+    Kept,
     Op,
     OwnershipLost,
     PageIndex,
@@ -41,6 +43,8 @@ CONFLICTS = 8
 
 BLOCKED = 2
 """How often it is begun again after it waited for a lock until the time was over."""
+
+LEADER = "matcher"
 
 SESSION_KEPT_S = 7 * 86_400.0
 """Sessions that ended longer ago are forgotten."""
@@ -185,9 +189,11 @@ class SqlStore:
 
     # ------------------------------------------------------------ coordinators
 
-    def renew_session(self, owner: str, ttl_s: float, info: str = "") -> int:
+    def renew_session(self, owner: str, ttl_s: float, info: str = "", anew: bool = False) -> int:
         def renew(session: Session) -> int:
-            session.run("renew_session", {"owner": owner, "ttl_s": ttl_s, "info": info})
+            if anew:
+                session.run("end_leadership", {"ended_owner": owner})
+            session.run("renew_session", {"owner": owner, "ttl_s": ttl_s, "info": info, "anew": int(anew)})
             epoch: int = session.run("session", {"owner": owner})[0][0]
             if epoch == 1:
                 session.run("forget_sessions", {"kept_s": SESSION_KEPT_S})
@@ -195,8 +201,8 @@ class SqlStore:
 
         return self._write(renew, self._coordination)
 
-    def live_sessions(self) -> list[tuple[str, float, str]]:
-        return [(owner, since_s, info) for owner, since_s, info in self._read("live_sessions")]
+    def renewals(self) -> list[Renewal]:
+        return [Renewal(*row) for row in self._read("sessions")]
 
     def end_session(self, owner: str) -> None:
         def end(session: Session) -> None:
@@ -205,12 +211,22 @@ class SqlStore:
 
         self._write(end, self._coordination)
 
-    def acquire_leadership(self, owner: str, ttl_s: float, role: str = "matcher") -> int | None:
+    def end_silent(self, renewal: Renewal) -> bool:
+        def end(session: Session) -> bool:
+            session.run("end_silent", {"ended_owner": renewal.owner, "stamp": renewal.stamp})
+            ended = renewal.owner not in [row[0] for row in session.run("sessions")]
+            if ended:
+                session.run("end_leadership", {"ended_owner": renewal.owner})
+            return ended
+
+        return self._write(end, self._coordination)
+
+    def acquire_leadership(self, owner: str, role: str = LEADER, alone: bool = False) -> int | None:
         def lead(session: Session) -> list[Row]:
-            session.run("lead", {"role": role, "owner": owner, "ttl_s": ttl_s})
+            session.run("lead_alone" if alone else "lead", {"role": role, "owner": owner})
             return session.run("leader", {"role": role})
 
-        if not self._database.one_writer:
+        if not (self._database.one_writer or alone):
             # Most coordinators do not lead: they look, and leave the row alone.
             present = self._read("present_leader", role=role)
             if present and present[0][0] != owner:
@@ -218,12 +234,23 @@ class SqlStore:
         leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
 
-    def jobs_of_dead_owners(self, ttl_s: float, limit: int) -> list[JobId]:
-        rows = self._read("jobs_of_dead_owners", silent_s=ttl_s, count=max(0, limit))
-        return [JobId(row[0]) for row in rows]
+    def keep_session(self, owner: str, ttl_s: float, info: str, limit: int) -> Kept:
+        if self._database.one_writer:
+            epoch, term = self.renew_session(owner, ttl_s, info), self.acquire_leadership(owner)
+            others = [each for each in self.renewals() if each.owner != owner]
+            return Kept(epoch, term, self.jobs_of_dead_owners(limit), others)
+        values = {"owner": owner, "ttl_s": ttl_s, "info": info, "anew": 0, "role": LEADER, "count": max(0, limit)}
 
-    def unread_of_dead_owners(self, ttl_s: float, after_unix_s: float, limit: int) -> list[JobId]:
-        rows = self._read("unread_of_dead_owners", silent_s=ttl_s, after=after_unix_s, count=max(0, limit))
+        rows = self._write(lambda session: session.run("keep_session", values), self._coordination, whole=False)
+        epoch, term, jobs, owners, *columns = rows[0]
+        others = [Renewal(*row) for row in zip(*columns, strict=True)]
+        return Kept(epoch, term, list(zip(jobs, owners, strict=True)), others)
+
+    def jobs_of_dead_owners(self, limit: int) -> list[tuple[JobId, str]]:
+        return [(JobId(row[0]), row[1]) for row in self._read("jobs_of_dead_owners", count=max(0, limit))]
+
+    def unread_of_dead_owners(self, after_unix_s: float, limit: int) -> list[JobId]:
+        rows = self._read("unread_of_dead_owners", after=after_unix_s, count=max(0, limit))
         return [JobId(row[0]) for row in rows]
 
     # ------------------------------------------------------------ reading
@@ -332,12 +359,12 @@ class SqlStore:
             _close(session)
         return rows
 
-    def _write(self, work: Callable[[Session], _T], writer: _Writer | None = None) -> _T:
-        """Run it in a transaction, again where another one was in the way."""
+    def _write(self, work: Callable[[Session], _T], writer: _Writer | None = None, whole: bool = True) -> _T:
+        """Run it in a transaction (`whole` false: each statement is one), again where another one was in the way."""
         blocked = 0
         for _ in range(CONFLICTS):
             try:
-                with self._writing(writer) as session:
+                with self._writing(writer, whole) as session:
                     done = work(session)
                 return done
             except Blocked:
@@ -348,22 +375,25 @@ class SqlStore:
                     self._database.end_stalled()
             except Conflict:
                 continue
-        with self._writing(writer) as session:
+        with self._writing(writer, whole) as session:
             done = work(session)
         return done
 
     @contextlib.contextmanager
-    def _writing(self, writer: _Writer | None = None) -> Iterator[Session]:
-        """A transaction: committed at the end, or rolled back with the error in words."""
+    def _writing(self, writer: _Writer | None = None, whole: bool = True) -> Iterator[Session]:
+        """A transaction: committed at the end, or rolled back with the error in words. `whole` false: none of its
+        own, where a single statement is one."""
         writer = writer or self._jobs
         with writer.lock, self._in_words():
             if writer.session is None:
                 writer.session = self._database.connect()
             session = writer.session
             try:
-                session.begin()
+                if whole:
+                    session.begin()
                 yield session
-                session.commit()
+                if whole:
+                    session.commit()
             except self._database.errors as error:
                 # Put into words first: what the disk is like is seen best before anything is closed.
                 in_words = self._database.in_words(error)

@@ -245,7 +245,7 @@ UPDATE jobs SET owner=:new_owner, epoch=(jobs.epoch + 1) WHERE jobs.job_id = :id
 -- name: take_free_job
 UPDATE jobs SET owner=:new_owner, epoch=(jobs.epoch + 1) WHERE jobs.job_id = :id AND (jobs.owner = :same_owner OR NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0))))
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)))
 
 -- name: release_job
 UPDATE jobs SET owner=:new_owner, epoch=(jobs.epoch + 1) WHERE jobs.job_id = :id AND jobs.epoch = :held_epoch
@@ -261,11 +261,11 @@ FROM jobs
 WHERE jobs.job_id = :id
 
 -- name: jobs_of_dead_owners
-SELECT jobs.job_id
+SELECT jobs.job_id, jobs.owner
 FROM jobs
 WHERE jobs.state IN ('open', 'running') AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) OR sessions.renewed_unix_s + :silent_s > ((julianday('now') - 2440587.5) * 86400.0)))) ORDER BY jobs.number
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) ORDER BY jobs.number
  LIMIT :count OFFSET 0
 
 -- name: unread_of_dead_owners
@@ -273,7 +273,7 @@ SELECT jobs.job_id
 FROM jobs
 WHERE jobs.ended_unix_s > :after AND jobs.inputs_below < 4611686018427387904 AND NOT (EXISTS (SELECT sessions.owner
 FROM sessions
-WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0 AND (sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) OR sessions.renewed_unix_s + :silent_s > ((julianday('now') - 2440587.5) * 86400.0)))) ORDER BY jobs.number DESC
+WHERE sessions.owner = jobs.owner AND sessions.ttl_s > 0.0)) ORDER BY jobs.number DESC
  LIMIT :count OFFSET 0
 
 -- name: delete_job
@@ -445,26 +445,32 @@ WHERE jobs.job_id = :id) AND logs.seq > :after ORDER BY logs.seq
 INSERT INTO nodes (node_id, spec, unix_s, state) VALUES (:node_id, :spec, :unix_s, :state) ON CONFLICT (node_id) DO UPDATE SET spec = excluded.spec, unix_s = excluded.unix_s, state = excluded.state
 
 -- name: renew_session
-INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (:owner, 1, ((julianday('now') - 2440587.5) * 86400.0), :ttl_s, :info) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0)) THEN 0 ELSE 1 END), renewed_unix_s = excluded.renewed_unix_s, ttl_s = excluded.ttl_s, info = excluded.info
+INSERT INTO sessions (owner, epoch, renewed_unix_s, ttl_s, info) VALUES (:owner, 1, ((julianday('now') - 2440587.5) * 86400.0), :ttl_s, :info) ON CONFLICT (owner) DO UPDATE SET epoch = (sessions.epoch + CASE WHEN (sessions.ttl_s > 0.0 AND :anew = 0) THEN 0 ELSE 1 END), renewed_unix_s = CASE WHEN (excluded.renewed_unix_s > sessions.renewed_unix_s + 0.001) THEN excluded.renewed_unix_s ELSE sessions.renewed_unix_s + 0.001 END, ttl_s = excluded.ttl_s, info = excluded.info
 
 -- name: session
 SELECT sessions.epoch
 FROM sessions
 WHERE sessions.owner = :owner
 
--- name: live_sessions
-SELECT sessions.owner, ((julianday('now') - 2440587.5) * 86400.0) - sessions.renewed_unix_s AS anon_1, sessions.info
+-- name: sessions
+SELECT sessions.owner, sessions.renewed_unix_s, sessions.ttl_s, sessions.info
 FROM sessions
-WHERE sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0) ORDER BY sessions.owner
+WHERE sessions.ttl_s > 0.0 ORDER BY sessions.owner
 
 -- name: end_session
 UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = :ended_owner
 
+-- name: end_silent
+UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = :ended_owner AND sessions.renewed_unix_s = :stamp AND sessions.ttl_s > 0.0
+
 -- name: forget_sessions
-DELETE FROM sessions WHERE sessions.renewed_unix_s + :kept_s < ((julianday('now') - 2440587.5) * 86400.0) AND NOT (sessions.ttl_s > 0.0 AND sessions.renewed_unix_s + sessions.ttl_s > ((julianday('now') - 2440587.5) * 86400.0))
+DELETE FROM sessions WHERE sessions.renewed_unix_s + :kept_s < ((julianday('now') - 2440587.5) * 86400.0) AND sessions.ttl_s <= 0.0
 
 -- name: lead
-INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, (((julianday('now') - 2440587.5) * 86400.0) + :ttl_s)) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s <= ((julianday('now') - 2440587.5) * 86400.0)) THEN 1 ELSE 0 END), until_unix_s = excluded.until_unix_s WHERE leaderships.until_unix_s <= ((julianday('now') - 2440587.5) * 86400.0) OR leaderships.owner = excluded.owner
+INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) THEN 0 ELSE 1 END), until_unix_s = excluded.until_unix_s WHERE NOT (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) OR leaderships.owner = excluded.owner
+
+-- name: lead_alone
+INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + 1), until_unix_s = excluded.until_unix_s
 
 -- name: leader
 SELECT leaderships.owner, leaderships.term
@@ -474,7 +480,7 @@ WHERE leaderships.role = :role
 -- name: present_leader
 SELECT leaderships.owner
 FROM leaderships
-WHERE leaderships.role = :role AND leaderships.until_unix_s > ((julianday('now') - 2440587.5) * 86400.0)
+WHERE leaderships.role = :role AND leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)
 
 -- name: end_leadership
 UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = :ended_owner

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ClauseElement,
     ColumnElement,
     Float,
+    String,
     Table,
     and_,
     bindparam,
@@ -99,17 +100,13 @@ _ACTIVE: list[ColumnElement[str]] = [literal_column(f"'{state}'") for state in J
 _HOW_MANY = bindparam("count", type_=BigInteger)
 _LIST = _JOB.order_by(_jobs.number.desc()).limit(_HOW_MANY).offset(_NONE)
 
-_LIVE = (
-    _sessions.ttl_s > literal_column("0.0"),
-    _sessions.renewed_unix_s + _sessions.ttl_s > Now(),
-)
-_OWNER_LIVES = exists(select(_sessions.owner).where(_sessions.owner == _jobs.owner, *_LIVE))
-_OWNER_SILENT = ~exists(
-    select(_sessions.owner).where(
-        _sessions.owner == _jobs.owner,
-        *_LIVE[:1],
-        or_(_LIVE[1], _sessions.renewed_unix_s + bindparam("silent_s", type_=Float) > Now()),
-    )
+# No clock decides who lives (core/sessions): a session is over once somebody has ended it.
+_LIVES = _sessions.ttl_s > literal_column("0.0")
+_OWNER_LIVES = exists(select(_sessions.owner).where(_sessions.owner == _jobs.owner, _LIVES))
+# (In words, since in an upsert SQLAlchemy would not take the leader's row for that of the statement.)
+_LEADER_LIVES = and_(
+    _leaders.until_unix_s > literal_column("0.0"),
+    text("EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)"),
 )
 _BELOW_INDEX = (
     _results.job == bindparam("number"), _results.start < bindparam("below"), _results.stop <= bindparam("below")
@@ -124,7 +121,9 @@ _NODE = upsert(tables.nodes).values({name: bindparam(name) for name in _names(ta
 
 
 def _renewed() -> Any:
-    """A new session begins where there is none, or where the old one was over."""
+    """A new session begins where there is none, or where the old one was over, or with `anew` = 1. The stamp rises
+    whatever the clock does."""
+    step = _sessions.renewed_unix_s + literal_column("0.001")
     put = upsert(tables.sessions).values(
         owner=bindparam("owner"),
         epoch=literal_column("1"),
@@ -135,31 +134,81 @@ def _renewed() -> Any:
     return put.on_conflict_do_update(
         index_elements=["owner"],
         set_={
-            "epoch": _sessions.epoch + case((and_(*_LIVE), literal_column("0")), else_=literal_column("1")),
-            "renewed_unix_s": put.excluded.renewed_unix_s,
+            "epoch": _sessions.epoch
+            + case(
+                (and_(_LIVES, bindparam("anew", type_=BigInteger) == literal_column("0")), literal_column("0")),
+                else_=literal_column("1"),
+            ),
+            "renewed_unix_s": case(
+                (put.excluded.renewed_unix_s > step, put.excluded.renewed_unix_s),
+                else_=step,
+            ),
             "ttl_s": put.excluded.ttl_s,
             "info": put.excluded.info,
         },
     )
 
 
-def _led() -> Any:
-    """Taken where nobody leads, prolonged where it is one's own: a term that ended, even one's own, is a new one."""
+def _led(alone: bool) -> Any:
+    """Taken where nobody leads, kept where it is one's own: a term that ended, even one's own, is a new one. `alone`:
+    whoever led before is gone."""
     put = upsert(tables.leaderships).values(
         role=bindparam("role"),
         owner=bindparam("owner"),
         term=literal_column("1"),
-        until_unix_s=Now() + bindparam("ttl_s", type_=Float),
+        until_unix_s=literal_column("1.0"),
     )
-    over = _leaders.until_unix_s <= Now()
+    return _prolonged(put, alone)
+
+
+def _prolonged(put: Any, alone: bool = False) -> Any:
+    fresh = literal_column("1") if alone else case((_LEADER_LIVES, literal_column("0")), else_=literal_column("1"))
     return put.on_conflict_do_update(
         index_elements=["role"],
         set_={
             "owner": put.excluded.owner,
-            "term": _leaders.term + case((over, literal_column("1")), else_=literal_column("0")),
+            "term": _leaders.term + fresh,
             "until_unix_s": put.excluded.until_unix_s,
         },
-        where=or_(over, _leaders.owner == put.excluded.owner),
+        where=None if alone else or_(~_LEADER_LIVES, _leaders.owner == put.excluded.owner),
+    )
+
+
+def _kept() -> Any:
+    """renew_session, lead (which leaves the row alone while another leads), jobs_of_dead_owners and the sessions of
+    others in one statement: one round trip, one commit."""
+    owner = bindparam("owner", type_=String)
+    renewed = _renewed().returning(_sessions.epoch).cte("renewed")
+    led_by_another = exists(
+        select(_leaders.owner).where(_leaders.role == bindparam("role"), _leaders.owner != owner, _LEADER_LIVES)
+    )
+    row = select(
+        cast(bindparam("role", type_=String), String),
+        cast(owner, String),
+        cast(literal_column("1"), BigInteger),
+        cast(literal_column("1.0"), Float),
+    ).where(~led_by_another)
+    put = upsert(tables.leaderships).from_select(["role", "owner", "term", "until_unix_s"], row)
+    led = _prolonged(put).returning(_leaders.term).cte("led")
+    orphans = [
+        func.array(
+            select(column)
+            .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES, _jobs.owner != owner)
+            .order_by(_jobs.number)
+            .limit(_HOW_MANY)
+            .scalar_subquery()
+        )
+        for column in (_jobs.job_id, _jobs.owner)
+    ]
+    others = [
+        func.array(select(column).where(_LIVES, _sessions.owner != owner).order_by(_sessions.owner).scalar_subquery())
+        for column in (_sessions.owner, _sessions.renewed_unix_s, _sessions.ttl_s, _sessions.info)
+    ]
+    return select(
+        select(renewed.c.epoch).scalar_subquery(),
+        select(led.c.term).scalar_subquery(),
+        *orphans,
+        *others,
     )
 
 
@@ -217,8 +266,8 @@ STATEMENTS: dict[str, ClauseElement] = {
     .values(epoch=_jobs.epoch + literal_column("1"), owner=bindparam("new_owner")),
     "owner_of": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")),
     "lock_job": select(_jobs.owner, _jobs.epoch).where(_jobs.job_id == bindparam("id")).with_for_update(),
-    "jobs_of_dead_owners": select(_jobs.job_id)
-    .where(_jobs.state.in_(_ACTIVE), _OWNER_SILENT)
+    "jobs_of_dead_owners": select(_jobs.job_id, _jobs.owner)
+    .where(_jobs.state.in_(_ACTIVE), ~_OWNER_LIVES)
     .order_by(_jobs.number)
     .limit(_HOW_MANY)
     .offset(_NONE),
@@ -226,7 +275,7 @@ STATEMENTS: dict[str, ClauseElement] = {
     .where(
         _jobs.ended_unix_s > bindparam("after", type_=Float),
         _jobs.inputs_below < literal_column(str(ALL_INPUTS)),
-        _OWNER_SILENT,
+        ~_OWNER_LIVES,
     )
     .order_by(_jobs.number.desc())
     .limit(_HOW_MANY)
@@ -319,18 +368,26 @@ STATEMENTS: dict[str, ClauseElement] = {
     # ------------------------------------------------------------ coordinators
     "renew_session": _renewed(),
     "session": select(_sessions.epoch).where(_sessions.owner == bindparam("owner")),
-    "live_sessions": select(_sessions.owner, Now() - _sessions.renewed_unix_s, _sessions.info)
-    .where(*_LIVE)
+    "sessions": select(_sessions.owner, _sessions.renewed_unix_s, _sessions.ttl_s, _sessions.info)
+    .where(_LIVES)
     .order_by(_sessions.owner),
     "end_session": update(tables.sessions)
     .where(_sessions.owner == bindparam("ended_owner"))
     .values(ttl_s=literal_column("-1.0")),
+    "end_silent": update(tables.sessions)
+    .where(
+        _sessions.owner == bindparam("ended_owner"),
+        _sessions.renewed_unix_s == bindparam("stamp", type_=Float),
+        _LIVES,
+    )
+    .values(ttl_s=literal_column("-1.0")),
     "forget_sessions": delete(tables.sessions).where(
-        _sessions.renewed_unix_s + bindparam("kept_s", type_=Float) < Now(), ~and_(*_LIVE)
+        _sessions.renewed_unix_s + bindparam("kept_s", type_=Float) < Now(), ~_LIVES
     ),
-    "lead": _led(),
+    "lead": _led(alone=False),
+    "lead_alone": _led(alone=True),
     "leader": select(_leaders.owner, _leaders.term).where(_leaders.role == bindparam("role")),
-    "present_leader": select(_leaders.owner).where(_leaders.role == bindparam("role"), _leaders.until_unix_s > Now()),
+    "present_leader": select(_leaders.owner).where(_leaders.role == bindparam("role"), _LEADER_LIVES),
     "end_leadership": update(tables.leaderships)
     .where(_leaders.owner == bindparam("ended_owner"))
     .values(until_unix_s=literal_column("0.0")),
@@ -338,3 +395,6 @@ STATEMENTS: dict[str, ClauseElement] = {
         tables.nodes.c.node_id
     ),
 }
+
+ONLY_POSTGRESQL: dict[str, ClauseElement] = {"keep_session": _kept()}
+"""What SQLite has no words for."""

@@ -169,7 +169,8 @@ sessions = Table(
     Column("ttl_s", _Real, nullable=False),
     Column("info", Text, nullable=False),
 )
-"""One row a coordinator; times are by the database's clock. A negative ttl_s: ended by itself."""
+"""One row a coordinator. renewed_unix_s rises with every renewal, and is the database's clock unless that was set back.
+A negative ttl_s: it is over, ended by itself or by others."""
 
 leaderships = Table(
     "leaderships",
@@ -179,4 +180,4 @@ leaderships = Table(
     Column("term", BigInteger, nullable=False),
     Column("until_unix_s", _Real, nullable=False),
 )
-"""Who leads in a role, until when by the database's clock."""
+"""Who leads in a role, while its session lasts. until_unix_s: 0 where it was ended, else of no meaning."""

@@ -13,6 +13,8 @@ import mmap
 import os
 import re
 import secrets
+import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,15 +23,16 @@ from typing import TypeAlias, TypeVar
 
 import blake3
 
-from fallow.model.errors import PoolRefused
+from fallow.core.room import Room
+from fallow.model.errors import NO_ROOM, PoolRefused
 from fallow.model.ids import Digest
+from fallow.model.job import Purpose
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
 _T = TypeVar("_T")
 
 INCOMING = ".incoming"
-NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 TOUCH_AFTER_S = 600.0
 """A blob's age is renewed by its use, at most this often."""
 
@@ -37,6 +40,60 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 4 << 20
 _PARALLEL_BYTES = 8 << 20
 """From this size on, hashing and writing take a thread each."""
+
+
+_KEPT = stat.S_IXUSR
+"""This bit of a blob's mode says that it was put as an object: nobody would look for it elsewhere."""
+
+
+def is_kept(about: os.stat_result) -> bool:
+    """Whether the blob was put as an object (too)."""
+    return bool(about.st_mode & _KEPT)
+
+
+def keep(path: Path) -> None:
+    """From now on it is an object, which does not go with the jobs that name it. Raises FileNotFoundError."""
+    os.chmod(path, 0o600 | _KEPT)
+
+
+def room_under(folder: Path) -> Room:
+    """Of the disk that holds the folder. Raises OSError."""
+    usage = shutil.disk_usage(folder)
+    return Room(usage.free, usage.total)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises PoolRefused where inputs or objects of so many bytes have no room now ('store_full'), or never have
+    ('too_large')."""
+    room = room_under(folder)
+    if room.takes_inputs(size):
+        return
+    from fallow.core.quantities import size_words
+
+    if not room.could_take_inputs(size):
+        raise PoolRefused(
+            f"{size_words(size)} do not fit on the disk under {folder}, which holds {size_words(room.total)} in all "
+            f"and must keep {size_words(room.inputs_leave)} free for results. Send less at a time, or keep the pool's "
+            "blobs on a larger disk.",
+            "too_large",
+        )
+    raise no_room(folder, f": {size_words(size)} are to be put, and {size_words(room.free)} are free")
+
+
+def check_result_room(folder: Path, size: int) -> None:
+    """Raises PoolRefused where a result of so many bytes has no room now ('store_full': half of it would only be in the
+    way of others), or never has ('too_large')."""
+    room = room_under(folder)
+    if size > room.total:
+        from fallow.core.quantities import size_words
+
+        raise PoolRefused(
+            f"a result of {size_words(size)} does not fit on the disk under {folder}, which holds "
+            f"{size_words(room.total)} in all.",
+            "too_large",
+        )
+    if size > room.free:
+        raise no_room(folder)
 
 
 def is_digest(text: str) -> bool:
@@ -97,24 +154,44 @@ class BlobFiles:
         path = self.path(digest)
         return path if self._renew(path, size, TOUCH_AFTER_S) else None
 
-    def write(self, segments: Sequence[Buffer], durable: bool = True) -> tuple[Digest, int]:
+    def use(self, digest: str, size: int) -> Path | None:
+        """As `find`, for somebody who is about to name the blob: it is as young as if he had put it now."""
+        path = self.path(digest)
+        return path if self._renew(path, size, 0.0) else None
+
+    def write(
+        self, segments: Sequence[Buffer], durable: bool = True, purpose: Purpose = Purpose.OBJECT
+    ) -> tuple[Digest, int]:
         """Put the segments, one after another, as one blob: hashed while they are written."""
         views = flat(segments)
         size = sum(view.nbytes for view in views)
+        if purpose is not Purpose.RESULTS:
+            check_room(self.folder, size)
         with self._incoming() as temporary:
             with _created(temporary, self._durable and durable) as descriptor:
                 if size < _PARALLEL_BYTES:
                     digest = _hash_and_write(descriptor, views, size)
                 else:
                     digest = _hash_beside_writing(descriptor, views)
-            self._place(temporary, digest, size, durable)
+            self._place(temporary, digest, size, durable, purpose)
         return digest, size
 
-    def copy(self, source: Path, digest: str | None = None, durable: bool = True) -> tuple[Digest, int]:
+    def copy(
+        self,
+        source: Path,
+        digest: str | None = None,
+        durable: bool = True,
+        purpose: Purpose = Purpose.OBJECT,
+    ) -> tuple[Digest, int]:
         """Put a copy of a file, hashed while it is read. Raises PoolRefused('invalid') where `digest`
         says otherwise."""
         size = 0
-        hasher = _hasher(source.stat().st_size)
+        expected = source.stat().st_size
+        if purpose is not Purpose.RESULTS:
+            check_room(self.folder, expected)
+        else:
+            check_result_room(self.folder, expected)
+        hasher = _hasher(expected)
         with self._incoming() as temporary:
             with _created(temporary, self._durable and durable) as descriptor:
                 for chunk in _chunks(source):
@@ -124,16 +201,20 @@ class BlobFiles:
             found = Digest(hasher.hexdigest())
             if digest is not None and found != digest:
                 raise PoolRefused(f"{source} does not hold what its digest says: it changed, or is damaged.", "invalid")
-            self._place(temporary, found, size, durable)
+            self._place(temporary, found, size, durable, purpose)
         return found, size
 
-    def move(self, source: Path, digest: str, size: int, durable: bool = True) -> None:
+    def move(
+        self, source: Path, digest: str, size: int, durable: bool = True, purpose: Purpose = Purpose.OBJECT
+    ) -> None:
         """Put a file by moving it, without reading it: its writer vouches for the digest."""
-        if not self.rename(source, digest, size, durable):
-            self.copy(source, digest, durable)
+        if not self.rename(source, digest, size, durable, purpose):
+            self.copy(source, digest, durable, purpose)
             source.unlink()
 
-    def rename(self, source: Path, digest: str, size: int, durable: bool = True) -> bool:
+    def rename(
+        self, source: Path, digest: str, size: int, durable: bool = True, purpose: Purpose = Purpose.OBJECT
+    ) -> bool:
         """As `move`, but False, with nothing done, for a file of another file system. Takes microseconds where it need
         not be durable."""
         with self._no_room_in_words():
@@ -142,7 +223,7 @@ class BlobFiles:
             if self._durable and durable and not self.path(digest).exists():
                 _sync_file(source)
             try:
-                self._place(source, digest, size, durable)
+                self._place(source, digest, size, durable, purpose)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
@@ -164,13 +245,18 @@ class BlobFiles:
 
     # ------------------------------------------------------------ inside
 
-    def _place(self, temporary: Path, digest: str, size: int, durable: bool) -> None:
+    def _place(self, temporary: Path, digest: str, size: int, durable: bool, purpose: Purpose) -> None:
         target = self.path(digest)
+        if purpose is Purpose.OBJECT:
+            with contextlib.suppress(FileNotFoundError):
+                keep(target)
         if self._renew(target, size, 0.0):
             temporary.unlink()
             if durable:
                 self.sync(digest)  # it may have been put by somebody who did not need that
             return
+        if purpose is Purpose.OBJECT:
+            keep(temporary)
         try:
             os.replace(temporary, target)
         except FileNotFoundError:
@@ -191,7 +277,7 @@ class BlobFiles:
             found = path.stat()
             if found.st_size != size:
                 return False
-            if time.time() - found.st_mtime >= after_s:
+            if not after_s or time.time() - found.st_mtime >= after_s:
                 os.utime(path)
         except FileNotFoundError:
             return False
@@ -218,10 +304,10 @@ class BlobFiles:
             raise
 
 
-def no_room(folder: Path) -> PoolRefused:
+def no_room(folder: Path, more: str = "") -> PoolRefused:
     """The error for a full disk."""
     return PoolRefused(
-        f"the disk under {folder} is full, so nothing more can be put there. Free some room and run again.",
+        f"the disk under {folder} is full, so nothing more can be put there{more}. Free some room and run again.",
         "store_full",
     )
 

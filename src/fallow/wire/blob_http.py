@@ -14,16 +14,18 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import blake3
 
-from fallow.model.errors import PoolRefused, PoolUnreachable
+from fallow.model.errors import NO_ROOM, PoolRefused, PoolUnreachable
 from fallow.model.ids import Digest
+from fallow.model.job import Purpose
 from fallow.wire import subjects
-from fallow.wire.blob_files import NO_ROOM, no_room, to_the_end, write_all
+from fallow.wire.blob_files import no_room, to_the_end, write_all
 from fallow.wire.messages import Refused, SignBlobs, SignedBlobs
 from fallow.wire.repeats import AGAIN_S
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 UPLOAD_ID = "Upload-Id"
 UPLOAD_OFFSET = "Upload-Offset"
+UPLOAD_FOR = "Upload-For"
+"""A Purpose."""
 
 ATTEMPTS = 12
 """Attempts in a row that bring nothing, after which a transfer fails: about 30 s. An S3 service that is started again
@@ -47,6 +51,9 @@ S3_SKIP_S = 300.0
 """A blob that lies in S3 for less than this is not put again. An older one is: that makes it young, so that the
 collection of garbage does not take it before a job names it."""
 
+CLOCKS_APART_S = 120.0
+"""More than that between the clock of an S3 service and that of a coordinator is said to whoever is refused. (Services
+refuse what was signed a quarter of an hour ago.)"""
 YOUNG_MARGIN_S = 30.0
 _CHUNK_BYTES = 1 << 20
 _PACED_BYTES = 64 * 1024
@@ -57,7 +64,20 @@ _SIGN_TIMEOUT_S = 5.0
 _BACKOFF_LIMIT_S = 5.0
 _CONNECTIONS = 8
 
+
+def _clocks_apart_s(answer: aiohttp.ClientResponse) -> float:
+    """By how much the clock of a service is ahead of whoever signed the URL; 0.0 where that is little, or not said."""
+    try:
+        there = parsedate_to_datetime(answer.headers["Date"])
+        signed = datetime.strptime(answer.url.query[_S3_SIGNED_AT], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except (KeyError, ValueError, TypeError):
+        return 0.0
+    apart_s = (there - signed).total_seconds()
+    return apart_s if abs(apart_s) > CLOCKS_APART_S else 0.0
+
+
 _S3 = "X-Amz-Signature"
+_S3_SIGNED_AT = "X-Amz-Date"
 _S3_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -106,6 +126,10 @@ class _Troubled(_Cut):
     """The S3 service answered that it cannot: many say no more where their disk is full."""
 
 
+class _Apart(_Cut):
+    """The S3 service refuses what was signed by a clock that its own is far from."""
+
+
 class _Attempts:
     """Attempts of one transfer in a row that brought nothing."""
 
@@ -133,6 +157,8 @@ class _Attempts:
         hint = "Is the pool's HTTP port open to this machine?"
         if isinstance(error, _Troubled):
             hint = "It may be out of room: its log says more. Free some room there."
+        elif isinstance(error, _Apart):
+            hint = "Let both be set from the network (NTP)."
         return f"{self._what} failed {self._failures} times in a row: {error or type(error).__name__}. {hint}"
 
 
@@ -182,7 +208,9 @@ class HttpBlobs:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    async def put_segments(self, digest: Digest, size: int, segments: Sequence[memoryview]) -> None:
+    async def put_segments(
+        self, digest: Digest, size: int, segments: Sequence[memoryview], purpose: Purpose = Purpose.OBJECT
+    ) -> None:
         """Send the segments, one after another."""
 
         async def read(offset: int) -> AsyncIterator[bytes]:
@@ -194,9 +222,9 @@ class HttpBlobs:
                     yield bytes(segment[first : first + self._piece_bytes])
                 offset = 0
 
-        await self._put(digest, size, read)
+        await self._put(digest, size, read, purpose)
 
-    async def put_file(self, digest: Digest, size: int, path: Path) -> None:
+    async def put_file(self, digest: Digest, size: int, path: Path, purpose: Purpose = Purpose.OBJECT) -> None:
         """Send a file."""
 
         async def read(offset: int) -> AsyncIterator[bytes]:
@@ -210,7 +238,7 @@ class HttpBlobs:
                     left -= len(chunk)
                     yield chunk
 
-        await self._put(digest, size, read)
+        await self._put(digest, size, read, purpose)
 
     # ------------------------------------------------------------ inside
 
@@ -244,12 +272,14 @@ class HttpBlobs:
                 return
         raise PoolRefused(f"the pool's copy of blob {digest[:16]} is damaged: its bytes are not its own.", "invalid")
 
-    async def _put(self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]]) -> None:
+    async def _put(
+        self, digest: Digest, size: int, read: Callable[[int], AsyncIterator[bytes]], purpose: Purpose
+    ) -> None:
         if self._young.get(digest, 0.0) > time.monotonic():
             return
         attempts = _Attempts(f"sending blob {digest[:16]} ({size} bytes)", self._limit, self._backoff_s, self._say)
         session = self._session()
-        upload = {UPLOAD_ID: secrets.token_hex(8)}
+        upload = {UPLOAD_ID: secrets.token_hex(8), UPLOAD_FOR: purpose.value}
         reached = 0
         source: list[Exception] = []
 
@@ -353,7 +383,10 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if answer.status < 300:
         return
     words = (await answer.text(errors="replace")).strip()[:500] or f"HTTP {answer.status}"
-    kind = {404: "not_found", 413: "invalid", 422: "invalid", 507: "store_full"}.get(answer.status)
+    kind = {404: "not_found", 413: "too_large", 422: "invalid", 507: "store_full"}.get(answer.status)
+    if answer.status in (400, 403) and (apart_s := _clocks_apart_s(answer)):
+        ahead = "ahead of" if apart_s > 0 else "behind"
+        raise _Apart(f"the S3 service's clock is {abs(apart_s) / 60:.0f} min {ahead} the pool's coordinators'")
     if code := _S3_CODE.search(words):
         if code[1] == "EntityTooLarge":
             raise PoolRefused(f"blob {digest[:16]} is larger than the S3 service takes in one piece.", "invalid")
@@ -373,6 +406,7 @@ async def _check(answer: aiohttp.ClientResponse, digest: str) -> None:
     if answer.method == "HEAD":  # has no body
         words = {
             "not_found": f"the pool no longer has the blob {digest[:16]}.",
+            "too_large": "it does not fit on the disk of the pool's blob store, even if that were empty.",
             "store_full": "the disk of the pool's blob store is full. Free some room there and run again.",
         }.get(kind, words)
     raise PoolRefused(words, kind)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from fallow.model.errors import PoolRefused
 from fallow.model.ids import Digest
-from fallow.model.job import INLINE_LIMIT_BYTES, Blob
+from fallow.model.job import INLINE_LIMIT_BYTES, Blob, Purpose
 from fallow.wire.blob_files import BlobFiles, Buffer, flat, hash_file, hash_segments, is_digest
 from fallow.wire.messages import PoolInfo
 
@@ -81,7 +81,9 @@ class BlobClient:
         """The store's folder where it is one of this machine: its methods block, and any thread may call them."""
         return self._files
 
-    async def put_segments(self, segments: Sequence[Buffer], *, durable: bool = True) -> Blob:
+    async def put_segments(
+        self, segments: Sequence[Buffer], *, durable: bool = True, purpose: Purpose = Purpose.OBJECT
+    ) -> Blob:
         """Put the segments, one after another, as one blob; inline where they are few bytes.
 
         `durable`: it must survive a loss of power. What belongs to an attached job need not, since its client would
@@ -90,9 +92,9 @@ class BlobClient:
         if sum(view.nbytes for view in views) <= INLINE_LIMIT_BYTES:
             return inline_blob(views)
         if self._files is not None:
-            return Blob(*await asyncio.to_thread(self._files.write, views, durable))
+            return Blob(*await asyncio.to_thread(self._files.write, views, durable, purpose))
         digest, size = await asyncio.to_thread(hash_segments, views)
-        await self._http.put_segments(digest, size, views)
+        await self._http.put_segments(digest, size, views, purpose)
         return Blob(digest, size)
 
     async def put_file(
@@ -103,22 +105,23 @@ class BlobClient:
         size: int | None = None,
         move: bool = False,
         durable: bool = True,
+        purpose: Purpose = Purpose.OBJECT,
     ) -> Blob:
         """Put a file, of any size, into the store. `move`: it is not needed any more; with `digest` and `size`,
         which its writer vouches for, it is then not even read where the store is local."""
         if self._files is not None:
             if move and digest is not None and size is not None:
-                if not durable and self._files.rename(path, digest, size, durable=False):
+                if not durable and self._files.rename(path, digest, size, False, purpose):
                     return Blob(digest, size)  # here and now: no other thread is woken for it
-                await asyncio.to_thread(self._files.move, path, digest, size, durable)
+                await asyncio.to_thread(self._files.move, path, digest, size, durable, purpose)
                 return Blob(digest, size)
-            blob = Blob(*await asyncio.to_thread(self._files.copy, path, digest, durable))
+            blob = Blob(*await asyncio.to_thread(self._files.copy, path, digest, durable, purpose))
         else:
             if digest is not None and size is not None:
                 blob = Blob(digest, size)
             else:
                 blob = Blob(*await asyncio.to_thread(hash_file, path))
-            await self._http.put_file(blob.digest, blob.size, path)
+            await self._http.put_file(blob.digest, blob.size, path, purpose)
         if move:
             await asyncio.to_thread(path.unlink)
         return blob

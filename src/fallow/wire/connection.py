@@ -75,6 +75,11 @@ class Connection:
         return self.is_connected and time.monotonic() - self._since >= seconds
 
     @property
+    def reads(self) -> int:
+        """How often something came, so far."""
+        return self._client.reads
+
+    @property
     def is_clustered(self) -> bool:
         """The server is one of several that pass messages on to each other."""
         return bool(self._client._server_info.get("cluster"))
@@ -153,9 +158,11 @@ class Connection:
         """From now on `keep_alive` is called every `ping_every_s` or so: no timer of the connection's own is needed."""
         self._client.pace()
 
-    def keep_alive(self) -> None:
-        """Ask the server whether it is there, unless something came from it since the last call."""
-        self._client.keep_alive()
+    def keep_alive(self, press: bool = False) -> None:
+        """Ask the server whether it is there, unless something came from it since the last call. `press`: while it
+        does not answer it is asked again every `ping_every_s`, however late the next call is; and where there are
+        other servers to go to it is asked in any case."""
+        self._client.keep_alive(self.ping_every_s if press else 0.0, press and self.is_clustered)
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):

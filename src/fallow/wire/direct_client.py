@@ -18,7 +18,6 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import nats.errors
@@ -27,6 +26,7 @@ from nats.aio.msg import Msg as NatsMessage
 from nats.protocol.parser import AWAITING_CONTROL_LINE
 
 from fallow.wire.direct_parser import DirectParser
+from fallow.wire.plain_socket import plain_descriptor, publish_head
 
 Receive = Callable[[bytes, str], None]
 """(payload, reply subject or '')"""
@@ -91,8 +91,12 @@ class DirectClient(Client):
         self._together: list[tuple[str, bytes]] | None = None
         """Publications that are to be written with the next ones."""
         self._is_paced = False
-        self._was_heard = False
-        """Something has come since the last `keep_alive`."""
+        self.reads = 0
+        """How often the socket gave something."""
+        self._reads_before = 0
+        """As of the last `keep_alive`."""
+        self._unanswered: asyncio.TimerHandle | None = None
+        """While a server that was asked has not said anything."""
         self._asking: asyncio.Task[None] | None = None
         self._tries = 0
         """To connect, since there was a connection."""
@@ -139,6 +143,9 @@ class DirectClient(Client):
     async def _read_loop(self) -> None:
         """Begins with every connection."""
         self._tries = 0
+        if self._unanswered is not None:
+            self._unanswered.cancel()
+            self._unanswered = None
         if self._parsing is not None:
             self._parsing.cancel()
         reader = getattr(self._transport, "_io_reader", None)
@@ -192,7 +199,7 @@ class DirectClient(Client):
         self._finish_soon = lambda: loop.call_soon_threadsafe(write_rest_in_turn)
         transport.write, transport.writelines = write_in_turn, writelines_in_turn
         with writing:
-            self._raw, self._descriptor = writer.transport, _plain_descriptor(writer.transport)
+            self._raw, self._descriptor = writer.transport, plain_descriptor(writer.transport)
 
     def _let_go(self) -> None:
         with self._writing:
@@ -207,7 +214,11 @@ class DirectClient(Client):
         parser = self._ps
 
         def feed_data(data: bytes) -> None:
-            self._was_heard = True
+            self.reads += 1
+            if self._unanswered is not None:
+                self._unanswered.cancel()
+                self._unanswered = None
+                self._pings_outstanding = 0
             if parser.is_busy or reader._buffer:  # type: ignore[attr-defined]
                 take_long_way(data)
                 return
@@ -351,7 +362,7 @@ class DirectClient(Client):
             return False
         data = b""
         for subject, payload in publications:
-            head = _publish_head(subject)
+            head = publish_head(subject)
             if head is None:
                 return False
             data += b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
@@ -380,18 +391,30 @@ class DirectClient(Client):
             await asyncio.sleep(self.options["ping_interval"])
             self.keep_alive()
 
-    def keep_alive(self) -> None:
-        """As the library does it, but a server that speaks is not asked whether it is there."""
-        heard, self._was_heard = self._was_heard, False
-        if not self.is_connected:
+    def keep_alive(self, again_s: float = 0.0, always: bool = False) -> None:
+        """As the library does it, but a server that speaks is not asked whether it is there, but for `always`.
+        `again_s`: one that says nothing is asked again so soon, and so on."""
+        heard, self._reads_before = self.reads != self._reads_before, self.reads
+        if not self.is_connected or self._unanswered is not None:
             return
         if heard:
             self._pings_outstanding = 0
+            if not always:
+                return
+        self._ask_server(again_s)
+
+    def _ask_server(self, again_s: float) -> None:
+        self._unanswered = None
+        if not self.is_connected:
             return
+        loop = asyncio.get_running_loop()
         self._pings_outstanding += 1
-        is_stale = self._pings_outstanding > self.options["max_outstanding_pings"]
-        work = self._process_op_err(nats.errors.StaleConnectionError()) if is_stale else self._send_ping()
-        self._asking = asyncio.get_running_loop().create_task(work)
+        if self._pings_outstanding > self.options["max_outstanding_pings"]:
+            self._asking = loop.create_task(self._process_op_err(nats.errors.StaleConnectionError()))
+            return
+        self._asking = loop.create_task(self._send_ping())
+        if again_s:
+            self._unanswered = loop.call_later(again_s, self._ask_server, again_s)
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         """The library writes a PING past what waits to be written, so that `flush` could end before a subscription
@@ -452,23 +475,6 @@ class DirectClient(Client):
         for asked in list(self._asked.values()):
             if not asked.answer.done() and subject in ("", asked.subject) and len(asked.payload) <= AGAIN_BYTES:
                 self._send_again(asked)
-
-
-@lru_cache(4096)
-def _publish_head(subject: str) -> bytes | None:
-    """What a publication begins with; None for a subject that the library is to refuse."""
-    if not subject or not subject.isprintable() or any(character.isspace() for character in subject):
-        return None
-    return f"PUB {subject} ".encode()
-
-
-def _plain_descriptor(transport: Any) -> int:
-    """A descriptor of the socket, where bytes written to it are bytes that the other end reads; else -1."""
-    if os.name != "posix" or transport.get_extra_info("ssl_object") is not None:
-        return -1
-    with contextlib.suppress(AttributeError, OSError):
-        return os.dup(int(transport.get_extra_info("socket").fileno()))
-    return -1
 
 
 @types.coroutine

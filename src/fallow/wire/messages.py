@@ -348,8 +348,8 @@ NODE_LOST_AFTER_S = 6.0
 
 
 class Beat(Msg, frozen=True):
-    """Every BEAT_INTERVAL_S, or as seldom as the leader's last BeatAck asked for. `spec` in the first of a session, and
-    when asked for. Owners get Held."""
+    """Every BEAT_INTERVAL_S, or as seldom as the leader's last BeatAck asked for; at rest every REST_INTERVAL_S
+    (core.presence) at least. `spec` in the first of a session, and when asked for. Owners get Held."""
 
     node_id: NodeId
     session: str
@@ -499,6 +499,12 @@ class NameLeases(Msg, frozen=True):
     epoch: int
 
 
+class LeaderHere(Msg, frozen=True):
+    """To every agent, from a new leader: it knows of no node yet, and those at rest would not beat for a while."""
+
+    epoch: int
+
+
 class Assign(Msg, frozen=True):
     """The slot shall work for the job from now on (until the next Assign of the slot): it finishes what it runs,
     gives back what it has not begun of other jobs, and pulls. spec is None for 'no job'.
@@ -570,7 +576,7 @@ Message = (
     | LogLines | CallResults | CallsUnknown | CallSlot | OwnerHere
     | OwnerReport | Place | Verdict | PoolState | Echo | Handover
     | Beat | Held | Bye | Pull | Unpull | HandIn | SaveCheckpoint | AssignRefused | NodeLog
-    | BeatAck | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
+    | BeatAck | LeaderHere | NameLeases | Assign | Lease | TakeBack | Revoke | HandInAck
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,6 +7,8 @@ from fallow.model.ids import ClientId, JobId, NodeId
 POOL = "fw.pool"
 """Requests to any coordinator (queue group COORDINATORS)."""
 COORDINATORS = "coordinators"
+SIDE_DOOR = "coordinators-2"
+"""The same once more, while a coordinator is silent to which the message server still hands questions."""
 BEAT = "fw.beat"
 """Heartbeats of agents; the leader listens."""
 LEADER = "fw.leader"

@@ -68,17 +68,16 @@ class PageWriter:
             at += len(part)
         return pages
 
-    def write_reduced(self, start: int, stop: int, value: Any) -> WrittenPage:
-        """The combined result of tasks [start, stop): a page of one item."""
+    def write_reduced(self, start: int, stop: int, value: Any) -> list[WrittenPage]:
+        """The combined result of tasks [start, stop): a page of one item. None where the disk has no room for it: the
+        first of the tasks is named in `no_room`, and the others go back as if they had not been begun."""
         segments, found = _encode([value], {}, False, self.plain)
         try:
-            return self._page(start, stop, segments, list(range(start, stop)) if found else [])
-        except OSError as error:  # a full disk: the tasks are told, instead of the worker being lost over and over
-            failure = Failure("raised", type(error).__name__, _no_room(page_size(segments), error))
-            segments, _ = _encode(
-                [None] * (stop - start), dict.fromkeys(range(stop - start), failure), False, self.plain
-            )
-            return self._page(start, stop, segments, list(range(start, stop)))
+            return [self._page(start, stop, segments, list(range(start, stop)) if found else [])]
+        except OSError as error:
+            size = page_size(segments)
+            self.no_room.append((start, size, _no_room(size, error)))
+            return []
 
     def _count(self, value: Any) -> int:
         size = self._item_bytes

@@ -335,7 +335,7 @@ class Runner:
             pages = []
             for run in self._fold.finish():
                 words[ENCODING] = run.start
-                pages.append(self._outbox.writer.write_reduced(run.start, run.stop, run.value))
+                pages += self._outbox.writer.write_reduced(run.start, run.stop, run.value)
             for index, failure in sorted(self._fold.failures.items()):
                 pages += self._outbox.writer.write(index, [None], {index: failure})
             self._outbox.end(self._given_back, tuple(later), pages)

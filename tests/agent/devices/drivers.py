@@ -48,8 +48,8 @@ class Driver:
     def __init__(self, state: Path) -> None:
         self._state = state
 
-    def say(self, cards: Sequence[Card], processes: Sequence[Process] = (), init: int = 0) -> None:
-        lines = ["driver 570.86", f"init {init}"]
+    def say(self, cards: Sequence[Card], processes: Sequence[Process] = (), init: int = 0, hangs: bool = False) -> None:
+        lines = ["driver 570.86", f"init {init}", f"hang {int(hangs)}"]
         lines += [f"gpu {c.uuid} {c.minor} {c.total} {c.free} {c.heat} {c.milliwatts} {c.use} {c.model}" for c in cards]
         lines += [f"proc {p.gpu} {p.pid} {p.size} {p.use}" for p in processes]
         fresh = self._state.with_suffix(".new")

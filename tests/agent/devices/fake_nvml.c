@@ -1,10 +1,12 @@
 /* NVIDIA's management library as far as the agent calls it, answering from the text file that $FAKE_NVML names:
      driver VERSION | init STATUS | gpu UUID MINOR TOTAL FREE HEAT MILLIWATTS USE MODEL...
      proc GPU PID BYTES USE (a compute process; BYTES or USE -1: not told)
+     hang 1 (no call returns while it says so)
    The file is read anew at each call, so that a test changes it while the agent looks. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SUCCESS 0
 #define NOT_SUPPORTED 3
@@ -16,9 +18,9 @@ typedef struct { char uuid[96], model[96]; unsigned minor, heat, power, use; uns
 typedef struct { int gpu, use; unsigned pid; long long bytes; } Proc;
 typedef struct { unsigned pid; unsigned long long memory; unsigned gi, ci; } Info;
 typedef struct { unsigned pid; unsigned long long stamp; unsigned sm, mem, enc, dec; } Sample;
-static struct { char driver[80]; int init, gpus, procs; Gpu gpu[8]; Proc proc[32]; } now;
+static struct { char driver[80]; int init, hang, gpus, procs; Gpu gpu[8]; Proc proc[32]; } now;
 
-static void look(void) {
+static void read_state(void) {
     char line[512];
     FILE *file = fopen(getenv("FAKE_NVML") ? getenv("FAKE_NVML") : "", "r");
     memset(&now, 0, sizeof now);
@@ -26,13 +28,16 @@ static void look(void) {
     while (fgets(line, sizeof line, file)) {
         Gpu *g = &now.gpu[now.gpus];
         Proc *p = &now.proc[now.procs];
-        if (sscanf(line, "driver %79s", now.driver) == 1 || sscanf(line, "init %d", &now.init) == 1) continue;
+        if (sscanf(line, "driver %79s", now.driver) == 1 || sscanf(line, "init %d", &now.init) == 1
+            || sscanf(line, "hang %d", &now.hang) == 1) continue;
         if (sscanf(line, "gpu %95s %u %llu %llu %u %u %u %95[^\n]", g->uuid, &g->minor, &g->total, &g->free, &g->heat,
                    &g->power, &g->use, g->model) == 8) now.gpus++;
         else if (sscanf(line, "proc %d %u %lld %d", &p->gpu, &p->pid, &p->bytes, &p->use) == 4) now.procs++;
     }
     fclose(file);
 }
+
+static void look(void) { while (read_state(), now.hang) usleep(10000); }
 
 static Gpu *of(void *handle) { look(); return &now.gpu[(long)handle - 1]; }
 

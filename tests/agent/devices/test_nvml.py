@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,41 @@ def test_a_broken_driver_is_said_in_words(driver: Driver, open_nvml: Open, statu
     assert words in nvml.words
     assert nvml.gpu_use([]) == {}
     assert nvml.reading("GPU-a").temperature_c is None
+
+
+def test_a_driver_that_hangs_holds_nobody_up_for_long(
+    driver: Driver, open_nvml: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fallow.agent.devices.nvml.CALL_WAIT_S", 0.2)
+    driver.say([CARD], [Process(0, 1, 1 << 30, 50)])
+    nvml = open_nvml()
+    assert nvml.gpu_use([]) == {"GPU-a": (0.5, 1 << 30)}
+    driver.say([CARD], hangs=True)
+    began = time.monotonic()
+    for _ in range(20):
+        assert nvml.gpu_use([]) == {"GPU-a": (None, None)}, "it may be anything"
+        assert nvml.reading("GPU-a").temperature_c is None
+    assert time.monotonic() - began < 3.0, "it is waited for once"
+    assert "hangs" in nvml.words
+    assert "hangs" in nvml.set_power_limit("GPU-a", 100.0)
+    driver.say([CARD])
+    while nvml.words:
+        assert time.monotonic() - began < 30.0
+        time.sleep(0.01)
+    assert nvml.reading("GPU-a").temperature_c == 61.0
+
+
+def test_a_driver_that_hangs_from_the_start_is_said_in_words(
+    driver: Driver, open_nvml: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fallow.agent.devices.nvml.START_WAIT_S", 0.2)
+    driver.say([CARD], hangs=True)
+    nvml = open_nvml()
+    assert not nvml.works
+    assert nvml.devices() == ()
+    assert "the NVIDIA driver hangs" in nvml.words
+    nvml.close()
+    driver.say([CARD])
 
 
 def test_a_device_that_fell_off_the_bus_does_not_hide_the_others(driver: Driver, open_nvml: Open) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from fallow.agent.owner import logins
+from fallow.agent.owner import logins, screen_on
 from fallow.agent.owner.bus import Bus
 from fallow.agent.owner.desktop import MUTTER, MUTTER_PATH, SCREEN_SAVER, Mutter, ScreenSaver
 from fallow.agent.owner.logins import LOGIND, MANAGER, NOBODY_LOGGED_IN, PATH, SERVER, Logins
 from fallow.agent.owner.power import NETWORK_MANAGER, NETWORK_MANAGER_PATH, Metered
+from fallow.agent.owner.screen_on import ScreenOn
 from fallow.agent.owner.sensor import Absent, Draft, Failed
 from fallow.core.owner_readings import Input, Readings, Session
 from fallow.model.lending import LendingSettings
@@ -93,9 +94,43 @@ def test_screen_savers_count_in_either_unit(
     first = read(sensor).inputs[0].idle_s
     assert first is not None
     assert first <= 500.0, "until the unit is known, the smaller is taken"
-    clock[0] += 3.0
-    read(sensor)
-    assert read(sensor).inputs[0].idle_s == pytest.approx(503.0)
+    for _ in range(4):
+        clock[0] += 1.5
+        read(sensor)
+    assert read(sensor).inputs[0].idle_s == pytest.approx(506.0)
+
+
+@pytest.mark.parametrize(("per_s", "unit"), [(1000, "ms"), (1, "s")])
+def test_who_types_while_the_unit_is_looked_for_is_never_taken_for_absent(
+    services: Services, read: Read, monkeypatch: pytest.MonkeyPatch, per_s: int, unit: str
+) -> None:
+    clock, counts = [1000.0], [0.3, 0.31, 0.32, 0.29, 0.3, 0.3, 0.301, 0.302, 0.303, 0.3, 0.3]
+    monkeypatch.setattr("fallow.agent.owner.desktop.clock_s", lambda: clock[0])
+    idle_s = [0.3]
+    services.own(SCREEN_SAVER)
+    services.answer("/ScreenSaver", "GetSessionIdleTime", lambda: ("u", (int(idle_s[0] * per_s),)))
+    services.start()
+    sensor = ScreenSaver(Bus("SESSION"))
+    sensor.open()
+    for idle_s[0] in counts:
+        clock[0] += 0.7
+        assert (read(sensor).inputs[0].idle_s or 0.0) <= 0.4
+    for _ in range(12):
+        clock[0] += 1.0
+        idle_s[0] += 1.0
+        read(sensor)
+    assert read(sensor).inputs[0].idle_s == pytest.approx(12.3, abs=0.5)
+
+
+def test_a_count_that_never_grows_tells_nothing(services: Services, read: Read) -> None:
+    """KDE under Wayland."""
+    services.own(SCREEN_SAVER)
+    services.answer("/ScreenSaver", "GetSessionIdleTime", lambda: ("u", (0,)))
+    services.start()
+    sensor = ScreenSaver(Bus("SESSION"))
+    sensor.open()
+    for _ in range(3):
+        assert read(sensor).inputs[0].idle_s is None
 
 
 def test_a_desktop_that_has_no_idle_time_is_absent(services: Services) -> None:
@@ -107,6 +142,59 @@ def test_a_desktop_that_has_no_idle_time_is_absent(services: Services) -> None:
     services.start()
     with pytest.raises(Absent):
         ScreenSaver(Bus("SESSION")).open()
+
+
+# ------------------------------------------------------------ who keeps the screen on
+
+
+def test_gnomes_session_names_who_keeps_the_screen_on(services: Services, read: Read) -> None:
+    held: dict[str, tuple[int, str]] = {}
+    services.own(screen_on.GNOME)
+    services.answer(
+        screen_on.GNOME_PATH, "IsInhibited", lambda flags: ("b", (any(one & flags for one, _ in held.values()),))
+    )
+    services.answer(screen_on.GNOME_PATH, "GetInhibitors", lambda: ("ao", (list(held),)))
+    for path in ("/org/gnome/SessionManager/Inhibitor1", "/org/gnome/SessionManager/Inhibitor2"):
+        services.answer(path, "GetFlags", lambda path=path: ("u", (held[path][0],)))
+        services.answer(path, "GetAppId", lambda path=path: ("s", (held[path][1],)))
+    services.start()
+    sensor = ScreenOn(Bus("SESSION"))
+    sensor.open()
+    assert read(sensor).screen_on == ""
+    held["/org/gnome/SessionManager/Inhibitor1"] = (4, "backup")  # against sleep alone: nobody watches that
+    assert read(sensor).screen_on == ""
+    held["/org/gnome/SessionManager/Inhibitor2"] = (8, "firefox\n")
+    assert read(sensor).screen_on == "firefox"
+
+
+def test_others_say_that_somebody_keeps_the_screen_on(services: Services, read: Read) -> None:
+    answers: dict[str, Any] = {"kde": False, "power": False, "list": []}
+    services.own(screen_on.KDE)
+    services.own(screen_on.POWER)
+    services.answer(screen_on.KDE_PATH, "HasInhibition", lambda which: ("b", (answers["kde"],)))
+    services.answer(screen_on.KDE_PATH, "ListInhibitions", lambda: ("a(ss)", (answers["list"],)))
+    services.answer(screen_on.POWER_PATH, "HasInhibit", lambda: ("b", (answers["power"],)))
+    services.start()
+    sensor = ScreenOn(Bus("SESSION"))
+    sensor.open()
+    assert read(sensor).screen_on == ""
+    answers["power"] = True
+    assert read(sensor).screen_on == "a program"
+    answers.update(kde=True, list=[("vlc", "a film")])
+    assert read(sensor).screen_on == "vlc"
+
+
+def test_no_desktop_keeps_no_screen_on_and_a_silent_one_is_unknown(services: Services) -> None:
+    with pytest.raises(Absent):
+        ScreenOn(Bus("SESSION")).open()
+    services.own(screen_on.GNOME)
+    services.start()
+    services.silent = True
+    sensor, draft = ScreenOn(Bus("SESSION")), Draft(LendingSettings())
+    with pytest.raises(Failed):
+        sensor.open()
+    sensor.unknown(draft)
+    assert draft.readings().screen_on is None
 
 
 # ------------------------------------------------------------ logind
@@ -210,6 +298,35 @@ def test_a_system_that_goes_to_sleep_says_so(services: Services, read: Read) -> 
     assert not read(sensor, draft=draft).going_to_sleep
 
 
+def test_processes_are_walked_through_again_only_once_somebody_has_typed_on_a_console(
+    quiet_environment: object, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks, found, typed_s = [0], [list[Session]()], [5.0]
+
+    def walk() -> list[Session]:
+        walks[0] += 1
+        return found[0]
+
+    monkeypatch.setattr(logins, "UTMP", ())
+    monkeypatch.setattr(logins, "WALK_EVERY_S", 0.0)
+    monkeypatch.setattr(logins, "_of_terminals", walk)
+    monkeypatch.setattr(logins, "_last_typed_s", lambda: typed_s[0])
+    sensor = Logins(Bus("SYSTEM"))
+    sensor.open()
+    for _ in range(3):
+        read(sensor)
+    assert walks == [1]
+    typed_s[0], found[0] = 6.0, [Session("ann", False, 3.0)]
+    for _ in range(3):
+        assert [one.user for one in read(sensor).sessions or ()] == ["ann"]
+    assert walks == [4], "who is there is followed"
+    monkeypatch.setattr(logins, "WALK_ANYWAY_S", 0.0)
+    found[0] = []
+    for _ in range(3):
+        read(sensor)
+    assert walks == [7], "a login without a key is found too, later"
+
+
 def test_without_devices_display_and_session_it_is_a_server(
     quiet_environment: object, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +334,7 @@ def test_without_devices_display_and_session_it_is_a_server(
     monkeypatch.setattr(logins, "UTMP", ())
     monkeypatch.setattr(logins, "_of_terminals", list)
     monkeypatch.setattr(logins, "WALK_EVERY_S", 0.0)
+    monkeypatch.setattr(logins, "WALK_ANYWAY_S", 0.0)
     sensor = Logins(Bus("SYSTEM"))
     sensor.open()
     assert read(sensor).nobody == SERVER

@@ -337,7 +337,7 @@ def test_a_sensor_that_breaks_is_unknown_and_one_that_is_absent_is_nothing(hand:
     sensing.step()
     assert seen[-1].inputs == (Input("hand", None),)
     assert seen[-1].troubles == ("a bug",)
-    hand.fault, hand.retry_s = Absent(), 1e6
+    hand.fault, hand.absent_s = Absent(), 1e6
     sensing.set_settings(LENDING)
     sensing._due_s["hand"] = 0.0
     sensing.step()
@@ -381,3 +381,22 @@ def test_this_machine_as_it_is_has_readings(quiet_environment: object) -> None:
     assert all(len(words) > 10 for words in seen[-1].troubles)
     for name in list(sensing._open):
         sensing._close(name)
+
+
+def test_what_one_sensor_cannot_tell_is_not_said_where_another_tells_all(hand: Hand) -> None:
+    """A GNOME whose compositor has no idle protocol, and says on D-Bus what there is to say."""
+
+    class Other(Hand):
+        name = "other hand"
+
+    other = Other()
+    try:
+        other.fault, other.retry_s = Failed("that one tells nothing"), 0.0
+        sensing, seen = steps(hand, other)
+        sensing.step()
+        assert seen[-1].troubles == ()
+        hand.fault, hand.retry_s = Failed("nor this one"), 0.0
+        sensing.step()
+        assert set(seen[-1].troubles) == {"that one tells nothing", "nor this one"}
+    finally:
+        other.end()

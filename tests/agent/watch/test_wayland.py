@@ -35,11 +35,19 @@ class Compositor:
     def send(self, target: int, opcode: int, body: bytes = b"") -> None:
         self.peer.sendall(struct.pack("=II", target, (8 + len(body)) << 16 | opcode) + body)
 
-    def idled(self) -> None:
-        self.send(self.notifications[0], 0)
+    def idled(self, place: int = 0) -> None:
+        self.send(self.notifications[place], 0)
 
-    def resumed(self) -> None:
-        self.send(self.notifications[0], 1)
+    def resumed(self, place: int = 0) -> None:
+        self.send(self.notifications[place], 1)
+
+    def announce(self, number: int, interface: str) -> None:
+        name = interface.encode() + b"\0"
+        padded = name + b"\0" * (-len(name) % 4)
+        self.send(self.registry, 0, struct.pack("=II", number, len(name)) + padded + struct.pack("=I", 1))
+
+    def withdraw(self, number: int) -> None:
+        self.send(self.registry, 1, struct.pack("=I", number))
 
     def _serve(self) -> None:
         self.peer, _ = self._listener.accept()
@@ -55,12 +63,9 @@ class Compositor:
                     body, data = data[8:size], data[size:]
                     if target == 1 and opcode == 1:
                         (registry,) = struct.unpack("=I", body)
+                        self.registry = registry
                         for number, interface in enumerate(self.interfaces):
-                            name = interface.encode() + b"\0"
-                            padded = name + b"\0" * (-len(name) % 4)
-                            self.send(
-                                registry, 0, struct.pack("=II", number, len(name)) + padded + struct.pack("=I", 1)
-                            )
+                            self.announce(number, interface)
                     elif target == 1 and opcode == 0:
                         self.send(struct.unpack("=I", body)[0], 0, struct.pack("=I", 0))
                     elif target == registry:
@@ -117,6 +122,32 @@ def test_rest_and_return(compositor: Callable[..., Compositor], read: Read, inte
     other.resumed()
     assert wait_for_news(sensor)
     assert read(sensor).inputs[0].idle_s == 0.0
+    sensor.close()
+
+
+def test_a_seat_that_comes_later_is_watched_and_one_that_goes_is_not_waited_for(
+    compositor: Callable[..., Compositor], read: Read
+) -> None:
+    """A second desk, or a remote desktop's own."""
+    other = compositor("wl_seat", "ext_idle_notifier_v1")
+    sensor = Wayland(wayland_sockets()[0])
+    sensor.open()
+    other.idled()
+    poll("rest", lambda: read(sensor).inputs[0].idle_s)
+    other.announce(17, "wl_seat")
+    poll("the new seat's input", lambda: read(sensor).inputs[0].idle_s == 0.0)
+    poll("its notification", lambda: len(other.notifications) == 2)
+    assert other.timeouts == [IDLE_MS] * 2
+    other.idled(1)
+    poll("rest at both", lambda: read(sensor).inputs[0].idle_s)
+    other.resumed(1)
+    assert wait_for_news(sensor)
+    assert read(sensor).inputs[0].idle_s == 0.0
+    other.withdraw(17)
+    poll("rest at the one that is left", lambda: read(sensor).inputs[0].idle_s)
+    other.withdraw(0)
+    with pytest.raises(Failed, match="no seat"):
+        poll("the end", lambda: read(sensor) and False)
     sensor.close()
 
 

@@ -2,7 +2,7 @@
 
 No driver: no devices. A driver that is there but broken: `words` says what is wrong, and there are no devices either.
 Readings that a driver does not give are None; nothing here raises for lack of one. Calls take about a millisecond and
-may be made from any thread.
+may be made from any thread; a driver that hangs is waited for once (`patience`), and then gives none.
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from fallow.agent.devices.patience import Hangs, Patience
 from fallow.model.node import Device
 
 Answer = TypeVar("Answer")
 
+START_WAIT_S = 20.0
+"""A driver that nothing uses wakes each device first: seconds for each."""
+CALL_WAIT_S = 2.0
 SAMPLES_S = 2.0
 """How far back a process' use of a device is looked at: the driver samples some six times a second."""
+
+
+HANGS = "the NVIDIA driver hangs: see that `nvidia-smi` answers; mostly only a restart of the machine helps"
 
 
 class Reading(Struct, frozen=True):
@@ -51,15 +58,14 @@ class Nvml:
     """Open until `close`. `library`: path of the shared library, where it is not the system's."""
 
     def __init__(self, library: str = "") -> None:
-        self.words = ""
-        """What is wrong with the driver; '' where all is well or no driver is there."""
-        self._lock = threading.RLock()
+        self._words = ""
+        self._patience = Patience()
         self._pynvml: Any = None
         self._handles: dict[str, Any] = {}
         loaded = _load(library)
         if loaded is None:
             if os.path.exists("/proc/driver/nvidia/version"):
-                self.words = (
+                self._words = (
                     "an NVIDIA driver is loaded, but its library libnvidia-ml.so.1 is not found; install the driver's"
                     " user part of the same version (Debian: libnvidia-ml1), or expose it to this container"
                 )
@@ -67,58 +73,68 @@ class Nvml:
         try:
             import pynvml
         except ImportError:
-            self.words = "the package nvidia-ml-py is missing; `pip install nvidia-ml-py` lets GPUs be found"
+            self._words = "the package nvidia-ml-py is missing; `pip install nvidia-ml-py` lets GPUs be found"
             return
         try:
             # The package would look for the library by itself; this way it takes the very one that was found.
             with pynvml.libLoadLock:
                 pynvml.nvmlLib = loaded
                 pynvml._nvmlGetFunctionPointer_cache.clear()
-            pynvml.nvmlInit()
+            self._patience.call(START_WAIT_S, pynvml.nvmlInit)
+            self._pynvml = pynvml
+            self.driver = str(self._ask(pynvml.nvmlSystemGetDriverVersion) or "")
+            self._patience.call(START_WAIT_S, self._find_handles)
         except (pynvml.NVMLError, AttributeError, OSError) as error:
-            self.words = f"the NVIDIA driver does not answer: {_words(error)}{_remedy(error)}"
-            return
-        self._pynvml = pynvml
-        self.driver = str(self._ask(pynvml.nvmlSystemGetDriverVersion) or "")
-        self._find_handles()
+            self._words = f"the NVIDIA driver does not answer: {_words(error)}{_remedy(error)}"
+        except Hangs:
+            self._words = HANGS
+            self._pynvml, self._handles = None, {}
 
     driver = ""
     """Version of the driver."""
+
+    @property
+    def words(self) -> str:
+        """What is wrong with the driver; '' where all is well or no driver is there."""
+        return HANGS if self._patience.hangs else self._words
 
     @property
     def works(self) -> bool:
         return self._pynvml is not None
 
     def close(self) -> None:
-        with self._lock:
-            if self._pynvml is not None:
-                self._ask(self._pynvml.nvmlShutdown)
-            self._pynvml = None
-            self._handles = {}
+        if self._pynvml is not None:
+            self._ask(self._pynvml.nvmlShutdown)
+        self._pynvml = None
+        self._handles = {}
 
     def _find_handles(self) -> None:
+        """In the driver's own thread."""
         nvml = self._pynvml
-        count = self._ask(nvml.nvmlDeviceGetCount)
-        if count is None:
-            self.words = "the NVIDIA driver does not say how many devices there are"
+        try:
+            count = nvml.nvmlDeviceGetCount()
+        except (nvml.NVMLError, AttributeError):
+            self._words = "the NVIDIA driver does not say how many devices there are"
             return
         for at in range(count):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(at)
                 self._handles[nvml.nvmlDeviceGetUUID(handle)] = handle
-            except nvml.NVMLError as error:
+            except (nvml.NVMLError, AttributeError, UnicodeDecodeError) as error:
                 # One that fell off the bus must not hide the others.
-                self.words = f"GPU {at} does not answer: {_words(error)}"
+                self._words = f"GPU {at} does not answer: {_words(error)}"
 
     def _ask(self, call: Callable[..., Answer], *arguments: Any) -> Answer | None:
         """The driver's answer; None where it gives none."""
-        with self._lock:
-            if self._pynvml is None:
-                return None
-            try:
-                return call(*arguments)
-            except (self._pynvml.NVMLError, AttributeError, UnicodeDecodeError):
-                return None
+        nvml = self._pynvml
+        if nvml is None:
+            return None
+        try:
+            return self._patience.call(CALL_WAIT_S, call, *arguments)
+        except (nvml.NVMLError, AttributeError, UnicodeDecodeError):
+            return None
+        except Hangs:
+            return None
 
     # ------------------------------------------------------------ what there is
 
@@ -196,14 +212,13 @@ class Nvml:
         """Share of the device's time of late by process."""
         nvml = self._pynvml
         since_us = int((time.time() - SAMPLES_S) * 1e6)
-        with self._lock:
-            try:
-                samples = nvml.nvmlDeviceGetProcessUtilization(handle, since_us)
-            except nvml.NVMLError as error:
-                # The first two say that nothing ran since then.
-                return {} if error.value in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_SUCCESS) else None
-            except AttributeError:
-                return None
+        try:
+            samples = self._patience.call(CALL_WAIT_S, nvml.nvmlDeviceGetProcessUtilization, handle, since_us)
+        except nvml.NVMLError as error:
+            # The first two say that nothing ran since then.
+            return {} if error.value in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_SUCCESS) else None
+        except (AttributeError, Hangs):
+            return None
         shares: dict[int, tuple[int, float]] = {}
         for sample in samples:
             if sample.timeStamp >= shares.get(sample.pid, (0, 0.0))[0]:
@@ -236,12 +251,17 @@ class Nvml:
         if handle is None:
             return "no such device"
         nvml = self._pynvml
-        with self._lock:
-            try:
-                least, most = nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
-                nvml.nvmlDeviceSetPowerManagementLimit(handle, int(min(most, max(least, watts * 1000))))
-            except (nvml.NVMLError, AttributeError) as error:
-                return _words(error)
+
+        def limit() -> None:
+            least, most = nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
+            nvml.nvmlDeviceSetPowerManagementLimit(handle, int(min(most, max(least, watts * 1000))))
+
+        try:
+            self._patience.call(CALL_WAIT_S, limit)
+        except (nvml.NVMLError, AttributeError) as error:
+            return _words(error)
+        except Hangs:
+            return HANGS
         return ""
 
 

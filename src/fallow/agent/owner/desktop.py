@@ -14,7 +14,9 @@ MUTTER_PATH = "/org/gnome/Mutter/IdleMonitor/Core"
 SCREEN_SAVER = "org.freedesktop.ScreenSaver"
 SCREEN_SAVER_PATHS = ("/org/freedesktop/ScreenSaver", "/ScreenSaver")
 ARM_AFTER_S = 2.0
-UNIT_AFTER_S = 2.0
+UNIT_AFTER_S, UNIT_SLACK_S = 2.0, 1.5
+SECONDS_AFTER_S, SECONDS_READS = 5.0, 4
+"""Milliseconds taken for seconds would make a typing owner absent: that takes more to believe."""
 
 
 class Mutter(InputSensor):
@@ -62,7 +64,8 @@ class Mutter(InputSensor):
 
 class ScreenSaver(InputSensor):
     """`GetSessionIdleTime` counts seconds by its specification and milliseconds in KDE: how it grows tells which.
-    Until that is known, the smaller is taken for true."""
+    Until that is known, the smaller is taken for true. A count that has never grown tells nothing: KDE's is 0 for ever
+    under Wayland, where its compositor tells."""
 
     name = "keyboard or mouse (ScreenSaver)"
 
@@ -71,8 +74,9 @@ class ScreenSaver(InputSensor):
         self._path = ""
 
     def open(self) -> None:
-        self._first: tuple[float, float] | None = None
+        self._grows = False
         self._per_s: float | None = None
+        self._first: tuple[float, float] | None = None
         for path in SCREEN_SAVER_PATHS:
             try:
                 self._count(path)
@@ -90,13 +94,28 @@ class ScreenSaver(InputSensor):
     def _count(self, path: str) -> float:
         return float(self._bus.call(SCREEN_SAVER, path, SCREEN_SAVER, "GetSessionIdleTime")[0])
 
+    def _begin(self, now_s: float, count: float) -> None:
+        self._first, self._units, self._reads = (now_s, count), {1000.0, 1.0}, 0
+
+    def _find_unit(self, now_s: float, count: float) -> None:
+        """Who types keeps either count small, so that each read must agree with the unit."""
+        if self._first is None:
+            self._begin(now_s, count)
+            return
+        passed_s, grown = now_s - self._first[0], count - self._first[1]
+        self._units = {unit for unit in self._units if abs(grown / unit - passed_s) <= UNIT_SLACK_S}
+        self._reads += 1
+        if not self._units:
+            self._begin(now_s, count)
+        elif self._units == {1000.0} and passed_s >= UNIT_AFTER_S:
+            self._per_s = 1000.0
+        elif self._units == {1.0} and passed_s >= SECONDS_AFTER_S and self._reads >= SECONDS_READS:
+            self._per_s = 1.0
+
     def read(self, draft: Draft) -> None:
         now_s, count = clock_s(), self._count(self._path)
         if self._per_s is None:
-            if self._first is None or count < self._first[1]:
-                self._first = (now_s, count)
-            elif now_s - self._first[0] >= UNIT_AFTER_S:
-                grown = (count - self._first[1]) / (now_s - self._first[0])
-                self._per_s = 1000.0 if grown > 30 else 1.0
-        idle_s = count / (self._per_s or 1000.0)
+            self._find_unit(now_s, count)
+        self._grows = self._grows or count > 0
+        idle_s = count / (self._per_s or 1000.0) if self._grows else None
         draft.inputs[self.name] = Input("keyboard or mouse", idle_s)

@@ -53,6 +53,7 @@ class Finder:
         from fallow.agent.owner.evdev import Evdev
         from fallow.agent.owner.logins import Logins
         from fallow.agent.owner.others import WslInput, is_wsl
+        from fallow.agent.owner.screen_on import ScreenOn
         from fallow.agent.owner.wayland import Wayland, wayland_sockets
         from fallow.agent.owner.x11 import X11, displays
 
@@ -62,4 +63,6 @@ class Finder:
         found.append(Evdev())
         if is_wsl():
             found.append(WslInput())
+        if self.settings.owner.full_screen:
+            found.append(ScreenOn(self._session))
         return [*found, Logins(self._system)]

@@ -7,7 +7,6 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import psutil
 
@@ -18,6 +17,7 @@ WINDOW_S = 4.0
 RECHECK_S = 5.0
 """A process changes its name when it becomes another program: young ones are looked at again."""
 COMM_CHARS = 15
+READ_BYTES = 1 << 16
 
 
 def tree_cpu_s(roots: Iterable[int]) -> float:
@@ -45,15 +45,24 @@ def tree_cpu_s(roots: Iterable[int]) -> float:
 
 def _of_proc(pid: int) -> tuple[float, list[int]]:
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        text = _read(f"/proc/{pid}/stat")
         fields = text[text.rindex(b")") + 2 :].split()
         spent = sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
         children: list[int] = []
         for task in os.listdir(f"/proc/{pid}/task"):
-            children += map(int, Path(f"/proc/{pid}/task/{task}/children").read_bytes().split())
+            children += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
         return spent, children
     except (OSError, ValueError):
         return 0.0, []
+
+
+def _read(path: str) -> bytes:
+    """By three system calls: a look costs hundreds otherwise."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, READ_BYTES)
+    finally:
+        os.close(file)
 
 
 class ForeignCpu(Sensor):

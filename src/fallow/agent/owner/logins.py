@@ -24,6 +24,8 @@ PATH = "/org/freedesktop/login1"
 UTMP = ("/run/utmp", "/var/run/utmp")
 FULL_EVERY_S = 30.0
 WALK_EVERY_S = 30.0
+WALK_ANYWAY_S = 300.0
+"""The same while nobody was on a console, and nothing was typed on any since."""
 CONSOLES_MAJOR, CONSOLES_END = 4, 64
 """Device numbers of tty1 to tty63; serial lines follow."""
 NOBODY_LOGGED_IN = "nobody is logged in here"
@@ -44,7 +46,8 @@ class Logins(Sensor):
         self._known: list[dict[str, Any]] = []
         self._known_s = 0.0
         self._consoles: list[Session] | None = None
-        self._walked_s = 0.0
+        self._walked_s = self._asked_s = 0.0
+        self._typed_s = 0.0
 
     def open(self) -> None:
         self._known_s = 0.0
@@ -68,7 +71,7 @@ class Logins(Sensor):
         seen = {one.source for one in draft.inputs.values() if one.proves and one.idle_s is not None}
         draft.sessions = tuple(_with_sight(session, bool(seen), draft) for session in sessions)
         local = any(not session.remote for session in sessions)
-        strangers = _displays_of_persons()
+        strangers = [*_displays_of_persons(), *(name for name in draft.inputs if "(Wayland " in name)]
         if not by_logind:
             draft.sessions += tuple(_unread(strangers, draft))
         draft.nobody = ""
@@ -81,8 +84,10 @@ class Logins(Sensor):
     def _on_consoles(self) -> list[Session]:
         """A walk over all processes: not often."""
         now_s = time.monotonic()
-        if self._consoles is None or now_s - self._walked_s >= WALK_EVERY_S:
-            self._consoles, self._walked_s = _of_terminals(), now_s
+        if self._consoles is None or now_s - self._asked_s >= WALK_EVERY_S:
+            typed_s, self._asked_s = _last_typed_s(), now_s
+            if self._consoles != [] or typed_s != self._typed_s or now_s - self._walked_s >= WALK_ANYWAY_S:
+                self._consoles, self._walked_s, self._typed_s = _of_terminals(), now_s, typed_s
         return self._consoles
 
     def _of_logind(self, draft: Draft) -> list[Session]:
@@ -193,6 +198,17 @@ def _of_terminals() -> list[Session]:
         except (psutil.Error, KeyError):
             continue
     return list(found.values())
+
+
+def _last_typed_s() -> float:
+    """When something was last typed on any console; 0: there is none."""
+    last_s = 0.0
+    for number in range(1, CONSOLES_END):
+        try:
+            last_s = max(last_s, os.stat(f"/dev/tty{number}").st_atime)
+        except OSError:
+            continue
+    return last_s
 
 
 def _console_programs() -> Iterator[tuple[int, int]]:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ class WindowsInput(InputSensor):
         draft.full_screen[self.name] = "a program" if fills else ""
 
 
+@cache
 def is_wsl() -> bool:
     try:
         return "microsoft" in Path("/proc/sys/kernel/osrelease").read_text().lower()

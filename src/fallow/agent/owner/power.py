@@ -40,7 +40,7 @@ class Metered(Sensor):
 
     name = "metered network"
     every_s = 30.0
-    retry_s = 30.0
+    retry_s = absent_s = 30.0
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -81,6 +81,8 @@ class Metered(Sensor):
 class Heat(Sensor):
     name = "temperature of the CPU"
     every_s = 5.0
+    absent_s = 300.0
+    """A machine does not come by such a sensor; a driver may be loaded."""
 
     def unknown(self, draft: Draft) -> None:
         draft.cpu_temperature_c = None

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from fallow.agent.owner.sensor import Absent, Draft, Failed, Sensor
+from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor, Sensor
 from fallow.core.owner_readings import Readings
 from fallow.model.lending import LendingSettings
 
@@ -88,7 +88,16 @@ class Sensing:
         for name, sensor in list(self._sensors.items()):
             if now_s >= self._due_s[name]:
                 self._read(name, sensor, now_s)
-        return self._look(self._draft.readings(self._troubles.values()))
+        return self._look(self._draft.readings(self._worth_saying()))
+
+    def _worth_saying(self) -> list[str]:
+        """Where one sensor tells of all input, others need not: GNOME's compositor does not say what its D-Bus does."""
+        told = any(one.proves and one.idle_s is not None for one in self._draft.inputs.values())
+        return [
+            words
+            for name, words in self._troubles.items()
+            if not (told and isinstance(self._sensors.get(name), InputSensor))
+        ]
 
     def _take_up(self, found: list[Sensor]) -> None:
         names = {sensor.name for sensor in found}
@@ -108,19 +117,19 @@ class Sensing:
             sensor.read(self._draft)
         except Absent:
             sensor.absent(self._draft)
-            self._give_up(name, sensor, now_s, "")
+            self._give_up(name, sensor.absent_s, now_s, "")
         except Exception as error:
             if not isinstance(error, Failed):
                 log.exception("the sensor of the %s met an error", name)
             sensor.unknown(self._draft)
-            self._give_up(name, sensor, now_s, str(error) or f"{name}: {type(error).__name__}")
+            self._give_up(name, sensor.retry_s, now_s, str(error) or f"{name}: {type(error).__name__}")
         else:
             self._troubles.pop(name, None)
             self._due_s[name] = now_s + sensor.every_s - 0.05 if sensor.every_s else 0.0
 
-    def _give_up(self, name: str, sensor: Sensor, now_s: float, trouble: str) -> None:
+    def _give_up(self, name: str, again_s: float, now_s: float, trouble: str) -> None:
         self._close(name)
-        self._due_s[name] = now_s + sensor.retry_s
+        self._due_s[name] = now_s + again_s
         if not trouble:
             self._troubles.pop(name, None)
         elif self._troubles.get(name) != trouble:

@@ -27,6 +27,7 @@ class Draft:
     sessions: tuple[Session, ...] | None = ()
     nobody: str = ""
     full_screen: dict[str, str] = field(default_factory=dict)
+    screen_on: str | None = ""
     foreign_cpu_share: float | None = 0.0
     programs: tuple[str, ...] | None = ()
     on_battery: bool | None = False
@@ -42,6 +43,7 @@ class Draft:
             sessions=self.sessions,
             nobody=self.nobody,
             full_screen=next(filter(None, self.full_screen.values()), ""),
+            screen_on=self.screen_on,
             foreign_cpu_share=self.foreign_cpu_share,
             programs=self.programs,
             on_battery=self.on_battery,
@@ -62,7 +64,9 @@ class Sensor:
     every_s = 0.0
     """Between reads; 0: at each look."""
     retry_s = 10.0
-    """After Absent or Failed."""
+    """After Failed."""
+    absent_s = 10.0
+    """After Absent."""
 
     def open(self) -> None:
         """Raises Absent or Failed."""

@@ -17,13 +17,15 @@ from pathlib import Path
 from fallow.agent.owner.sensor import Absent, Draft, Failed, InputSensor, clock_s
 from fallow.core.owner_readings import Input
 
+USERS = Path("/run/user")
+FIRST_PERSON = 1000
 IDLE_MS = 2000
 WAIT_S = 1.0
 MOST_BUFFER = 1 << 20
 
 DISPLAY = 1
 GET_REGISTRY, SYNC = 1, 0
-GLOBAL, DONE, ERROR = 0, 0, 0
+GLOBAL, GLOBAL_REMOVE, DONE, ERROR = 0, 1, 0, 0
 BIND = 0
 NOTIFIERS = {
     # interface: (request that makes a notification, its arguments in order, events idled and resumed)
@@ -33,7 +35,7 @@ NOTIFIERS = {
 
 
 def wayland_sockets() -> list[str]:
-    """Paths of the compositors of this user, the environment's first."""
+    """Paths of the compositors of this user, the environment's first; root sees those of all who log in."""
     folder = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     named = os.environ.get("WAYLAND_DISPLAY", "")
     found = [str(Path(folder, named))] if named else []
@@ -42,13 +44,27 @@ def wayland_sockets() -> list[str]:
     except OSError:
         names = []
     found += [str(Path(folder, name)) for name in names if re.fullmatch(r"wayland-\d+", name) and name != named]
+    if os.geteuid() == 0:
+        found += [
+            str(path) for path in sorted(USERS.glob("*/wayland-*")) if _is_a_persons(path) and str(path) not in found
+        ]
     return found
+
+
+def _is_a_persons(path: Path) -> bool:
+    """The login screen's is a system user's."""
+    try:
+        return re.fullmatch(r"wayland-\d+", path.name) is not None and path.stat().st_uid >= FIRST_PERSON
+    except OSError:
+        return False
 
 
 class Wayland(InputSensor):
     def __init__(self, path: str) -> None:
         self.path = path
-        self.name = f"keyboard or mouse (Wayland {Path(path).name})"
+        own = os.environ.get("XDG_RUNTIME_DIR") or str(USERS / str(os.getuid()))
+        whose = "" if os.path.dirname(path) == own else f" of user {Path(path).parent.name}"
+        self.name = f"keyboard or mouse (Wayland {Path(path).name}{whose})"
         self._socket: socket.socket | None = None
 
     def open(self) -> None:
@@ -56,8 +72,11 @@ class Wayland(InputSensor):
         self._next_id = DISPLAY + 1
         self._globals: dict[str, tuple[int, int]] = {}
         self._seats: list[int] = []
+        self._notifier = 0
+        self._watched: dict[int, int] = {}
+        """The notification of each seat: of those that came later too (a second desk, a remote desktop's)."""
         self._idle: dict[int, bool] = {}
-        """By notification, one for each seat."""
+        """By notification."""
         self._input_s = clock_s()
         """As far as is known: the compositor says nothing of the time before."""
         try:
@@ -87,14 +106,17 @@ class Wayland(InputSensor):
                 "this Wayland compositor has no ext-idle-notify protocol, so that it does not tell of input: "
                 "newer ones do"
             )
-        request, order, self._idled, self._resumed = NOTIFIERS[interface]
-        notifier = self._bind(self._globals[interface][0], interface, 1)
+        self._request, self._order, self._idled, self._resumed = NOTIFIERS[interface]
+        self._notifier = self._bind(self._globals[interface][0], interface, 1)
         for number in self._seats:
-            seat, notification = self._bind(number, "wl_seat", 1), self._new()
-            values = {"id": notification, "timeout": IDLE_MS, "seat": seat}
-            self._send(notifier, request, struct.pack("=III", *(values[name] for name in order)))
-            self._idle[notification] = False
+            self._watch(number)
         self._roundtrip()
+
+    def _watch(self, number: int) -> None:
+        seat, notification = self._bind(number, "wl_seat", 1), self._new()
+        values = {"id": notification, "timeout": IDLE_MS, "seat": seat}
+        self._send(self._notifier, self._request, struct.pack("=III", *(values[name] for name in self._order)))
+        self._watched[number], self._idle[notification] = notification, False
 
     # ------------------------------------------------------------ the wire
 
@@ -150,7 +172,16 @@ class Wayland(InputSensor):
             (version,) = struct.unpack_from("=I", body, 8 + (length + 3) // 4 * 4)
             if interface == "wl_seat":
                 self._seats.append(number)
+                if self._notifier:
+                    self._watch(number)
             self._globals.setdefault(interface, (number, version))
+        elif target == self._registry and opcode == GLOBAL_REMOVE:
+            (number,) = struct.unpack_from("=I", body)
+            if number in self._watched:
+                # A hand that pulls a plug; and what is gone will never be said to be idle.
+                self._seats.remove(number)
+                del self._idle[self._watched.pop(number)]
+                self._input_s = clock_s()
         elif target == self._callback and opcode == DONE:
             self._answered = True
         elif target in self._idle:
@@ -176,11 +207,16 @@ class Wayland(InputSensor):
             pass
         except OSError as error:
             raise Failed(f"the Wayland compositor at {self.path} has gone ({error})") from error
-        return not all(self._idle.values())
+        return not self._is_idle()
+
+    def _is_idle(self) -> bool:
+        return all(self._idle.values())
 
     def read(self, draft: Draft) -> None:
         self.news()
-        idle_s = clock_s() - self._input_s if all(self._idle.values()) else 0.0
+        if not self._seats:
+            raise Failed(f"the Wayland compositor at {self.path} has no seat any more: it cannot tell of input")
+        idle_s = clock_s() - self._input_s if self._is_idle() else 0.0
         draft.inputs[self.name] = Input("keyboard or mouse", idle_s, notifies=True)
 
     def close(self) -> None:
