@@ -127,18 +127,18 @@ async def _drain(connection: Connection, owner: str) -> None:
         raise SystemExit(f"bench: {owner} is not drained: {answer}")
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.handover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeat", type=int, default=10, help="drains and joins")
     parser.add_argument("--store", default="postgresql", help="postgresql, or a URL")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
-    options = _arguments()
+    options = arguments().parse_args()
     result: dict[str, Any] = {"busy_share_before": round(busy_share(1.0), 3)}
     with BenchPool(3, options.store) as pool:
         for name in ("one", "two"):

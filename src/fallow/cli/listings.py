@@ -222,7 +222,7 @@ def drain_anything(text: str, as_json: bool) -> None:
             # `fallow up` calls both after the machine, and its coordinator is the pool's only one.
             if len(coordinators) == 1:
                 return False
-            raise SettingError(f"a node and a coordinator are called {text!r}: give the node's id, or the one's owner id")
+            raise SettingError(f"a node and a coordinator are called {text!r}: give the node's id or the coordinator's")
         await pool.drain_coordinator(text)
         return True
 
