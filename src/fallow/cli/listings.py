@@ -10,7 +10,7 @@ from collections import deque
 from fallow.cli.client import PoolClient, ask_pool, find_address
 from fallow.cli.show import as_plain, bytes_words, count_words, counted, duration_words, print_json, print_table
 from fallow.core.terminal import harmless
-from fallow.model.errors import JobCancelled, JobError, PoolUnreachable
+from fallow.model.errors import JobCancelled, JobError, PoolUnreachable, SettingError
 from fallow.model.job import JobInfo, JobKind
 from fallow.model.node import NodeInfo
 from fallow.model.states import JobState, NodeState
@@ -215,10 +215,16 @@ def drain_anything(text: str, as_json: bool) -> None:
     """Take a node or a coordinator out, whichever has that name."""
 
     async def run(pool: PoolClient) -> bool:
-        if any(text in (info.name, info.owner) for info in await pool.coordinators()):
-            await pool.drain_coordinator(text)
-            return True
-        return False
+        coordinators = await pool.coordinators()
+        if not any(text in (info.name, info.owner) for info in coordinators):
+            return False
+        if any(node.spec.name == text for node in await pool.nodes()):
+            # `fallow up` calls both after the machine, and its coordinator is the pool's only one.
+            if len(coordinators) == 1:
+                return False
+            raise SettingError(f"a node and a coordinator are called {text!r}: give the node's id or the coordinator's")
+        await pool.drain_coordinator(text)
+        return True
 
     if not ask_pool(run):
         order_node(text, "drain", as_json)

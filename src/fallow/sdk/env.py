@@ -92,10 +92,10 @@ def _requirement(line: Any) -> str:
     text = line.strip()
     if text.startswith("-"):
         raise SettingError(f"{text!r} is an option of pip, not a requirement. Write one such as 'numpy>=2'.")
-    if text.startswith((".", "/", "~", "\\")) or "file:" in text:
+    if text.startswith((".", "~")):
         raise SettingError(
-            f"{text!r} lies on this machine, and nodes do not see it. Modules beside the script travel by themselves; "
-            "others are named by modules=[...]; what has to be built needs a package index."
+            f"{text!r} is a path of this script's, and nodes do not see it. Modules beside the script travel by "
+            "themselves; others are named by modules=[...]; what has to be built needs a package index."
         )
     if "\n" in text:
         raise SettingError(f"{text!r} has several lines: give each requirement by itself.")
