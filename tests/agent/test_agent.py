@@ -192,6 +192,7 @@ async def test_a_function_that_cannot_be_loaded_is_refused_in_words(owner: Owner
     await owner.until("the refusal", lambda: owner.refusals)
     assert owner.refusals[0].fatal
     assert owner.refusals[0].kind == "setup"
+    assert owner.refusals[0].message.startswith("the function could not be loaded: "), "before any traceback"
     await owner.ended((1, 1))
 
 

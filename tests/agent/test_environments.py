@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fallow.agent.environments import WORKER_REQUIREMENTS, Environments, environment_digest, needs_build
+from fallow.agent.environments import WORKER_REQUIREMENTS, Environments, _words, environment_digest, needs_build
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.job import EnvSpec
 
@@ -146,3 +146,10 @@ async def test_environments_used_longest_ago_go_but_not_those_in_use(
     await Environments(tmp_path, lambda: {}, lambda: {used}).ensure(SIX)
     left = {entry.name for entry in tmp_path.iterdir()}
     assert left == {"a" * 32, "c" * 32, environment_digest(SIX)}
+
+
+def test_uvs_words_do_not_name_a_file_that_the_customer_never_saw() -> None:
+    said = (
+        "error: Couldn't parse requirement in `/srv/a/.building-0a1b-77/requirements.txt` at position 0\n  attrs=1.0\n"
+    )
+    assert _words(said) == "error: Couldn't parse requirement in the requirements\n  attrs=1.0"
