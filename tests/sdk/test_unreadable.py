@@ -158,7 +158,7 @@ def test_inputs() -> None:
 def test_objects_that_end_the_process_which_handles_them() -> None:
     with fallow.Executor() as executor:
         assert isinstance(executor.submit(same, EndsHere()).exception(60), errors.UnserialisableInput)
-        assert isinstance(executor.submit(same, Ends()).exception(60), SystemExit)
+        assert isinstance(executor.submit(same, Ends()).exception(60), errors.RemoteError)
         assert isinstance(executor.submit(ends, 1).exception(60), errors.UnserialisableResult)
         assert executor.submit(same, 7).result(60) == 7
     with pytest.raises(errors.UnserialisableInput, match=r"^argument 1 -> \[0\] is an .* SystemExit"):
