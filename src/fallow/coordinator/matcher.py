@@ -60,6 +60,7 @@ class Matcher:
         self._scheduled = False
         self._ran_at = -1e9
         self._took_s = 0.0
+        self._holds_until = -1e9
         self._misfit_since: dict[str, float] = {}
         self._membership = -1
         self._members_since = 0.0
@@ -71,6 +72,10 @@ class Matcher:
         """Jobs of which something is to run and nothing runs: since when."""
         self._capability = Capability(context, directory)
 
+    def hold(self, wait_s: float) -> None:
+        """Plan nothing for so long: nodes are being heard of for the first time."""
+        self._holds_until = self._context.now() + wait_s
+
     def kick(self) -> None:
         """Plan soon: at once if the last plan is a while ago. Where another leads, tell it what changed."""
         if not self._context.session.leads:
@@ -80,7 +85,7 @@ class Matcher:
             return
         self._scheduled = True
         interval_s = min(TICK_S, max(LEAST_INTERVAL_S, self._took_s / SHARE_OF_TIME))
-        delay = max(0.0, self._ran_at + interval_s - self._context.now())
+        delay = max(0.0, max(self._ran_at + interval_s, self._holds_until) - self._context.now())
         if delay:
             self._context.loop.call_later(delay, self._run)
         else:

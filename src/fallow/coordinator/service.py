@@ -68,6 +68,9 @@ from fallow.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+NODES_SPEAK_S = 0.35
+"""A new leader's first plan waits for the beats that answer its word: made with one of several nodes it would put all
+work there."""
 BOTH_DOORS_S = 0.2
 """Who has no answer asks again after twice that at the soonest."""
 TAKEN_MOST = 4096
@@ -202,6 +205,8 @@ class Service:
                 await connection.subscribe(subjects.BEAT, self._on_agent),
                 await connection.subscribe(subjects.LEADER, self._on_leader_request),
             ]
+        if session.shared and session.leader_term > 1:
+            self.matcher.hold(NODES_SPEAK_S)
         self.context.connection.send(subjects.NODES, LeaderHere(session.leader_term))
         self.matcher.kick()
 
