@@ -137,7 +137,8 @@ def _run(display: str, returns: int, idle_s: float, seed: int) -> dict[str, Any]
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--returns", type=int, default=10)
-    parser.add_argument("--idle", type=float, default=1.5, help="the owner's idle_s, short so that returns follow soon")
+    # Longer than a stop takes: else work that begins again is taken for work that goes on.
+    parser.add_argument("--idle", type=float, default=2.5, help="the owner's idle_s, short so that returns follow soon")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     return parser
