@@ -22,20 +22,31 @@ from tests.pool import Pool, wait_for
 pytestmark = pytest.mark.slow
 
 
+def node_top(pool: Pool) -> tuple[int, subprocess.Popen[bytes]]:
+    """Our end of a terminal of 80 by 24, and what runs in it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    words = [sys.executable, "-m", "fallow.cli.main", "node", "top"]
+    top = subprocess.Popen(words, env=pool.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    return ours, top
+
+
+def read_until(ours: int, words: bytes) -> bytes:
+    seen = b""
+    while words not in seen:
+        seen += os.read(ours, 65536)
+    return seen
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
 def test_it_ends_with_its_terminal(pool: Pool) -> None:
     """As below `su`, where no signal tells of that."""
     wait_for("the node", lambda: pool.cli("node", "status").returncode == 0)
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "fallow.cli.main", "node", "top"]
-    with subprocess.Popen(
-        words, env=pool.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    ) as top:
-        os.close(theirs)
+    ours, top = node_top(pool)
+    with top:
         try:
-            seen = b""
-            while b"state" not in seen:
-                seen += os.read(ours, 65536)
+            read_until(ours, b"state")
             os.close(ours)
             assert top.wait(60) != 0
         finally:
@@ -90,17 +101,10 @@ def test_it_begins_while_work_of_any_name_runs(pool: Pool, tmp_path: Path) -> No
         assert "\x1b" not in said
         assert "\x07" not in said
         assert max(map(len, said.splitlines())) < 160
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        words = [sys.executable, "-m", "fallow.cli.main", "node", "top"]
-        with subprocess.Popen(
-            words, env=pool.env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-        ) as top:
-            os.close(theirs)
+        ours, top = node_top(pool)
+        with top:
             try:
-                seen = b""
-                while b"crunch[/b]" not in seen:
-                    seen += os.read(ours, 65536)
+                seen = read_until(ours, b"crunch[/b]")
                 os.write(ours, b"q")
                 while True:
                     try:

@@ -61,6 +61,15 @@ def coordinators(nats: NatsProcess, tmp_path: Path, postgres: Postgres) -> Itera
         process.kill()
 
 
+async def job_of_two(coordinators: Coordinators, connection: Connection) -> Any:
+    """Two coordinators, and a job of 40 tasks at one of them."""
+    coordinators.start("one")
+    coordinators.start("two")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    return job
+
+
 async def owner_of(connection: Connection, job: Any, besides: str = "") -> str:
     """Who owns the job, by the owners' own reports."""
     inbox = Inbox()
@@ -91,10 +100,7 @@ async def agent(connection: Connection) -> Any:
 async def test_killed_owner_is_followed_within_seconds(
     coordinators: Coordinators, connection: Connection, agent: HandAgent
 ) -> None:
-    coordinators.start("one")
-    coordinators.start("two")
-    job = spec(CLIENT)
-    await submit(connection, job, 40)
+    job = await job_of_two(coordinators, connection)
     assert (await agent.inbox.take(Assign, lambda a: a.spec is not None)).spec is not None
     lease = await agent.lease(job.job_id)
     hand_in(agent, lease, results(0, 1))
@@ -117,10 +123,7 @@ async def test_killed_owner_is_followed_within_seconds(
 async def test_time_lost_to_owners_is_counted_on_after_a_take_over(
     coordinators: Coordinators, connection: Connection, agent: HandAgent
 ) -> None:
-    coordinators.start("one")
-    coordinators.start("two")
-    job = spec(CLIENT)
-    await submit(connection, job, 40)
+    job = await job_of_two(coordinators, connection)
     lease = await agent.lease(job.job_id)
     hand_in(agent, lease, give_back=((lease.start, lease.stop),), wasted_s=3.5)
     await agent.acknowledged(lease)
@@ -138,10 +141,7 @@ async def test_time_lost_to_owners_is_counted_on_after_a_take_over(
 async def test_an_owner_stopped_past_its_session_counts_for_nothing(
     coordinators: Coordinators, connection: Connection, agent: HandAgent
 ) -> None:
-    coordinators.start("one")
-    coordinators.start("two")
-    job = spec(CLIENT)
-    await submit(connection, job, 40)
+    job = await job_of_two(coordinators, connection)
     lease = await agent.lease(job.job_id)
     first = await owner_of(connection, job)
     stale = coordinators.running[first].process
@@ -168,10 +168,7 @@ async def test_an_owner_stopped_past_its_session_counts_for_nothing(
 async def test_a_coordinator_that_leaves_hands_its_jobs_over(
     coordinators: Coordinators, connection: Connection, agent: HandAgent
 ) -> None:
-    coordinators.start("one")
-    coordinators.start("two")
-    job = spec(CLIENT)
-    await submit(connection, job, 40)
+    job = await job_of_two(coordinators, connection)
     running = await agent.lease(job.job_id)
     first = await owner_of(connection, job)
     assert coordinators.running[first].stop() == 0

@@ -12,9 +12,8 @@ from fallow.wire.messages import OwnerReport
 from tests.engines.postgres import Postgres
 from tests.engines.wall_clock import why_not
 
-from .parts import HandAgent, Inbox, spec
-from .test_coordinator import CLIENT, submit
-from .test_several import Coordinators, agent, coordinators, owner_of
+from .parts import HandAgent, Inbox
+from .test_several import Coordinators, agent, coordinators, job_of_two, owner_of
 
 __all__ = ["agent", "coordinators"]
 
@@ -35,10 +34,7 @@ def clock(postgres: Postgres) -> Iterator[Postgres]:
 async def test_an_hour_forward_makes_nobody_dead_and_an_hour_back_lets_no_dead_one_live(
     coordinators: Coordinators, connection: Connection, agent: HandAgent, clock: Postgres
 ) -> None:
-    coordinators.start("one")
-    coordinators.start("two")
-    job = spec(CLIENT)
-    await submit(connection, job, 40)
+    job = await job_of_two(coordinators, connection)
     lease = await agent.lease(job.job_id)
     owner = await owner_of(connection, job)
     inbox = Inbox()

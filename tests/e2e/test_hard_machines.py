@@ -91,12 +91,9 @@ def test_a_disk_that_fills_while_a_result_is_written_costs_that_task_alone(pool:
     end(pool, "full")
 
 
-def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
-    pool: Pool, small_disk: Path, tmp_path: Path
-) -> None:
-    pool.join("full", 1, small_disk)
-    wait_for("the node", lambda: any(n["spec"]["name"] == "full" and n["spec"]["speed"] for n in pool.json("nodes")))
-    script = pool.start_script(FILLS)
+def run_past_a_full_disk(pool: Pool, text: str, tmp_path: Path) -> tuple[str, str]:
+    """What a script says and complains of, that first fills the node 'full' and then finds a roomy one."""
+    script = pool.start_script(text)
     try:
         wait_for("its words", lambda: "is full" in paused_of(pool, "full"))
         pool.join("roomy", 1, tmp_path / "roomy")
@@ -104,6 +101,15 @@ def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
     finally:
         script.kill()
         script.wait()
+    return said, complained
+
+
+def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
+    pool: Pool, small_disk: Path, tmp_path: Path
+) -> None:
+    pool.join("full", 1, small_disk)
+    wait_for("the node", lambda: any(n["spec"]["name"] == "full" and n["spec"]["speed"] for n in pool.json("nodes")))
+    said, complained = run_past_a_full_disk(pool, FILLS, tmp_path)
     assert said.splitlines() == [str(40 << 20), str([2] * 4), str(sum(range(1, 1001)))], complained
     wait_for("room or another try", lambda: not paused_of(pool, "full"))
     pool.joined[-2].terminate()
@@ -131,14 +137,7 @@ def test_combined_results_that_one_disk_has_no_room_for_are_made_on_another_node
 ) -> None:
     pool.join("full", 1, small_disk)
     wait_for("the node", lambda: state_of(pool, "full") == "alive")
-    script = pool.start_script(COMBINES)
-    try:
-        wait_for("its words", lambda: "is full" in paused_of(pool, "full"))
-        pool.join("roomy", 1, tmp_path / "roomy")
-        said, complained = script.communicate(timeout=2 * DEADLINE_S)
-    finally:
-        script.kill()
-        script.wait()
+    said, complained = run_past_a_full_disk(pool, COMBINES, tmp_path)
     assert said.split() == ["40"], said + complained
     pool.joined[-2].terminate()
     pool.joined[-2].wait(60)

@@ -74,12 +74,9 @@ class Directory:
         got)."""
         context = self._context
         if context.session.shared:
-            return [job_id for job_id, owner in await self._read(self.read_orphans) if owner]
+            found = await self._read(context.store.jobs_of_dead_owners, LIST_LIMIT)
+            return [job_id for job_id, owner in found if owner]
         return [stored.spec.job_id for stored in await self._read(context.store.list_jobs, LIST_LIMIT * 10, True)]
-
-    def read_orphans(self) -> list[tuple[JobId, str]]:
-        """The same for a shared store, from whichever thread may wait for it. Raises StoreError."""
-        return self._context.store.jobs_of_dead_owners(LIST_LIMIT)
 
     async def unread(self) -> list[JobId]:
         """Jobs that ended lately under an owner that is dead: somebody may be reading their results."""

@@ -3,7 +3,7 @@ look at the clock, which would cost a coordinator of ten thousand nodes a tenth 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from fallow.model.ids import NodeId
 
@@ -41,14 +41,7 @@ class Silences:
         found = []
         present = int(now / STEP_S)
         for step in sorted(step for step in self._steps if step < present):
-            for node_id in self._steps.pop(step):
-                if self._step_of.get(node_id) != step:
-                    continue
-                end = self._ends(node_id)
-                if end is None:
-                    del self._step_of[node_id]
-                    continue
-                due = int(end / STEP_S)
+            for node_id, due in self._emptied(step):
                 if due < present:
                     del self._step_of[node_id]
                     found.append(node_id)
@@ -59,17 +52,22 @@ class Silences:
     def next_s(self, before: float) -> float | None:
         """When `take` would name somebody if nothing more is heard, where that is before then; else None."""
         for step in sorted(step for step in self._steps if (step + 1) * STEP_S < before):
-            for node_id in self._steps.pop(step):
-                if self._step_of.get(node_id) != step:
-                    continue
-                end = self._ends(node_id)
-                if end is None:
-                    del self._step_of[node_id]
-                else:
-                    self._put(node_id, max(step, int(end / STEP_S)))
+            for node_id, due in self._emptied(step):
+                self._put(node_id, max(step, due))
             if step in self._steps:
                 return (step + 1) * STEP_S
         return None
+
+    def _emptied(self, step: int) -> Iterator[tuple[NodeId, int]]:
+        """Who counts in this step, and the one in which each falls due by now; nobody is in it any more."""
+        for node_id in self._steps.pop(step):
+            if self._step_of.get(node_id) != step:
+                continue
+            end = self._ends(node_id)
+            if end is None:
+                del self._step_of[node_id]
+            else:
+                yield node_id, int(end / STEP_S)
 
     def _put(self, node_id: NodeId, step: int) -> None:
         self._step_of[node_id] = step

@@ -477,11 +477,6 @@ SELECT leaderships.owner, leaderships.term
 FROM leaderships
 WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C"
 
--- name: present_leader
-SELECT leaderships.owner
-FROM leaderships
-WHERE leaderships.role = %(role)s::VARCHAR COLLATE "C" AND leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)
-
 -- name: end_leadership
 UPDATE leaderships SET until_unix_s=0.0 WHERE leaderships.owner = %(ended_owner)s::VARCHAR COLLATE "C"
 

@@ -226,11 +226,6 @@ class SqlStore:
             session.run("lead_alone" if alone else "lead", {"role": role, "owner": owner})
             return session.run("leader", {"role": role})
 
-        if not (self._database.one_writer or alone):
-            # Most coordinators do not lead: they look, and leave the row alone.
-            present = self._read("present_leader", role=role)
-            if present and present[0][0] != owner:
-                return None
         leaders = self._write(lead, self._coordination)
         return next((term for leader, term in leaders if leader == owner), None)
 

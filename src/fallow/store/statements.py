@@ -387,7 +387,6 @@ STATEMENTS: dict[str, ClauseElement] = {
     "lead": _led(alone=False),
     "lead_alone": _led(alone=True),
     "leader": select(_leaders.owner, _leaders.term).where(_leaders.role == bindparam("role")),
-    "present_leader": select(_leaders.owner).where(_leaders.role == bindparam("role"), _LEADER_LIVES),
     "end_leadership": update(tables.leaderships)
     .where(_leaders.owner == bindparam("ended_owner"))
     .values(until_unix_s=literal_column("0.0")),

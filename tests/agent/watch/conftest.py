@@ -85,8 +85,8 @@ def x_server(quiet_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
-def services(quiet_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
-    """A bus that is the session's and the system's, with no service on it yet."""
+def bus(quiet_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a session's bus with nothing on it yet."""
     daemon = subprocess.Popen(
         [_need("dbus-daemon"), "--session", "--nofork", "--print-address=1"],
         stdout=subprocess.PIPE,
@@ -96,13 +96,19 @@ def services(quiet_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     address = daemon.stdout.readline().decode().strip()
     assert address, "dbus-daemon did not start"
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
-    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
-    found = Services(address)
-    yield found
-    found.close()
+    yield address
     daemon.terminate()
     daemon.wait(DEADLINE_S)
     daemon.stdout.close()
+
+
+@pytest.fixture
+def services(bus: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
+    """That bus is the system's too."""
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bus)
+    found = Services(bus)
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -41,22 +41,11 @@ Start = Callable[..., str]
 
 
 @pytest.fixture
-def bus(quiet_environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bus(bus: str, quiet_environment: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A session bus for the desktop alone."""
     quiet_environment.chmod(0o700)
-    daemon = subprocess.Popen(
-        [_need("dbus-daemon"), "--session", "--nofork", "--print-address=1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert daemon.stdout is not None
-    address = daemon.stdout.readline().decode().strip()
-    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
     monkeypatch.setenv("HOME", str(quiet_environment))
-    yield address
-    daemon.terminate()
-    daemon.wait(DEADLINE_S)
-    daemon.stdout.close()
+    return bus
 
 
 @pytest.fixture
