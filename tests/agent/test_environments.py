@@ -7,11 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from fallow.agent.environments import WORKER_REQUIREMENTS, Environments, _words, environment_digest, needs_build
+from fallow.agent.environments import WORKER_REQUIREMENTS, Environments, _run, _words, environment_digest, needs_build
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.job import EnvSpec
 
@@ -116,6 +117,21 @@ async def test_closing_ends_builds_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await build
     assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == []
+
+
+async def test_a_build_cancelled_in_the_moment_when_uv_ends_is_cancelled() -> None:
+    """The loop was late: what ended meanwhile and who cancels come in the same turns."""
+    for turns in range(16):
+        running = asyncio.ensure_future(_run(["true"]))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        time.sleep(0.02)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cancelled = running.cancel()
+        done, _ = await asyncio.wait({running})
+        assert done == {running}
+        assert running.cancelled() == cancelled, f"cancelled after {turns} turns, and it went on"
 
 
 @pytest.mark.slow

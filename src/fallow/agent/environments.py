@@ -318,7 +318,8 @@ async def _run(command: list[str]) -> None:
         cwd=os.path.abspath(os.sep),
     )
     try:
-        _, stderr = await asyncio.wait_for(process.communicate(), BUILD_TIMEOUT_S)
+        async with asyncio.timeout(BUILD_TIMEOUT_S):
+            _, stderr = await process.communicate()
     except TimeoutError:
         raise EnvironmentFailed(_TOO_LONG) from None
     finally:
