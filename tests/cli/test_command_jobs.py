@@ -189,8 +189,8 @@ def test_names_of_every_kind_go_in_and_come_out(tmp_path: Path) -> None:
     collector = Collector(tmp_path / "out")
     for number, name in enumerate(names):
         make = (
-            'mkdir "./-sub dir"; cat "$1" > "./-sub dir/$3"; cat "$2" > stderr.txt; mkdir stdout.txt; : > stdout.txt/x; '
-            "chmod 0 stdout.txt/x; ln -s /etc/hostname link"
+            'mkdir "./-sub dir"; cat "$1" > "./-sub dir/$3"; cat "$2" > stderr.txt; mkdir stdout.txt; '
+            ": > stdout.txt/x; chmod 0 stdout.txt/x; ln -s /etc/hostname link"
         )
         plan = CommandPlan(words=("sh", "-c", make, "sh", "{}", "{/}", name))
         made = run_command(CommandInput(number, name, b"content"), plan)
