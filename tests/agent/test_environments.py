@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from fallow.agent.environments import WORKER_REQUIREMENTS, Environments, _run, _words, environment_digest, needs_build
+from fallow.agent.environments import (
+    WORKER_REQUIREMENTS,
+    Environments,
+    _run,
+    _words,
+    environment_digest,
+    needs_build,
+    refuse_foreign,
+)
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.job import EnvSpec
 
@@ -86,6 +94,14 @@ async def test_a_package_that_does_not_exist_fails_in_uvs_words(tmp_path: Path) 
     with pytest.raises(EnvironmentFailed, match="no-such-package-of-fallow-tests"):
         await environments(tmp_path).ensure(env)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+async def test_hashes_are_checked(tmp_path: Path) -> None:
+    wrong = EnvSpec(requirements=(f"six==1.16.0 --hash=sha256:{'0' * 64}",))
+    refuse_foreign(wrong)
+    with pytest.raises(EnvironmentFailed, match="Hash mismatch"):
+        await environments(tmp_path).ensure(wrong)
 
 
 @pytest.mark.slow
@@ -169,3 +185,8 @@ def test_uvs_words_do_not_name_a_file_that_the_customer_never_saw() -> None:
         "error: Couldn't parse requirement in `/srv/a/.building-0a1b-77/requirements.txt` at position 0\n  attrs=1.0\n"
     )
     assert _words(said) == "error: Couldn't parse requirement in the requirements\n  attrs=1.0"
+
+
+def test_who_needs_a_build_from_source_is_told_how_to_allow_it() -> None:
+    said = "hint: Wheels are required for `docopt` because building from source is disabled for all packages"
+    assert _words(said).endswith("Env(..., allow_sdist=True) lets nodes build it from source.")

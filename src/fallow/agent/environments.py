@@ -340,4 +340,6 @@ def _words(text: str) -> str:
     lines = [line.rstrip() for line in text.splitlines()]
     spoken = "\n".join(line for line in lines if line and not line.startswith(("Using ", "Creating ", "Activate ")))
     spoken = _OWN_FILE.sub("the requirements", spoken)
+    if "building from source is disabled" in spoken:
+        spoken += "\nEnv(..., allow_sdist=True) lets nodes build it from source."
     return (spoken or "uv failed without a word")[-WORDS_LIMIT:]

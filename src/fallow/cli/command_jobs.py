@@ -306,8 +306,8 @@ def environment(options: RunOptions) -> Any:
         return fallow.Env(pip=list(options.pip))
     if options.pip:
         raise SettingError("give the environment once: with --env or with --pip.")
-    if not options.env.is_file():
+    if not options.env.exists():
         raise SettingError(f"--env {options.env}: there is no such file.")
-    if options.env.suffix == ".toml":
+    if options.env.suffix == ".toml" or options.env.is_dir():
         return fallow.Env.from_pyproject(options.env)
     return fallow.Env.from_requirements(options.env)
