@@ -125,6 +125,30 @@ async def test_one_who_stops_waiting_does_not_end_the_build_of_others(tmp_path: 
     assert Path(await patient).exists()
 
 
+async def test_a_build_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
+    built = environments(tmp_path)
+    impatient = [asyncio.ensure_future(built.ensure(SIX)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    for one in impatient:
+        one.cancel()
+    await asyncio.wait(impatient)
+    late = asyncio.ensure_future(built.ensure(SIX))  # while the first is being ended
+    assert Path(await late).exists()
+    assert built._builds == {}
+    assert built._waiting == {}
+    assert [entry.name for entry in tmp_path.iterdir()] == [environment_digest(SIX)]
+
+    other = EnvSpec(requirements=("cowsay",))
+    given_up = asyncio.ensure_future(built.ensure(other))
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    await asyncio.wait({given_up})
+    while built._builds:
+        await asyncio.wait(set(built._builds.values()))
+        await asyncio.sleep(0)
+    assert built.ready(other) is None
+
+
 async def test_closing_ends_builds_and_leaves_nothing(tmp_path: Path) -> None:
     built = environments(tmp_path)
     build = asyncio.ensure_future(built.ensure(SIX))

@@ -233,7 +233,7 @@ class Collector:
 
 
 def run_command_job(tail: list[str], options: RunOptions) -> int:
-    """Run the job to its end. Exit code 1 if any task failed. Raises FallowError in words."""
+    """Run the job to its end. Exit code 1 if any task failed, 130 after Ctrl-C. Raises FallowError in words."""
     line = split_arguments(tail)
     plan = make_plan(line, options)
     inputs = command_inputs(line, options)
@@ -268,6 +268,13 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
         results = function.map(remembered(), kwargs={"plan": plan}, return_exceptions=True, order_outputs=False)
         for result in results:
             _take(result, collector, drawn)
+    except KeyboardInterrupt:
+        from fallow.sdk.script_end import interrupted
+
+        interrupted()
+        if collector.done:
+            print(f"fallow: what {counted(collector.done, 'task')} made is in {options.out}/.", file=sys.stderr)
+        return 130
     finally:
         collector.close()
     seconds = time.monotonic() - started
