@@ -7,11 +7,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from fallow.agent.environments import WORKER_REQUIREMENTS, Environments, _words, environment_digest, needs_build
+from fallow.agent.environments import (
+    WORKER_REQUIREMENTS,
+    Environments,
+    _run,
+    _words,
+    environment_digest,
+    needs_build,
+    refuse_foreign,
+)
 from fallow.model.errors import EnvironmentFailed, PythonMismatch
 from fallow.model.job import EnvSpec
 
@@ -88,6 +97,14 @@ async def test_a_package_that_does_not_exist_fails_in_uvs_words(tmp_path: Path) 
 
 
 @pytest.mark.slow
+async def test_hashes_are_checked(tmp_path: Path) -> None:
+    wrong = EnvSpec(requirements=(f"six==1.16.0 --hash=sha256:{'0' * 64}",))
+    refuse_foreign(wrong)
+    with pytest.raises(EnvironmentFailed, match="Hash mismatch"):
+        await environments(tmp_path).ensure(wrong)
+
+
+@pytest.mark.slow
 async def test_requirements_that_contradict_each_other_fail_in_uvs_words(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailed, match=r"six==1\.15"):
         await environments(tmp_path).ensure(EnvSpec(requirements=("six==1.16", "six==1.15")))
@@ -108,6 +125,30 @@ async def test_one_who_stops_waiting_does_not_end_the_build_of_others(tmp_path: 
     assert Path(await patient).exists()
 
 
+async def test_a_build_that_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
+    built = environments(tmp_path)
+    impatient = [asyncio.ensure_future(built.ensure(SIX)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    for one in impatient:
+        one.cancel()
+    await asyncio.wait(impatient)
+    late = asyncio.ensure_future(built.ensure(SIX))  # while the first is being ended
+    assert Path(await late).exists()
+    assert built._builds == {}
+    assert built._waiting == {}
+    assert [entry.name for entry in tmp_path.iterdir()] == [environment_digest(SIX)]
+
+    other = EnvSpec(requirements=("cowsay",))
+    given_up = asyncio.ensure_future(built.ensure(other))
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    await asyncio.wait({given_up})
+    while built._builds:
+        await asyncio.wait(set(built._builds.values()))
+        await asyncio.sleep(0)
+    assert built.ready(other) is None
+
+
 async def test_closing_ends_builds_and_leaves_nothing(tmp_path: Path) -> None:
     built = environments(tmp_path)
     build = asyncio.ensure_future(built.ensure(SIX))
@@ -116,6 +157,21 @@ async def test_closing_ends_builds_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await build
     assert [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")] == []
+
+
+async def test_a_build_cancelled_in_the_moment_when_uv_ends_is_cancelled() -> None:
+    """The loop was late: what ended meanwhile and who cancels come in the same turns."""
+    for turns in range(16):
+        running = asyncio.ensure_future(_run(["true"]))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        time.sleep(0.02)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        cancelled = running.cancel()
+        done, _ = await asyncio.wait({running})
+        assert done == {running}
+        assert running.cancelled() == cancelled, f"cancelled after {turns} turns, and it went on"
 
 
 @pytest.mark.slow
@@ -153,3 +209,8 @@ def test_uvs_words_do_not_name_a_file_that_the_customer_never_saw() -> None:
         "error: Couldn't parse requirement in `/srv/a/.building-0a1b-77/requirements.txt` at position 0\n  attrs=1.0\n"
     )
     assert _words(said) == "error: Couldn't parse requirement in the requirements\n  attrs=1.0"
+
+
+def test_who_needs_a_build_from_source_is_told_how_to_allow_it() -> None:
+    said = "hint: Wheels are required for `docopt` because building from source is disabled for all packages"
+    assert _words(said).endswith("Env(..., allow_sdist=True) lets nodes build it from source.")

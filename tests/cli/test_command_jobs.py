@@ -15,6 +15,7 @@ from fallow.cli.command_jobs import (
     find_files,
     folder_name,
     make_plan,
+    read_lines,
     safe_path,
     split_arguments,
 )
@@ -65,7 +66,7 @@ def test_inputs_come_from_one_source(tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
     lines.write_text("one\n\ntwo words\n")
     found = list(command_inputs(split_arguments(["x"]), RunOptions(inputs=str(lines))))
-    assert [(task.number, task.argument) for task in found] == [(0, "one"), (1, "two words")]
+    assert [(task.number, task.argument) for _, task in found] == [(0, "one"), (1, "two words")]
     with pytest.raises(SettingError, match="once"):
         command_inputs(split_arguments(["x", ":::", "1"]), RunOptions(inputs=str(lines)))
     with pytest.raises(SettingError, match="no inputs"):
@@ -83,7 +84,11 @@ def test_files_of_a_folder_or_glob(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="no files match"):
         find_files([str(tmp_path / "*.png")])
     tasks = list(command_inputs(split_arguments(["x"]), RunOptions(files=(str(tmp_path),))))
-    assert tasks[0] == CommandInput(0, "a.txt", b"a.txt")
+    assert tasks[0] == (str(tmp_path / "a.txt"), CommandInput(0, "a.txt", b"a.txt"))
+    (tmp_path / "a[b].txt").write_text("")
+    assert find_files([str(tmp_path / "a[b].txt")]) == [tmp_path / "a[b].txt"]
+    with pytest.raises(SettingError, match=r"no file in the folder .*sub/\*\*"):
+        find_files([str(tmp_path / "sub")])
 
 
 def test_a_program_that_lies_here_goes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +119,8 @@ def test_folder_names_are_readable_and_safe() -> None:
 
 def test_outputs_are_written_with_a_summary(tmp_path: Path) -> None:
     collector = Collector(tmp_path / "out")
-    collector.outcome(outcome(0, files=(("d/x.bin", 0o755, b"x"), ("../evil", 0o644, b"e")), stdout=b"hi"))
-    collector.outcome(outcome(1, files=(("stdout.txt", 0o644, b"own"),), stdout=b"ours"))
+    collector.outcome(outcome(0, files=(("d/x.bin", 0o755, b"x"), ("../evil", 0o644, b"e")), stdout=b"hi"), "a")
+    collector.outcome(outcome(1, files=(("stdout.txt", 0o644, b"own"),), stdout=b"ours"), "a")
     collector.lost(2, "c", "worker lost")
     collector.close()
     assert (tmp_path / "out/0000-a/d/x.bin").read_bytes() == b"x"
@@ -162,6 +167,55 @@ def test_a_missing_program_is_said() -> None:
         run_command(CommandInput(0, "x"), CommandPlan(words=("no-such-program-here",)))
 
 
+def test_a_tool_that_the_node_cannot_run_says_why() -> None:
+    for content, words in (
+        (b"#!/no/such/interpreter\n", r"code 127:\n./tool: its first line names '/no/such/interpreter'"),
+        (b"echo without a first line\n", r"code 126:\n./tool: this node cannot run it.*#!/bin/sh"),
+    ):
+        plan = CommandPlan(words=("./tool",), shipped={"tool": content}, executable=("tool",))
+        with pytest.raises(CommandFailed, match=words):
+            run_command(CommandInput(0, "x"), plan)
+
+
+def test_programs_of_the_environment_come_first(tmp_path: Path) -> None:
+    for words in (("python",), ("sh", "-c", 'exec python "$0"')):
+        plan = CommandPlan(words=(*words, "{}"))
+        made = run_command(CommandInput(0, "in.py", b"import sys; print(sys.prefix, end='')"), plan)
+        assert made.stdout.decode() == sys.prefix
+
+
+def test_names_of_every_kind_go_in_and_come_out(tmp_path: Path) -> None:
+    names = ["-dash.txt", "two words.txt", "größe.txt", "new\nline", os.fsdecode(b"latin-\xe9.txt")]
+    collector = Collector(tmp_path / "out")
+    for number, name in enumerate(names):
+        make = (
+            'mkdir "./-sub dir"; cat "$1" > "./-sub dir/$3"; cat "$2" > stderr.txt; mkdir stdout.txt; '
+            ": > stdout.txt/x; chmod 0 stdout.txt/x; ln -s /etc/hostname link"
+        )
+        plan = CommandPlan(words=("sh", "-c", make, "sh", "{}", "{/}", name))
+        made = run_command(CommandInput(number, name, b"content"), plan)
+        collector.outcome(made, f"in/{name}")
+        folder = tmp_path / "out" / folder_name(number, name)
+        assert (folder / "-sub dir" / name).read_bytes() == b"content"
+        assert (folder / "stderr.txt").read_bytes() == b"content"
+        assert {entry.name for entry in folder.iterdir()} == {
+            "-sub dir", "stderr.txt", "stderr.fallow.txt", "stdout.txt", "stdout.fallow.txt",
+        }  # fmt: skip
+    collector.close()
+    with open(tmp_path / "out" / SUMMARY, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["argument"] for row in rows] == [f"in/{name}" for name in names]
+    assert {row["error"] for row in rows} == {""}
+
+
+def test_lines_of_every_kind_are_arguments(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes(b"\xef\xbb\xbfone\r\n\r\ncaf\xe9\nlast")
+    assert [os.fsencode(line) for line in read_lines(str(lines))] == [b"one", b"caf\xe9", b"last"]
+    lines.write_bytes(b"")
+    assert list(read_lines(str(lines))) == []
+
+
 def test_a_command_killed_by_a_signal_says_which() -> None:
     with pytest.raises(CommandFailed, match="SIGSEGV"):
         run_command(CommandInput(0, "x"), CommandPlan(words=("sh", "-c", "kill -SEGV $$")))
@@ -182,13 +236,13 @@ def test_the_summary_is_in_the_order_of_the_tasks_however_they_end(tmp_path: Pat
             return [row["number"] for row in csv.DictReader(file)]
 
     collector = Collector(tmp_path)
-    collector.outcome(outcome(2))
+    collector.outcome(outcome(2), "a")
     assert numbers() == []
-    collector.outcome(outcome(0))
+    collector.outcome(outcome(0), "a")
     collector.lost(1, "b", "the node was lost")
     assert numbers() == ["0", "1", "2"]
-    collector.outcome(outcome(11))
-    collector.outcome(outcome(9))
+    collector.outcome(outcome(11), "a")
+    collector.outcome(outcome(9), "a")
     collector.close()
     assert numbers() == ["0", "1", "2", "9", "11"], "what an interrupted job leaves is there too"
     assert (collector.done, collector.failed) == (5, 1)

@@ -132,3 +132,13 @@ def test_a_method_that_cannot_be_run_is_refused_in_words(tmp_path: Path, target:
     path.write_text(f"{APP}@app.cls()\nclass Model:\n{methods}")
     with pytest.raises(SettingError, match=words):
         run_target(f"{path}::{target}", [], None, RunOptions(given=frozenset({"--out"})))
+
+
+def test_inputs_that_stand_where_a_python_file_would_are_pointed_out(tmp_path: Path) -> None:
+    (tmp_path / "b.tif").write_bytes(b"a picture")
+    path = str(tmp_path / "b.tif")
+    given = RunOptions(files=(str(tmp_path / "a.tif"),), given=frozenset({"--files"}))
+    with pytest.raises(SettingError, match=r"goes in quotes.*--files '.*/\*'"):
+        run_target(path, [], ["./convert", "{}"], given)
+    with pytest.raises(SettingError, match=r"Is it a Python file\? Inputs are named: --files .*b.tif"):
+        run_target(path, [], ["./convert", "{}"], RunOptions())

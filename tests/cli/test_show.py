@@ -1,11 +1,18 @@
 """Numbers and bars for people."""
 
+import io
+import re
+
+import msgspec
 import pytest
+from rich.console import Console
 
 from fallow.cli.show import as_plain, bytes_words, count_words, duration_words, print_table, progress_bar, sparkline
-from fallow.cli.top import Rates
-from fallow.model.ids import JobId
+from fallow.cli.top import Look, Rates, render
+from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobCounts, JobInfo, JobKind
+from fallow.model.node import NodeInfo, NodeSpec
+from fallow.model.states import NodeState
 
 
 @pytest.mark.parametrize(
@@ -62,3 +69,35 @@ def test_json_names_fields() -> None:
     plain = as_plain((job(3),))
     assert plain[0]["counts"]["done"] == 3
     assert plain[0]["kind"] == "map"
+
+
+NODE = NodeInfo(
+    NodeSpec(NodeId("n"), "a-node-of-the-lab", 2, 2, 16 << 30, 1 << 40, "linux-x86_64", ("3.11",), "0.1.0"),
+    NodeState.ALIVE, "", 100.0, busy_slots=1, tasks_done=123_456, load=0.5, memory_used_bytes=3 << 30,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_top_fits_its_terminal(width: int) -> None:
+    jobs = tuple(
+        msgspec.structs.replace(job(50), name=f"[/bold] a name of some length {n}", state=state, job_id=JobId(f"j{n}"))
+        for n, state in enumerate(["cancelled"] * 20 + ["running"])
+    )
+    rates = Rates()
+    rates.add(1.0, jobs)
+    rates.add(2.0, tuple(msgspec.structs.replace(one, counts=JobCounts(done=60)) for one in jobs))
+    said = io.StringIO()
+    console = Console(file=said, width=width, height=24, color_system=None)
+    console.print(render(Look(101.0, (NODE,), jobs), rates, "127.0.0.1:7461", "", width, 24))
+    lines = said.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert max(len(line) for line in lines) <= width
+    running = next(line for line in lines if "running" in line)
+    assert running.startswith("[/bold] a n")
+    assert "50/100" in running
+    assert re.search(r"^and \d+ more", said.getvalue(), re.M)
+    node = next(line for line in lines if line.startswith("a-node"))
+    assert "alive" in node
+    assert "1/2" in node
+    assert ("RATE" in said.getvalue()) == (width >= 60)
+    assert ("PROGRESS" in said.getvalue()) == (width >= 80)

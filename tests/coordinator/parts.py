@@ -129,6 +129,9 @@ class HandAgent:
         self.works_for: set[JobId] = set()
         self.handed_in: list[HandIn] = []
         self.had: set[tuple[JobId, Any]] = set()
+        self.durable: set[tuple[JobId, Any]] = set()
+        """Whose hand-ins are: leases take that along."""
+        self._durable_news = asyncio.Event()
 
     async def start(self) -> None:
         await self.connection.subscribe(subjects.node(self.node_id), self._receive)
@@ -145,6 +148,9 @@ class HandAgent:
 
     def _receive(self, message: Any, reply: str) -> None:
         """A lease is new once, as for every agent."""
+        if isinstance(message, Lease | HandInAck):
+            self.durable |= {(message.job_id, token) for token, _ in message.acks}
+            self._durable_news.set()
         if isinstance(message, Lease):
             if (message.job_id, message.token) in self.had:
                 return
@@ -169,6 +175,19 @@ class HandAgent:
     async def lease(self, job_id: JobId, slot: int = 0, idle: bool = True) -> Lease:
         self._pull(job_id, slot, idle)
         return await self.inbox.take(Lease, again=lambda: self._pull(job_id, slot, idle))
+
+    async def all_durable(self, handed_in: list[HandIn]) -> None:
+        """Wait until these are, however it is told; those that are not are handed in again."""
+        again_at = asyncio.get_running_loop().time() + AGAIN_S
+        async with asyncio.timeout(DEADLINE_S):
+            while missing := [part for part in handed_in if (part.job_id, part.token) not in self.durable]:
+                self._durable_news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._durable_news.wait(), AGAIN_S)
+                if asyncio.get_running_loop().time() >= again_at:
+                    again_at += AGAIN_S
+                    for part in missing:
+                        self.send(part)
 
     async def acknowledged(self, lease: Lease | None = None) -> HandInAck:
         """The acknowledgement of what was handed in last (of that lease); handed in again until it comes."""

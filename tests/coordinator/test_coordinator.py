@@ -90,13 +90,14 @@ def hand_in(agent: HandAgent, lease: Lease, *pages: ResultPage, seq: int = 1, **
 
 
 async def run_all(agent: HandAgent, job: Any, count: int) -> None:
-    """Work on the job until it has told the agent that it is over."""
+    """Work on the job until so many of its tasks are done for good."""
     done = 0
+    first = len(agent.handed_in)
     while done < count:
         lease = await agent.lease(job.job_id)
         hand_in(agent, lease, results(lease.start, lease.stop))
-        await agent.acknowledged(lease)
         done += lease.stop - lease.start
+    await agent.all_durable(agent.handed_in[first:])
 
 
 async def fetch_all(connection: Connection, job: Any, ordered: bool = True) -> list[tuple[int, int]]:
@@ -315,9 +316,9 @@ async def test_counts_by_node_and_of_failures_survive_the_owner_though_their_res
     while done < 3:
         lease = await agent.lease(job.job_id)
         hand_in(agent, lease, results(lease.start, lease.stop, failed_count=1, failed=(lease.start,)))
-        await agent.acknowledged(lease)
         done += lease.stop - lease.start
         failed = len(agent.handed_in)
+    await agent.all_durable(agent.handed_in[:failed])
     fetch = FetchResults(job.job_id, done - 1, consumed=done - 1, wait_s=0.0)
     await ask(connection, subjects.job(job.job_id), fetch)
     async with asyncio.timeout(30):

@@ -163,39 +163,6 @@ def test_an_error_of_a_function_keeps_its_type_and_lines(pool: Pool, tmp_path: P
     assert "return 1 / x  # the line" in done.stderr
 
 
-def test_a_command_over_arguments(pool: Pool, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    code = "echo made $1 > made.txt; echo said $1; test $1 != c || { echo bad sky >&2; exit 4; }"
-    done = pool.cli("run", "--out", str(out), "--", "sh", "-c", code, "sh", "{}", ":::", "a", "b", "c")
-    assert done.returncode == 1
-    assert "3 tasks" in done.stdout
-    assert "1 failed" in done.stdout
-    assert "bad sky" in done.stderr
-    assert (out / "0000-a" / "made.txt").read_text() == "made a\n"
-    assert (out / "0001-b" / "stdout.txt").read_text() == "said b\n"
-    assert (out / "0002-c" / "stderr.txt").read_text() == "bad sky\n"
-    assert (out / "0002-c" / "made.txt").exists(), "what a failed command made is kept"
-    assert len((out / "summary.csv").read_text().splitlines()) >= 4
-
-
-def test_a_tool_of_ours_over_files(pool: Pool, tmp_path: Path) -> None:
-    inputs = tmp_path / "in"
-    inputs.mkdir()
-    for number in range(20):
-        (inputs / f"page{number}.txt").write_text("word " * number)
-    (inputs / "large.txt").write_text("word " * 200_000)
-    tool = tmp_path / "count"
-    tool.write_text('#!/bin/sh\nwc -w < "$1" | tr -d \' \' > "$2"\n')
-    tool.chmod(0o755)
-    out = tmp_path / "out"
-    done = pool.cli(
-        "run", "--files", "in", "--out", str(out), "--json", "--", "./count", "{}", "{.}.count", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    counts = {path.name: int(path.read_text()) for path in out.glob("*/*.count")}
-    assert counts == {**{f"page{number}.count": number for number in range(20)}, "large.count": 200_000}
-
-
 def test_cancel_ends_a_running_job(pool: Pool) -> None:
     script = pool.start_script("""
         import time, fallow

@@ -31,10 +31,12 @@ def test_requirements_are_sorted_and_checked() -> None:
 
 def test_from_requirements(tmp_path: Path) -> None:
     (tmp_path / "base.txt").write_text("numpy>=2  # arrays\n\n# a comment\n")
-    (tmp_path / "all.txt").write_text("-r base.txt\nscipy \\\n  --hash=sha256:00\nx @ file:///a#egg=x\n")
+    (tmp_path / "all.txt").write_text(
+        "-r base.txt\nscipy==1 \\\n  --hash=sha256:00  \\\n  --hash=sha256:01  # both\r\nx @ file:///a#egg=x\n"
+    )
     assert fallow.Env.from_requirements(tmp_path / "all.txt").requirements == (
         "numpy>=2",
-        "scipy",
+        "scipy==1 --hash=sha256:00 --hash=sha256:01",
         "x @ file:///a#egg=x",
     )
     (tmp_path / "bad.txt").write_text("numpy\n--extra-index-url foo\n")
@@ -55,6 +57,31 @@ def test_from_pyproject(tmp_path: Path) -> None:
     assert fallow.Env.from_pyproject(tmp_path, extras=["plot"]).requirements == ("matplotlib", "numpy")
     with pytest.raises(SettingError, match="no extra 'x'; it has plot"):
         fallow.Env.from_pyproject(tmp_path, extras=["x"])
+
+
+def test_extras_may_name_other_extras_of_the_project(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "My.Tool"\n[project.optional-dependencies]\n'
+        'all = ["my-tool[plot, test]", "attrs"]\nplot = ["matplotlib"]\ntest = ["my_tool[all]", "pytest"]\n'
+    )
+    env = fallow.Env.from_pyproject(tmp_path, extras=["all"])
+    assert env.requirements == ("attrs", "matplotlib", "pytest")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[build-system]\nrequires = ['x']\n", r"no table \[project\]"),
+        ("[tool.poetry.dependencies]\nsix = '*'\n", r"no table \[project\]"),
+        ("[project]\nname = 'a'\ndynamic = ['dependencies']\n", "leaves its dependencies"),
+        ("[project]\ndependencies = 'six'\n", "dependencies = 'six' is not a list"),
+        ("[project\n", "cannot be read"),
+    ],
+)
+def test_a_pyproject_without_what_is_asked_for_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(SettingError, match=words):
+        fallow.Env.from_pyproject(tmp_path)
 
 
 def test_imported_names() -> None:

@@ -14,7 +14,7 @@ from fallow.model.ids import JobId
 from fallow.model.job import JobCounts, JobInfo, JobKind
 from fallow.sdk import progress
 from fallow.sdk.output import label
-from fallow.sdk.progress import BAR_AFTER_S, LINES_AFTER_S, Progress, duration, wanted
+from fallow.sdk.progress import BAR_AFTER_S, LINES_AFTER_S, Progress, duration, fitted, wanted
 
 
 class Terminal(io.StringIO):
@@ -39,6 +39,29 @@ def test_when_it_shows(
     monkeypatch.setenv("FALLOW_PROGRESS", setting)
     monkeypatch.setattr(sys, "stderr", stream)
     assert wanted(nested) == expected
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for kind, bar in (("dumb", False), ("xterm-256color", True)):
+        monkeypatch.setenv("TERM", kind)
+        assert wanted(nested=False) == ((True, BAR_AFTER_S) if bar else (False, LINES_AFTER_S))
+
+
+@pytest.mark.parametrize("width", [1, 10, 30, 40, 60, 80, 200])
+@pytest.mark.parametrize("name", ["f", "a_function_with_quite_a_long_name"])
+def test_a_bar_fits_its_terminal(width: int, name: str) -> None:
+    parts = ["1,200/s", "3 min 20 s left", "1 failed", "2 nodes"]
+    shown, bar, story = fitted(width, name, "12,000/240,000", parts)
+    assert story.startswith("12,000/240,000")
+    assert len(shown) + 1 + bar + 1 + len(story) <= max(width, len("12,000/240,000") + 3)
+    assert bar == 0 or bar >= 4
+    if width >= 40:
+        assert shown[:11] == name[:11]
+    if width >= 80:
+        assert "1 failed" in story
+    if width == 200:
+        assert (shown, bar, story) == (name, 40, " · ".join(["12,000/240,000", *parts]))
 
 
 def test_durations() -> None:

@@ -85,6 +85,8 @@ class Environments:
         self._pythons = pythons
         self._in_use = in_use
         self._builds: dict[str, asyncio.Task[str]] = {}
+        self._waiting: dict[str, int] = {}
+        """How many wait for each of them."""
         self.confinement: Confinement | None = None
         """Customers are strangers: environments are built in this sandbox. Where it cannot do that, only wheels are
         installed, of which nothing runs before it is inside; see also `refuse_foreign`."""
@@ -102,20 +104,29 @@ class Environments:
         return str(python)
 
     async def ensure(self, env: EnvSpec) -> str:
-        """The interpreter of the environment, built now if need be; however many ask, it is built once.
+        """The interpreter of the environment, built now if need be; however many ask, it is built once, and until
+        nobody waits for it any more.
 
         Raises EnvironmentFailed with uv's own words, or PythonMismatch."""
         found = self.ready(env)
         if found is not None:
             return found
         digest = environment_digest(env)
-        build = self._builds.get(digest)
+        while (build := self._builds.get(digest)) is not None and not self._waiting.get(digest):
+            await asyncio.wait({build})  # given up, and not at its end yet
         if build is None:
             build = asyncio.ensure_future(self._build(env, digest))
             self._builds[digest] = build
             build.add_done_callback(lambda _task: self._builds.pop(digest, None))
-        # One who no longer waits must not end the build of the others.
-        return await asyncio.shield(build)
+        self._waiting[digest] = self._waiting.get(digest, 0) + 1
+        try:
+            # One who no longer waits must not end the build of the others.
+            return await asyncio.shield(build)
+        finally:
+            self._waiting[digest] -= 1
+            if not self._waiting[digest]:
+                del self._waiting[digest]
+                build.cancel()
 
     async def close(self) -> None:
         """End builds that are under way."""
@@ -318,7 +329,8 @@ async def _run(command: list[str]) -> None:
         cwd=os.path.abspath(os.sep),
     )
     try:
-        _, stderr = await asyncio.wait_for(process.communicate(), BUILD_TIMEOUT_S)
+        async with asyncio.timeout(BUILD_TIMEOUT_S):
+            _, stderr = await process.communicate()
     except TimeoutError:
         raise EnvironmentFailed(_TOO_LONG) from None
     finally:
@@ -339,4 +351,6 @@ def _words(text: str) -> str:
     lines = [line.rstrip() for line in text.splitlines()]
     spoken = "\n".join(line for line in lines if line and not line.startswith(("Using ", "Creating ", "Activate ")))
     spoken = _OWN_FILE.sub("the requirements", spoken)
+    if "building from source is disabled" in spoken:
+        spoken += "\nEnv(..., allow_sdist=True) lets nodes build it from source."
     return (spoken or "uv failed without a word")[-WORDS_LIMIT:]

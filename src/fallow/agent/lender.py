@@ -304,7 +304,8 @@ class Lender:
                 self.price_per_kwh, self.price_problem = None, ""
             self._repriced.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._until_repriced(price), price.every_s if price.source else None)
+                async with asyncio.timeout(price.every_s if price.source else None):
+                    await self._until_repriced(price)
 
     async def _until_repriced(self, price: PriceSettings) -> None:
         while self.settings.price == price:

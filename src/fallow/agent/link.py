@@ -88,7 +88,8 @@ async def _wait_for_listener(address: PoolAddress, timeout_s: float) -> None:
         for server in address.servers:
             host, _, port = server.rpartition(":")
             with contextlib.suppress(OSError, TimeoutError):
-                _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), 1.0)
+                async with asyncio.timeout(1.0):
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
                 writer.close()
                 return
         await asyncio.sleep(pause_s)

@@ -34,16 +34,14 @@ async def measure_network(address: PoolAddress, seconds: float = 1.0) -> Network
     import nats.errors
 
     try:
-        client = await asyncio.wait_for(
-            nats.connect(
+        async with asyncio.timeout(CONNECT_WITHIN_S + 1):
+            client = await nats.connect(
                 servers=address.urls,
                 token=address.secret,
                 name="fallow network measurement",
                 allow_reconnect=False,
                 connect_timeout=int(CONNECT_WITHIN_S),
-            ),
-            CONNECT_WITHIN_S + 1,
-        )
+            )
     except (TimeoutError, OSError, nats.errors.Error) as error:
         return Network(problem=f"the way to the pool could not be measured: {error or type(error).__name__}")
     try:
@@ -52,7 +50,8 @@ async def measure_network(address: PoolAddress, seconds: float = 1.0) -> Network
         return Network(problem=f"the measurement of the way to the pool broke off: {error or type(error).__name__}")
     finally:
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(client.close(), 2.0)
+            async with asyncio.timeout(2.0):
+                await client.close()
 
 
 async def _measure(client: Any, seconds: float) -> Network:
@@ -96,7 +95,8 @@ async def _echoed(client: Any, subject: str, piece: bytes, came: asyncio.Semapho
         while waiting < IN_FLIGHT:
             await client.publish(subject, piece)
             waiting += 1
-        await asyncio.wait_for(came.acquire(), 30)
+        async with asyncio.timeout(30):
+            await came.acquire()
         waiting -= 1
         heard += 1
     return heard * len(piece) / (time.perf_counter() - begun)

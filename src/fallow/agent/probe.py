@@ -175,7 +175,8 @@ async def _uv_find(program: str, version: str) -> str | None:
     with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
         os.setpriority(os.PRIO_PROCESS, process.pid, 19)
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), FIND_TIMEOUT_S)
+        async with asyncio.timeout(FIND_TIMEOUT_S):
+            out, _ = await process.communicate()
     except TimeoutError:
         return None
     finally:

@@ -115,7 +115,8 @@ class Zygote:
             await self._launch()
             assert self._ready is not None
             try:
-                await asyncio.wait_for(asyncio.shield(self._ready), START_WITHIN_S)
+                async with asyncio.timeout(START_WITHIN_S):
+                    await asyncio.shield(self._ready)
             except TimeoutError:
                 words = f"{self._python} did not start a worker within {START_WITHIN_S:g} s. {self._last_words()}"
                 self._lost()
@@ -316,7 +317,8 @@ class Zygote:
                 os.close(descriptor)
         if self.confined is not None:  # what runs in there may have been tampered with
             try:
-                await asyncio.wait_for(asyncio.shield(spawned), START_WITHIN_S)
+                async with asyncio.timeout(START_WITHIN_S):
+                    await asyncio.shield(spawned)
             except TimeoutError:
                 self._lost()
         await spawned

@@ -53,6 +53,12 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         path = Path(pattern)
         if path.is_dir():
             matches = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+            if not matches:
+                raise SettingError(
+                    f"there is no file in the folder {pattern!r}. Those of its sub-folders too are '{path}/**'."
+                )
+        elif path.is_file():  # whatever its name has in common with a pattern
+            matches = [path]
         else:
             matches = [Path(item) for item in sorted(glob.glob(pattern, recursive=True)) if Path(item).is_file()]
         if not matches:
@@ -63,30 +69,34 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 def read_lines(source: str) -> Iterator[str]:
     """Lines of a file ('-': standard input) without their ends; empty ones are left out. Raises SettingError."""
-    if source == "-":
-        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        return
     try:
-        file = open(source, encoding="utf-8")  # noqa: SIM115
+        # Whatever the encoding, commands get the bytes that stand there.
+        file = open(  # noqa: SIM115
+            sys.stdin.fileno() if source == "-" else source,
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+            closefd=source != "-",
+        )
     except OSError as error:
         raise SettingError(f"cannot read the inputs {source!r}: {error.strerror}.") from None
     with file:
         yield from (line.rstrip("\r\n") for line in file if line.strip())
 
 
-def command_inputs(line: CommandLine, options: RunOptions) -> Iterator[CommandInput]:
-    """The tasks, drawn as they are needed. Raises SettingError where there are none, or too many sources."""
+def command_inputs(line: CommandLine, options: RunOptions) -> Iterator[tuple[str, CommandInput]]:
+    """The tasks, drawn as they are needed, each with what it is called here: nodes do not learn in which folders files
+    lie. Raises SettingError where there are none, or too many sources."""
     given = [line.arguments is not None, bool(options.inputs), bool(options.files)]
     if sum(given) > 1:
         raise SettingError("give the inputs once: behind :::, with --inputs, or with --files.")
     if options.files:
         files = find_files(options.files)
-        return (CommandInput(n, path.name, _content(path)) for n, path in enumerate(files))
+        return ((str(path), CommandInput(n, path.name, _content(path))) for n, path in enumerate(files))
     if options.inputs:
-        return (CommandInput(n, text) for n, text in enumerate(read_lines(options.inputs)))
+        return ((text, CommandInput(n, text)) for n, text in enumerate(read_lines(options.inputs)))
     if line.arguments is None:
         raise SettingError("no inputs: give them behind ::: (fallow run -- ./tool {} ::: a b), --inputs or --files.")
-    return (CommandInput(n, text) for n, text in enumerate(line.arguments))
+    return ((text, CommandInput(n, text)) for n, text in enumerate(line.arguments))
 
 
 def file_hint(line: CommandLine, options: RunOptions) -> str:
@@ -113,7 +123,8 @@ def make_plan(line: CommandLine, options: RunOptions) -> CommandPlan:
     words = list(line.words)
     for path in options.ship:
         if not path.is_file():
-            raise SettingError(f"--with {path}: there is no such file.")
+            why = "that is a folder: name files" if path.is_dir() else "there is no such file"
+            raise SettingError(f"--with {path}: {why}.")
         shipped[path.name] = path
         if os.access(path, os.X_OK):
             executable.append(path.name)
@@ -167,7 +178,9 @@ class Collector:
     def __init__(self, out: Path) -> None:
         self._out = out
         out.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = open(out / SUMMARY, "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._file: TextIO = open(  # noqa: SIM115
+            out / SUMMARY, "w", newline="", encoding="utf-8", errors="surrogateescape"
+        )
         self._rows = csv.writer(self._file)
         self._rows.writerow(_SUMMARY_COLUMNS)
         self._next = 0
@@ -176,8 +189,8 @@ class Collector:
         self.done = 0
         self.failed = 0
 
-    def outcome(self, outcome: CommandOutcome, error: str = "") -> None:
-        """One task that ran, well or not."""
+    def outcome(self, outcome: CommandOutcome, called: str, error: str = "") -> None:
+        """One task that ran, well or not. `called`: what stands in the summary for its argument."""
         folder = self._out / folder_name(outcome.number, outcome.argument)
         folder.mkdir(exist_ok=True)
         for name, mode, content in outcome.files:
@@ -190,11 +203,9 @@ class Collector:
             target.write_bytes(content)
             target.chmod(mode | 0o600)
         for name, content in (("stdout", outcome.stdout), ("stderr", outcome.stderr)):
-            taken = (folder / f"{name}.txt").exists() and any(item[0] == f"{name}.txt" for item in outcome.files)
+            taken = any(PurePosixPath(item[0]).parts[:1] == (f"{name}.txt",) for item in outcome.files)
             (folder / (f"{name}.fallow.txt" if taken else f"{name}.txt")).write_bytes(content)
-        self._row(
-            outcome.number, outcome.argument, outcome.exit_code, outcome.seconds, outcome.host, folder.name, error
-        )
+        self._row(outcome.number, called, outcome.exit_code, outcome.seconds, outcome.host, folder.name, error)
 
     def lost(self, number: int, argument: str, error: str) -> None:
         """One task of which nothing came back."""
@@ -222,7 +233,7 @@ class Collector:
 
 
 def run_command_job(tail: list[str], options: RunOptions) -> int:
-    """Run the job to its end. Exit code 1 if any task failed. Raises FallowError in words."""
+    """Run the job to its end. Exit code 1 if any task failed, 130 after Ctrl-C. Raises FallowError in words."""
     line = split_arguments(tail)
     plan = make_plan(line, options)
     inputs = command_inputs(line, options)
@@ -247,8 +258,8 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
     drawn: dict[int, str] = {}
 
     def remembered() -> Iterator[CommandInput]:
-        for task in inputs:
-            drawn[task.number] = task.argument
+        for called, task in inputs:
+            drawn[task.number] = called
             yield task
 
     collector = Collector(options.out)
@@ -257,6 +268,13 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
         results = function.map(remembered(), kwargs={"plan": plan}, return_exceptions=True, order_outputs=False)
         for result in results:
             _take(result, collector, drawn)
+    except KeyboardInterrupt:
+        from fallow.sdk.script_end import interrupted
+
+        interrupted()
+        if collector.done:
+            print(f"fallow: what {counted(collector.done, 'task')} made is in {options.out}/.", file=sys.stderr)
+        return 130
     finally:
         collector.close()
     seconds = time.monotonic() - started
@@ -270,19 +288,19 @@ def run_command_job(tail: list[str], options: RunOptions) -> int:
 
 def _take(result: Any, collector: Collector, drawn: dict[int, str]) -> None:
     if isinstance(result, CommandOutcome):
-        drawn.pop(result.number, None)
-        collector.outcome(result)
+        collector.outcome(result, drawn.pop(result.number, result.argument))
         return
     error = str(result)
     if isinstance(result, CommandFailed):
-        drawn.pop(result.outcome.number, None)
-        collector.outcome(result.outcome, error)
-        where = f"task {result.outcome.number} ({result.outcome.argument})"
+        number = result.outcome.number
+        called = drawn.pop(number, result.outcome.argument)
+        collector.outcome(result.outcome, called, error)
     else:
         number = result.index if isinstance(result, TaskError) else -1
-        collector.lost(number, drawn.pop(number, ""), error)
-        where = f"task {number}" if number >= 0 else "a task"
-    print(f"fallow: {where}: {error}", file=sys.stderr)
+        called = drawn.pop(number, "")
+        collector.lost(number, called, error)
+    error = error.removeprefix(f"task {number} ")
+    print(f"fallow: {f'task {number} ({called})' if number >= 0 else 'a task'}: {error}", file=sys.stderr)
 
 
 def environment(options: RunOptions) -> Any:
@@ -295,8 +313,8 @@ def environment(options: RunOptions) -> Any:
         return fallow.Env(pip=list(options.pip))
     if options.pip:
         raise SettingError("give the environment once: with --env or with --pip.")
-    if not options.env.is_file():
+    if not options.env.exists():
         raise SettingError(f"--env {options.env}: there is no such file.")
-    if options.env.suffix == ".toml":
+    if options.env.suffix == ".toml" or options.env.is_dir():
         return fallow.Env.from_pyproject(options.env)
     return fallow.Env.from_requirements(options.env)

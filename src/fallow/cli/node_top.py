@@ -16,6 +16,7 @@ from fallow.cli.node_history import History
 from fallow.cli.node_show import STATE_WORDS
 from fallow.cli.show import count_words, print_json
 from fallow.core.terminal import harmless
+from fallow.sdk.progress import is_screen
 
 
 def run_node_top(interval_s: float, once: bool, agent: int, as_json: bool) -> None:
@@ -27,7 +28,7 @@ def run_node_top(interval_s: float, once: bool, agent: int, as_json: bool) -> No
         else:
             print(line_of(body, None))
         return
-    if as_json or not sys.stdout.isatty():
+    if as_json or not is_screen(sys.stdout):
         _follow(interval_s, agent, as_json)
         return
     from fallow.cli.node_screen import NodeScreen

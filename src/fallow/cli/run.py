@@ -80,6 +80,11 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
     path = Path(path_text)
     if path_text.startswith("-"):
         raise SettingError(f"fallow run has no option {path_text!r}. It has: {', '.join(OWN_FLAGS)}.")
+    if tail is not None and path.suffix != ".py" and any(flag in options.given for flag in COMMAND_FLAGS):
+        raise SettingError(
+            f"{path_text!r} stands where a Python file would. A pattern of files goes in quotes, and a folder does as "
+            f"well; other options follow it: fallow run --files '{path.parent}/*' --out FOLDER -- ./tool {{}}"
+        )
     if not path.is_file():
         raise SettingError(
             f"there is no file {path_text!r}."
@@ -89,7 +94,12 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
     try:
         shape = file_shape(source)
     except SyntaxError as error:
-        raise SettingError(f"{path_text}:{error.lineno}: {error.msg}") from None
+        hint = (
+            ""
+            if path.suffix == ".py"
+            else f". Is it a Python file? Inputs are named: --files {path_text} -- ./tool {{}}"
+        )
+        raise SettingError(f"{path_text}:{error.lineno}: {error.msg}{hint}") from None
     chosen = function or choose_function(shape)
     _name_pool()
     if not chosen:

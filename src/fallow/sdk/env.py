@@ -43,29 +43,26 @@ class Env:
 
     @classmethod
     def from_requirements(cls, path: str | Path, *, allow_sdist: bool = False) -> Env:
-        """From a requirements file. `-r other.txt` inside is followed; other options of pip are refused in words."""
+        """From a requirements file. `-r other.txt` inside is followed, and where a line has hashes nodes check them;
+        other options of pip are refused in words."""
         return cls(pip=_read_requirements(Path(path), depth=0), allow_sdist=allow_sdist)
 
     @classmethod
     def from_pyproject(
         cls, path: str | Path = "pyproject.toml", *, extras: Iterable[str] = (), allow_sdist: bool = False
     ) -> Env:
-        """From [project] dependencies of a pyproject.toml, with those of the named extras."""
+        """From [project] dependencies of a pyproject.toml, with those of the named extras. Raises SettingError where
+        dependencies stand elsewhere (those of Poetry's own table, dynamic ones)."""
         import tomllib
 
         file = Path(path)
         if file.is_dir():
             file = file / "pyproject.toml"
         try:
-            project = tomllib.loads(_read(file)).get("project", {})
+            content = tomllib.loads(_read(file))
         except tomllib.TOMLDecodeError as error:
             raise SettingError(f"{file} cannot be read: {error}.") from None
-        lines = list(project.get("dependencies", ()))
-        optional = project.get("optional-dependencies", {})
-        for extra in extras:
-            if extra not in optional:
-                raise SettingError(f"{file} has no extra {extra!r}; it has {', '.join(optional) or 'none'}.")
-            lines += optional[extra]
+        lines = _project_requirements(file, content.get("project"), tuple(extras))
         return cls(pip=lines, allow_sdist=allow_sdist)
 
     def __repr__(self) -> str:
@@ -119,8 +116,40 @@ def _read_requirements(path: Path, depth: int) -> list[str]:
                 f"{path}, line {number}: the option {line.split()[0]!r} is not supported. Write requirements only."
             )
         else:
-            lines.append(re.sub(r"\s+--hash=\S+", "", line))
+            lines.append(" ".join(line.split()))
     return lines
+
+
+def _project_requirements(file: Path, project: Any, extras: tuple[str, ...]) -> list[str]:
+    where = "write them there, or into a requirements file"
+    if not isinstance(project, dict):
+        raise SettingError(f"{file} has no table [project], where dependencies stand: {where}.")
+    if "dependencies" in (dynamic := project.get("dynamic", ())) or (extras and "optional-dependencies" in dynamic):
+        raise SettingError(f"{file} leaves its dependencies to what builds it (dynamic = ...): {where}.")
+    optional = project.get("optional-dependencies", {})
+    for key, value in (("dependencies", project.get("dependencies", [])), *optional.items()):
+        if not isinstance(value, list):
+            raise SettingError(f"{file}: {key} = {value!r} is not a list of requirements, such as ['numpy>=2'].")
+    lines = list(project.get("dependencies", ()))
+    wanted, taken = list(extras), set()
+    while wanted:
+        extra = wanted.pop()
+        if extra not in optional:
+            raise SettingError(f"{file} has no extra {extra!r}; it has {', '.join(optional) or 'none'}.")
+        taken.add(extra)
+        for line in optional[extra]:
+            # `all = ["this-project[plot,test]"]`: extras of its own, not of a package of the index.
+            own = re.match(r"\s*([\w.-]+)\s*\[([^\]]*)\]\s*$", str(line))
+            if own and _normal(own[1]) == _normal(str(project.get("name", ""))):
+                wanted += [name for name in re.split(r"[\s,]+", own[2].strip()) if name not in taken]
+            else:
+                lines.append(line)
+    return lines
+
+
+def _normal(name: str) -> str:
+    """A package's name as an index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _read(path: Path) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from fallow.core.terminal import name_words
 from fallow.model.job import JobInfo
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 BAR_AFTER_S = 1.0
 BAR_EVERY_S = 0.25
 ASK_EVERY_S = 1.0
+BAR_CELLS = 40
+NAME_CELLS = 12
+"""A name is shortened as far as this before something is left out."""
 LINES_AFTER_S = 10.0
 LINES_EVERY_S = (10.0, 30.0, 60.0)
 
@@ -86,28 +90,31 @@ class Progress:
 
     def _run_bar(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
+        gauge = BarColumn()
         columns: tuple[Any, ...] = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[story]}"),
+            TextColumn("{task.description}", style="bold", markup=False),
+            gauge,
+            TextColumn("{task.fields[story]}", style="", markup=False),
         )
         # Where stdout goes to a file, it must go on doing so while the bar is shown.
         shared = sys.stdout is not None and sys.stdout.isatty()
         with Bar(*columns, console=console, auto_refresh=False, redirect_stdout=shared) as bar:
-            total = self._total()
-            task = bar.add_task(self._job.spec.name, total=total if total >= 0 else None, story="")
+            name, total = name_words(self._job.spec.name), self._total()
+            task = bar.add_task("", total=total if total >= 0 else None, story="")
             while True:
                 closed = self._closed.wait(BAR_EVERY_S)
                 info, total = self._info(), self._total()
                 if info is not None:
                     done = total if closed and total >= 0 and _ended_well(self._job, info) else info.counts.done
-                    story = " · ".join(self._story(info, done)[1:])
-                    bar.update(task, completed=done, total=total if total >= 0 else None, story=story)
+                    count = f"{done:,}/{total:,}" if total >= 0 else f"{done:,}"
+                    shown, gauge.bar_width, story = fitted(console.width, name, count, self._story(info, done)[1:])
+                    bar.update(
+                        task, description=shown, completed=done, total=total if total >= 0 else None, story=story
+                    )
                     bar.refresh()
                 if closed:
                     return
@@ -119,7 +126,7 @@ class Progress:
             info = self._info()
             if info is not None:
                 line = ", ".join(self._story(info, info.counts.done))
-                print(f"fallow: {self._job.spec.name}: {line}", file=sys.stderr, flush=True)
+                print(f"fallow: {name_words(self._job.spec.name)}: {line}", file=sys.stderr, flush=True)
             if self._closed.wait(every):
                 return
             every = next(waits, every)
@@ -140,6 +147,22 @@ class Progress:
         return parts
 
 
+def fitted(width: int, name: str, count: str, parts: list[str]) -> tuple[str, int, str]:
+    """What has room in a line of so many cells: the name, the bar's cells, and the rest in words.
+
+    The count goes last; the bar and the name get shorter first, then parts are left out from the end."""
+    for end in range(len(parts), -1, -1):
+        story = " · ".join([count, *parts[:end]])
+        room = width - len(story) - 2
+        if room >= min(len(name), NAME_CELLS) or not end:
+            break
+    room = max(0, room)
+    bar = min(BAR_CELLS, room - min(len(name), NAME_CELLS * 2))
+    bar = bar if bar >= 4 else 0
+    shown = name if len(name) <= room - bar else f"{name[: max(0, room - bar - 1)]}…"
+    return shown, bar, story
+
+
 def _ended_well(job: MapJob, info: JobInfo) -> bool:
     return info.state == "succeeded" or info.counts.done >= job.total >= 0
 
@@ -158,16 +181,20 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def is_screen(stream: Any) -> bool:
+    """Whether bars and live views can be drawn on it: a terminal that moves its cursor."""
+    try:
+        return bool(stream.isatty()) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    except (AttributeError, ValueError):
+        return False
+
+
 def wanted(nested: bool) -> tuple[bool, float] | None:
     """(a bar?, seconds before it shows) for a map that starts now, or None for no progress at all."""
     setting = os.environ.get("FALLOW_PROGRESS", "").strip().lower()
     if nested or setting in ("0", "off", "no", "false"):
         return None
     forced = setting in ("1", "on", "yes", "true")
-    try:
-        terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):
-        terminal = False
-    if terminal:
+    if is_screen(sys.stderr):
         return True, 0.0 if forced else BAR_AFTER_S
     return False, BAR_AFTER_S if forced else LINES_AFTER_S

@@ -171,7 +171,8 @@ class Connection:
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._client.close(), 2.0)
+            async with asyncio.timeout(2.0):
+                await self._client.close()
 
 
 async def connect(
@@ -225,7 +226,8 @@ async def connect(
         return client
 
     try:
-        client = await asyncio.wait_for(attempt(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            client = await attempt()
     except (TimeoutError, OSError, nats.errors.Error) as error:
         cause = last[0] if last else error
         if "authorization" in str(cause).lower():

@@ -7,11 +7,13 @@ it, and everything that it creates or changes there comes back, with its output 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +78,8 @@ def fill_words(words: Sequence[str], argument: str, number: int) -> list[str]:
     """The command of one task: placeholders replaced, the argument appended where none stands."""
     name = PurePosixPath(argument).name
     stem = PurePosixPath(name).stem if name else ""
-    values = {"{}": argument, "{/}": name, "{.}": stem, "{#}": str(number)}
+    here = "./" if argument.startswith("./-") else ""  # or the command would take them for options
+    values = {"{}": argument, "{/}": here + name, "{.}": here + stem, "{#}": str(number)}
     # In one pass, so that an argument that looks like a placeholder stays as it is.
     filled = [_MARK.sub(lambda match: values[match[0]], word) for word in words]
     return filled if any(_MARK.search(word) for word in words) else [*filled, argument]
@@ -126,7 +129,7 @@ def _place_input(work: Path, task: CommandInput) -> str:
         return task.argument
     name = PurePosixPath(task.argument.replace("\\", "/")).name
     _place(work / name, task.file, executable=False)
-    return name
+    return f"./{name}" if name.startswith("-") else name
 
 
 def _place(path: Path, content: Any, *, executable: bool) -> None:
@@ -146,13 +149,19 @@ def _run(words: list[str], work: Path, logs: Path) -> int:
     with open(logs / "stdout", "wb") as out, open(logs / "stderr", "wb") as err:
         try:
             process = subprocess.Popen(
-                [program, *words[1:]], cwd=work, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                [program, *words[1:]],
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=_variables(),
             )
         except FileNotFoundError:
-            err.write(f"{words[0]}: no such program on this node\n".encode())
+            err.write(os.fsencode(f"{words[0]}: {_missing_words(program)}\n"))
             return 127
         except OSError as error:
-            err.write(f"{words[0]}: {error.strerror}\n".encode())
+            why = _FORMAT_WORDS if error.errno == errno.ENOEXEC else error.strerror
+            err.write(os.fsencode(f"{words[0]}: {why}\n"))
             return 126
         try:
             return process.wait()
@@ -160,6 +169,29 @@ def _run(words: list[str], work: Path, logs: Path) -> int:
             process.kill()
             process.wait()
             raise
+
+
+_FORMAT_WORDS = "this node cannot run it. Is it made for such a machine? Has a script a first line such as #!/bin/sh?"
+
+
+def _variables() -> dict[str, str]:
+    """The worker's own, with the programs of the job's environment before the node's."""
+    own = os.path.dirname(sys.executable)
+    path = os.environ.get("PATH", os.defpath)
+    if sys.prefix == sys.base_prefix:  # the system's: its `python` will do where there is no other
+        return {**os.environ, "PATH": f"{path}{os.pathsep}{own}"}
+    return {**os.environ, "PATH": f"{own}{os.pathsep}{path}", "VIRTUAL_ENV": sys.prefix}
+
+
+def _missing_words(program: str) -> str:
+    """Why a program is not found: where it is there, what its first line names is not."""
+    if os.sep not in program or not os.path.isfile(program):
+        return "no such program on this node"
+    with open(program, "rb") as file:
+        first = file.readline(200)
+    if first.startswith(b"#!"):
+        return f"its first line names {os.fsdecode(first[2:].strip())!r}, which is not on this node"
+    return "what loads programs of its kind is not on this node"
 
 
 def _snapshot(work: Path) -> dict[Path, tuple[int, int]]:
@@ -174,6 +206,8 @@ def _collect(work: Path, before: Mapping[Path, tuple[int, int]]) -> Iterator[tup
         status = path.stat()
         if before.get(path) == (status.st_mtime_ns, status.st_size):
             continue
+        if not status.st_mode & 0o400:
+            path.chmod(status.st_mode | 0o400)
         yield path.relative_to(work).as_posix(), status.st_mode & 0o777, path.read_bytes()
 
 

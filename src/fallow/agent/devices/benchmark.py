@@ -222,7 +222,8 @@ async def measured(home: Path, spec: NodeSpec, seconds: float = 1.0) -> Scores |
         return None
     try:
         devices = msgspec.json.encode(spec.devices)
-        out, _ = await asyncio.wait_for(process.communicate(devices), TIMEOUT_S * (1 + len(spec.devices)))
+        async with asyncio.timeout(TIMEOUT_S * (1 + len(spec.devices))):
+            out, _ = await process.communicate(devices)
         scores = msgspec.json.decode(out, type=Scores)
     except (TimeoutError, msgspec.MsgspecError):
         return None

@@ -36,7 +36,8 @@ async def wipe(uuid: str) -> str:
     except OSError as error:
         return f"the program that overwrites its memory cannot be started: {error}"
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            out, _ = await process.communicate()
     except TimeoutError:
         return f"its memory was not overwritten within {TIMEOUT_S:g} s"
     finally:
