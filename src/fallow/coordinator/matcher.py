@@ -143,7 +143,7 @@ class Matcher:
             job_id = spec.job_id
             turn = served_in_turn(spec.kind, waited_s(job_id, waits), served[job_id])
             if spec.kind is JobKind.CALLS:
-                hold = holds[job_id] = self._holds.get(job_id) or CallHold(0, now)
+                hold = holds[job_id] = self._holds.get(job_id) or CallHold()
                 kept = hold.look(calls, want, now)
                 want, turn = kept, turn if want or not kept else in_last_turn(turn)
             return JobDemand(spec, min(want, DEMAND_LIMIT), turn, len(found), frozenset(refused))

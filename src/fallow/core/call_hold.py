@@ -2,36 +2,42 @@
 
 Between two calls its job wants nothing. A plan that is made just then would give its slot to a map, and the next call
 would wait for a whole task of that. So the slots stay for a moment, unless there are too few for those that want one:
-at the end of a script's calls the others do without them for a second or two.
+after a script's last call the others do without them for a second or two. One short call by itself keeps nothing.
 """
 
 from __future__ import annotations
 
-LOOK_S = 2.0
+CAME_S = 0.9
+"""Kept after a plan that found new calls, all of them over."""
+WANTED_S = 1.4
+"""Kept after a plan that found calls to run: the next plan, a second later or a little more, is not to take the slots
+where they were over just before it."""
+PEAK_S = 2.0
+"""As many as were wanted at once within this time."""
 CALLS_LEAST = 2
-"""Fewer calls than that within LOOK_S are not one after the other."""
-KEPT_S = 0.9
-"""After the plan that saw the last new call. (Plans come once a second at least, but for those of large pools.)"""
 
 
 class CallHold:
     """Of one job of calls. Times are monotonic seconds of the caller."""
 
-    __slots__ = ("_before", "_calls", "_grew_s", "_kept", "_most", "_since_s")
+    __slots__ = ("_before", "_calls", "_peak", "_peak_s", "_since_s", "_until_s")
 
-    def __init__(self, calls: int, now: float) -> None:
-        self._calls = self._before = calls
-        self._since_s = self._grew_s = now
-        self._most = self._kept = 0
+    def __init__(self) -> None:
+        self._calls = 0
+        self._before = 0
+        """Calls before those that came one after the other."""
+        self._since_s = self._until_s = self._peak_s = -1e9
+        self._peak = 0
 
     def look(self, calls: int, want: int, now: float) -> int:
-        """How many slots it keeps, or wants. calls: how many have come so far; want: those that are to run now."""
-        if calls != self._calls:
-            self._calls, self._grew_s = calls, now
-        self._most = max(self._most, want)
-        seen = max(1, self._most) if calls - self._before >= CALLS_LEAST else 0
-        if now - self._since_s >= LOOK_S:
-            self._before, self._since_s = calls, now
-            self._kept, self._most = seen, want
-        kept = max(self._kept, seen) if now - self._grew_s < KEPT_S else 0
-        return max(want, kept)
+        """How many slots it wants, or keeps. calls: how many have come so far; want: those that are to run now."""
+        if want or calls != self._calls:
+            if now >= self._until_s:
+                self._since_s, self._before = now, self._calls
+            self._calls, self._until_s = calls, now + (WANTED_S if want else CAME_S)
+        if want >= self._peak or now - self._peak_s >= PEAK_S:
+            self._peak, self._peak_s = max(1, want), now
+        if now >= self._until_s:
+            return 0
+        is_one = calls - self._before < CALLS_LEAST and self._until_s - self._since_s < CAME_S + WANTED_S
+        return want if is_one else max(want, self._peak)
