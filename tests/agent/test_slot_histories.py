@@ -14,6 +14,8 @@ from fallow.model.parts import Death
 from fallow.wire.messages import HandIn
 from tests.agent.slots import NODE, lease, page, spec
 
+JOB, OTHER = JobId("job-aaaaaa"), JobId("job-bbbbbb")
+
 
 class Simulation:
     """An owner and workers around one slot. Every task must be accounted for exactly once by what is handed in."""
@@ -27,6 +29,7 @@ class Simulation:
         """What is open of each lease, as the owner sees it."""
         self.workers: dict[int, Worker] = {}
         self.pulls: list[int] = []
+        self.assignments = 1
         self.finished = IntervalSet()
         self.cuts: list[tuple[int, Held]] = []
 
@@ -40,7 +43,7 @@ class Simulation:
                     self.hand_in(hand_in)
                     if pull is not None:
                         self.pulls.append(pull.seq)
-                case SendPull(pull=pull):
+                case SendPull(pull=pull) if pull.job_id == JOB:
                     self.pulls.append(pull.seq)
                 case Cut(lane=lane, held=held, share=share):
                     worker = self.workers[lane]
@@ -60,6 +63,11 @@ class Simulation:
             if not message.deaths:
                 assert not open_set, f"{open_set} of {message.token} was lost without a death"
             del self.owned[message.token[0], message.token[1]]
+
+    def assign(self, job: str) -> None:
+        self.assignments += 1
+        self.perform(self.machine.assign(1, self.assignments, spec(job), self.now))
+        self.perform(self.machine.prepared(JobId(job), self.now))
 
     def give_lease(self, size: int) -> None:
         if not self.pulls:
@@ -114,6 +122,8 @@ steps = st.one_of(
     st.tuples(st.just("tick"), st.integers(0, 60)),
     st.tuples(st.just("drain"), st.just(0)),
     st.tuples(st.just("lend"), st.integers(0, 1)),
+    st.tuples(st.just("away"), st.just(0)),
+    st.tuples(st.just("home"), st.just(0)),
 )
 
 
@@ -121,8 +131,7 @@ steps = st.one_of(
 @given(st.lists(steps, max_size=60))
 def test_no_task_is_lost_or_run_twice(history: list[tuple[str, int]]) -> None:
     run = Simulation()
-    run.perform(run.machine.assign(1, 1, spec(), 0.0))
-    run.perform(run.machine.prepared(JobId("job-aaaaaa"), 0.0))
+    run.assign(JOB)
     for step, value in history:
         run.now += 0.01
         match step:
@@ -132,7 +141,7 @@ def test_no_task_is_lost_or_run_twice(history: list[tuple[str, int]]) -> None:
                 run.work(value % 3, value)
             case "back":
                 for token in list(run.owned)[:2]:
-                    run.perform(run.machine.take_back(JobId("job-aaaaaa"), token, value / 100, run.now))
+                    run.perform(run.machine.take_back(JOB, token, value / 100, run.now))
             case "settle":
                 run.settle_cuts()
             case "die":
@@ -142,7 +151,12 @@ def test_no_task_is_lost_or_run_twice(history: list[tuple[str, int]]) -> None:
                 run.perform(run.machine.tick(run.now))
             case "drain":
                 run.perform(run.machine.drain(not run.machine.draining, run.now))
-                run.perform(run.machine.prepared(JobId("job-aaaaaa"), run.now))
+                for job in (JOB, OTHER):
+                    run.perform(run.machine.prepared(job, run.now))
+            case "away":
+                run.assign(OTHER)
+            case "home":
+                run.assign(JOB)
             case "lend":
                 _, effects = run.machine.lend(0, bool(value), run.now)
                 run.perform(effects)

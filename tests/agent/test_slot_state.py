@@ -344,3 +344,31 @@ def test_large_results_go_in_several_hand_ins_of_which_the_last_carries_the_end(
     assert [hand_in.ended for hand_in in hand_ins] == [False, False, True]
     assert [hand_in.seq for hand_in in hand_ins] == [1, 2, 3]
     assert sum(hand_in.run_s for hand_in in hand_ins) == pytest.approx(1.0)
+
+
+def test_a_slot_that_is_another_jobs_gives_back_what_it_has_not_begun() -> None:
+    """Whoever gets it waits for the task in progress, and not for the rest of the lease."""
+    machine = ready()
+    machine.lease(lease(1, 0, 10), 0.1)
+    machine.tick(0.2)
+    machine.lease(lease(2, 10, 20, pull_seq=2), 0.3)
+    back, cut, prepare = machine.assign(1, 2, spec("job-bbbbbb"), 0.4)
+    assert isinstance(back, Deliver)
+    assert back.hand_in.give_back == ((10, 20),)
+    assert isinstance(cut, Cut)
+    assert isinstance(prepare, Prepare)
+    assert machine.plan_cut(cut.held, cut.share, index=3) == 4
+    [rest] = machine.cut(cut.held, index=3)
+    assert isinstance(rest, Deliver)
+    assert (rest.hand_in.give_back, rest.hand_in.ended) == (((4, 10),), False)
+    assert not machine.prepared(JobId("job-bbbbbb"), 0.5), "a task is in progress"
+    deliver, pull = machine.reported(0, done(1, 0, 4), 0.6)
+    assert isinstance(deliver, Deliver)
+    assert isinstance(pull, SendPull)
+    assert (pull.pull.job_id, pull.pull.idle) == ("job-bbbbbb", True)
+
+
+def test_a_slot_that_is_taken_from_a_job_and_given_to_none_goes_on() -> None:
+    machine = ready()
+    machine.lease(lease(1, 0, 10), 0.1)
+    assert not of(machine.assign(1, 2, None, 0.4), Cut)

@@ -341,6 +341,8 @@ class Slot:
         if process is None or lane.running is not held:
             return
         index, _ = lane.progress(held)
+        if index + 1 >= held.cut:
+            return  # all of it is begun
         process.limit(held.token, self.machine.plan_cut(held, share, index))
 
         def settled() -> None:

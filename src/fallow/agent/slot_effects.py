@@ -53,6 +53,11 @@ class Held:
     def __repr__(self) -> str:
         return f"lease {self.token} of {self.job_id} [{self.start}, {self.stop})"
 
+    @property
+    def may_be_cut(self) -> bool:
+        """It is wanted, and is not being cut already."""
+        return not self.revoked and self.asked is None
+
     def missing(self, start: int, stop: int) -> tuple[Interval, ...]:
         """The parts of [start, stop) that nobody has heard of yet."""
         return tuple(self.covered.gaps(start, stop))

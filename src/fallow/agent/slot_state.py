@@ -122,9 +122,19 @@ class SlotMachine:
             return []
         effects = self._leave_job()
         self.spec = spec
+        if spec is not None:
+            effects += self._cut_others(spec.job_id)
         if spec is not None and not self.is_shut:
             effects.append(Prepare(spec))
         return effects
+
+    def _cut_others(self, job_id: JobId) -> list[Effect]:
+        """What is not begun of other jobs' leases goes back: this one's tasks wait for a task, and not for a lease."""
+        return [
+            Cut(lane.index, lane.held, 1.0)
+            for lane in self.lanes
+            if lane.held is not None and lane.held.job_id != job_id and lane.held.may_be_cut and not lane.waiting
+        ]
 
     def prepared(self, job_id: JobId, now: float) -> list[Effect]:
         """Environment and function are ready."""
@@ -327,7 +337,7 @@ class SlotMachine:
                 self.queue.remove(held)
                 return self._with_pull([self._give_back_whole(held)], now)
         lane = self.lanes.of(job_id, token)
-        if lane is None or lane.held is None or lane.held.revoked or lane.held.asked is not None:
+        if lane is None or lane.held is None or not lane.held.may_be_cut:
             return []
         return [Cut(lane.index, lane.held, share)]
 

@@ -33,6 +33,8 @@ from fallow.wire.messages import (
     Unpull,
 )
 
+FIRST_CALL_S = 5.0
+"""A job of calls is submitted with its first call on its heels. One that has not come by then was thought better of."""
 INPUT_PAGES_LIMIT = 20_000
 """Pages of calls waiting at once; the client's window is far below."""
 PUSH_BYTES = 1 << 20
@@ -55,9 +57,14 @@ class CallsJob(OwnedJob):
         """Inputs that lie in the blob store, until their client has the answers."""
         self._heard_of = 0
         """Below it there may be calls that this owner knows from agents only, without their inputs."""
+        self._submitted_s = self.client_seen
         self._came_back: set[int] = set()
         """Calls that their client sent to a slot, and that this did not take: it said so before the client's own word
         of them came."""
+
+    def submitted(self) -> None:
+        """It is new: its client has a call for it, and is about to send that."""
+        self.progress.expects_call = True
 
     def restore_ended(self, stored: StoredJob) -> None:
         """Be what the store says of a job that is over: how many calls it answered, and how it ended."""
@@ -74,6 +81,9 @@ class CallsJob(OwnedJob):
 
     def tick(self, now: float) -> None:
         """A call on a node that is silent does not wait until that is lost: it runs elsewhere too, if that may be."""
+        if self.progress.expects_call and now - self._submitted_s >= FIRST_CALL_S:
+            self.progress.expects_call = False
+            self.context.kick_matcher()
         self._close_slots(slot for slot in self._open_slots if slot[0] in self.progress.quiet)
         if not self.progress.leases or not self.context.connection.has_listened(QUIET_LEAST_S):
             return
@@ -128,6 +138,7 @@ class CallsJob(OwnedJob):
 
     def sync(self, message: SyncCalls) -> None:
         """Push again what the client lacks, and name what this owner has never heard of."""
+        self.progress.expects_call = False
         self.client_seen = self.context.now()
         if self.progress.is_final:
             self._tell_end()

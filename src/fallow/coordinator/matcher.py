@@ -6,6 +6,7 @@ The planner is kept and told of what changed, so that a plan costs what changed 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fallow.coordinator.capability import Capability
@@ -15,10 +16,11 @@ from fallow.coordinator.kept_planner import KeptPlanner
 from fallow.coordinator.peers import Peers
 from fallow.coordinator.tied_slots import TiedSlots
 from fallow.core.admission import within_limits
-from fallow.core.demand import served_in_turn
+from fallow.core.call_hold import CallHold
+from fallow.core.demand import in_last_turn, served_in_turn
 from fallow.core.matching import SERVED_HALF_LIFE_S, JobDemand, too_large
 from fallow.model.ids import JobId, NodeId
-from fallow.model.job import JobKind
+from fallow.model.job import JobKind, JobSpec
 from fallow.model.node import NodeSpec
 from fallow.wire import subjects
 from fallow.wire.messages import Verdict
@@ -70,6 +72,7 @@ class Matcher:
         self._tied = TiedSlots(context.nodes)
         self._waiting: dict[JobId, float] = {}
         """Jobs of which something is to run and nothing runs: since when."""
+        self._holds: dict[JobId, CallHold] = {}
         self._capability = Capability(context, directory)
 
     def hold(self, wait_s: float) -> None:
@@ -127,6 +130,7 @@ class Matcher:
         found: dict[JobId, _Wanting] = {}
         served: dict[JobId, float] = {}
         waiting: dict[JobId, float] = {}
+        holds: dict[JobId, CallHold] = {}
         now = self._ran_at
 
         def waited_s(job_id: JobId, waits: bool) -> float:
@@ -135,22 +139,30 @@ class Matcher:
             since = waiting[job_id] = self._waiting.get(job_id, now)
             return now - since
 
+        def demand(spec: JobSpec, want: int, waits: bool, calls: int, refused: Iterable[NodeId]) -> JobDemand:
+            job_id = spec.job_id
+            turn = served_in_turn(spec.kind, waited_s(job_id, waits), served[job_id])
+            if spec.kind is JobKind.CALLS:
+                hold = holds[job_id] = self._holds.get(job_id) or CallHold()
+                kept = hold.look(calls, want, now)
+                want, turn = kept, turn if want or not kept else in_last_turn(turn)
+            return JobDemand(spec, min(want, DEMAND_LIMIT), turn, len(found), frozenset(refused))
+
         own = {job_id: job for job_id, job in self._directory.active.items() if not job.progress.is_final}
         for job_id, owned in own.items():
             served[job_id] = owned.served = owned.served * keep + owned.progress.busy_slots * elapsed
-            want = min(owned.progress.demand, DEMAND_LIMIT)
-            turn = served_in_turn(owned.spec.kind, waited_s(job_id, owned.progress.waits), owned.served)
-            demand = JobDemand(owned.spec, want, turn, len(found), frozenset(owned.refused))
-            found[job_id] = _Wanting(demand, dict(owned.refused), bool(owned.progress.busy_slots))
+            progress = owned.progress
+            wanted = demand(owned.spec, progress.demand, progress.waits, progress.cursor, owned.refused)
+            found[job_id] = _Wanting(wanted, dict(owned.refused), bool(progress.busy_slots))
         for job_id, report in self._peers.jobs().items():
             if job_id in found or report.info.state not in ("open", "running"):
                 continue
             before = self._served.get(job_id, report.served)
             served[job_id] = before * keep + min(holding.get(job_id, 0), report.want) * elapsed
-            turn = served_in_turn(report.spec.kind, waited_s(job_id, report.waits), served[job_id])
-            demand = JobDemand(report.spec, min(report.want, DEMAND_LIMIT), turn, len(found), frozenset(report.refused))
-            found[job_id] = _Wanting(demand, dict.fromkeys(report.refused, ""), report.info.counts.running > 0)
-        self._served, self._waiting = served, waiting
+            counts = report.info.counts
+            wanted = demand(report.spec, report.want, report.waits, counts.inputs, report.refused)
+            found[job_id] = _Wanting(wanted, dict.fromkeys(report.refused, ""), counts.running > 0)
+        self._served, self._waiting, self._holds = served, waiting, holds
         return found
 
     def _within_limits(self, demands: list[JobDemand]) -> list[JobDemand]:

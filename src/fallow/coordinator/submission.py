@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+from fallow.coordinator.calls_job import CallsJob
 from fallow.coordinator.context import Context
 from fallow.coordinator.directory import Directory
 from fallow.coordinator.map_job import MapJob
@@ -127,6 +128,8 @@ class Submission:
         owned = self._directory.make(spec, epoch=1)
         owned.is_written = False
         self._directory.add(owned)
+        if isinstance(owned, CallsJob):
+            owned.submitted()
         ops: list[Op] = [CreateJob(spec, self._context.owner, self._context.unix_s())]
         effects: list[Effect] = []
         if isinstance(owned, MapJob):

@@ -33,6 +33,11 @@ def served_in_turn(kind: JobKind, waits_s: float, served: float) -> float:
     return served - _FIRST if waits_s >= (0.0 if kind is JobKind.CALLS else MAP_WAITS_S) else served
 
 
+def in_last_turn(served: float) -> float:
+    """`served` of a job that wants nothing now, and would keep slots for what is to come (core.call_hold)."""
+    return served + _FIRST
+
+
 @dataclass(slots=True)
 class NodeView:
     """A live node and what its slots are assigned to now."""

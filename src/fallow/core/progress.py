@@ -39,6 +39,9 @@ class Progress:
         self.reason_kind = ""
         self.cursor = 0
         self.total = -1
+        self.expects_call = False
+        """A job of calls whose first call is on its way: its script made it before whatever it submitted next, and
+        that comes with all its tasks. It counts as here, or those would have every slot before it comes."""
         self.done = IntervalSet()
         self.todo = IntervalSet()
         self.failures = FailureBook(spec.retry)
@@ -95,7 +98,7 @@ class Progress:
         most = self.cursor - len(self.done) - len(self.failures.delayed) + len(self._doubled)
         if self.spec.max_leases:
             most = min(most, self.spec.max_leases)
-        return most
+        return 1 if self.expects_call and most < 1 else most
 
     @property
     def leased(self) -> int:
@@ -192,6 +195,7 @@ class Progress:
     def add_call(self, start: int, stop: int) -> list[Interval]:
         """Calls arrive in any order and again: those new to us are taken. The numbers below `cursor` that never
         came are done as far as we are concerned until they come."""
+        self.expects_call = False
         if start > self.cursor:
             self.done.add(self.cursor, start)
             self.cursor = start
