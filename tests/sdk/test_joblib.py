@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def lines(file: Any) -> list[str]:
 
 
 @pytest.fixture
-def stored(connected: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def stored(connected: Pool, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What is put into the pool as an object of its own."""
     from fallow.sdk import objects
 
@@ -55,7 +54,7 @@ def stored(connected: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ob
         return put(value)
 
     monkeypatch.setattr(objects, "put", noted)
-    yield seen
+    return seen
 
 
 def parallel(calls: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ _PLACE = re.compile(r"input -?\d+ -> \[[012]\] -> \[(?:(?P<number>\d+)|(?P<name>
 
 
 def encode_call(item: tuple[Any, ...]) -> list[Any]:
-    """The page of one call, (args, kwargs) or (fn, args, kwargs). Raises UnserialisableInput that speaks of its arguments."""
+    """The page of one call, (args, kwargs) or (fn, args, kwargs). Raises UnserialisableInput, of its arguments."""
     try:
         return list(encode_inputs([item]))
     except UnserialisableInput as error:

@@ -62,6 +62,7 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Future[Any]:
         assert self._executor is not None
+        future: Future[Any]
         try:
             packed = self._packer.pack(func)
         except FallowError:
