@@ -89,6 +89,8 @@ def test_exceptions_are_the_futures(executor: fallow.Executor) -> None:
     error = future.exception(60)
     assert isinstance(error, ValueError)
     assert "raise ValueError" in str(error.__cause__)
+    assert str(error.__cause__).count("  File ") == 1, error.__cause__  # nothing of ours stands above it
+    assert "  File " not in str(executor.submit(pow, "a", 2).exception(60).__cause__)  # type: ignore[union-attr]
     lost = executor.submit(os._exit, 9)
     assert isinstance(lost.exception(90), errors.WorkerLost)
     with open(os.devnull) as file:
