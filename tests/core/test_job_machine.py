@@ -317,6 +317,35 @@ def test_a_slot_that_its_client_sent_a_call_does_not_wait_for_one() -> None:
     job.check()
 
 
+def test_a_slot_that_asks_before_it_hands_in_its_call_is_answered_then() -> None:
+    """A large result is stored before it is handed in: the slot asks for its next lease meanwhile."""
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    slot = (NodeId("one"), 0)
+    job.add_call(0, 1)
+    assert job.sent_call(slot, 0, 0.0)
+    job.add_call(1, 2)
+    job.pull(slot, 2, True, ())
+    assert job.dispatch(0.1) == [], "this pull may be the one that the call has answered"
+    job.node_quiet(slot[0])
+    job.node_heard(slot[0])
+    job.pull(slot, 3, True, ())
+    answer = (ResultPage(0, 1, 0, blob),)
+    job.hand_in(slot=slot, token=call_token(1, 0), results=answer, ended=True, now=0.2)
+    assert job.waiting(slot) is not None
+    (grant,) = job.dispatch(0.2)
+    assert isinstance(grant, Grant)
+    assert (grant.start, grant.pull_seq) == (1, 3)
+    assert job.sent_call(slot, 1, 0.3) is False
+    job.add_call(2, 3)
+    assert job.sent_call(slot, 2, 0.3)
+    job.pull(slot, 4, True, ())
+    job.node_lost(slot[0], "gone")
+    assert job.waiting(slot) is None
+    assert not job.pulls
+    job.check()
+
+
 def test_a_call_that_never_reached_its_slot_is_sent_again_by_its_owner() -> None:
     blob = Blob(Digest("00"), 1, b"x")
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)

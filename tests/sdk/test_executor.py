@@ -58,7 +58,7 @@ def executor() -> Iterator[fallow.Executor]:
 
 def test_submit(executor: fallow.Executor) -> None:
     future = executor.submit(pow, 2, 10)
-    assert type(future) is Future
+    assert isinstance(future, Future)
     assert future.result(60) == 1024
     assert future.done()
     assert not future.cancel()
@@ -89,6 +89,8 @@ def test_exceptions_are_the_futures(executor: fallow.Executor) -> None:
     error = future.exception(60)
     assert isinstance(error, ValueError)
     assert "raise ValueError" in str(error.__cause__)
+    assert str(error.__cause__).count("  File ") == 1, error.__cause__  # nothing of ours stands above it
+    assert "  File " not in str(executor.submit(pow, "a", 2).exception(60).__cause__)  # type: ignore[union-attr]
     lost = executor.submit(os._exit, 9)
     assert isinstance(lost.exception(90), errors.WorkerLost)
     with open(os.devnull) as file:
@@ -330,3 +332,40 @@ def test_max_workers_caps_how_many_run_at_once(tmp_path: Path) -> None:
         assert list(executor.map(run, range(10))) == list(range(10))
         futures = [executor.submit(run, n) for n in range(10)]
         assert [future.result(60) for future in futures] == list(range(10))
+
+
+def test_callbacks_may_wait_and_use_the_pool(executor: fallow.Executor, tmp_path: Path) -> None:
+    """They hold up nobody but each other: what they wait for may itself wait for the pool."""
+    file = tmp_path / "lines.txt"
+    file.write_text("one\ntwo\n")
+    held, done = threading.Lock(), threading.Event()
+    seen: list[Any] = []
+
+    def call_back(future: Future[int]) -> None:
+        with held:
+            seen.append((future.result(), executor.submit(os.path.getsize, fallow.File(file)).result(60)))
+            done.set()
+
+    with held:
+        future = executor.submit(pow, 2, 3)
+        future.add_done_callback(call_back)
+        assert future.result(60) == 8
+        assert fallow.put("something").get() == "something"
+        assert not done.is_set()
+    assert done.wait(60)
+    assert seen == [(8, 8)]
+
+
+def test_shutdown_waits_for_callbacks_whatever_they_raise(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+
+    def call_back(future: Future[int]) -> None:
+        time.sleep(0.01)
+        seen.append(future.result())
+        raise ValueError("of the callback")
+
+    with fallow.Executor() as executor:
+        for n in range(5):
+            executor.submit(abs, -n).add_done_callback(call_back)
+    assert sorted(seen) == list(range(5))
+    assert caplog.text.count("ValueError: of the callback") == 5

@@ -248,7 +248,7 @@ class CallsJob(OwnedJob):
         finally:
             self._is_told = False
         slot = (message.node_id, message.slot)
-        if message.pull is not None:
+        if message.pull is not None or self.progress.waiting(slot) is not None:
             self._open_slot(slot)
         elif message.ended and slot in self._open_slots and not self.progress.is_busy(slot):
             self._close_slots([slot])

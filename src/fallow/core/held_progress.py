@@ -74,7 +74,7 @@ class HeldProgress(Progress):
         """It may be gone: until it is heard of, its slots get nothing."""
         self.quiet.add(node)
         for place in self._places.get(node, ()):
-            if place.waits:
+            if place.waits or place.is_late:
                 self._drop_pull(place)
                 place.is_aside = True
 

@@ -48,13 +48,16 @@ class JobProgress(HeldProgress):
             return
         place = known or self._know(slot)
         place.seq = seq
-        if idle and place.tokens and any(is_call_token(token) for token in place.tokens):
-            return  # its client was quicker than this pull, and has answered it
         if place.waits and place.idle != idle:
             self._drop_pull(place)
         place.pull_seq = seq
         place.idle = idle
         place.pages = frozenset(pages) if pages else NO_PAGES
+        place.is_late = idle and bool(place.tokens) and any(is_call_token(token) for token in place.tokens)
+        if place.is_late:
+            self._drop_pull(place)
+            place.is_late = True
+            return
         place.waits = True
         place.is_aside = False
         (self._idle if idle else self._ahead)[place] = None

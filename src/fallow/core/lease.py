@@ -15,7 +15,7 @@ from fallow.model.ids import NodeId, SlotKey, Token
 class KnownSlot:
     """What a job remembers of a slot. One record, since every event of the slot needs most of it."""
 
-    __slots__ = ("idle", "is_aside", "key", "last_size", "pages", "pull_seq", "rate", "seq", "tokens", "waits")
+    __slots__ = ("idle", "is_aside", "is_late", "key", "last_size", "pages", "pull_seq", "rate", "seq", "tokens", "waits")
 
     def __init__(self, key: SlotKey) -> None:
         self.key = key
@@ -25,6 +25,9 @@ class KnownSlot:
         """It has asked for a lease and has not got one: what it asked for follows."""
         self.is_aside = False
         """It asked, and its node may be gone."""
+        self.is_late = False
+        """It asked while a call stood that its client had sent it: that has answered this pull, or it is the next one,
+        which will wait as soon as the call is handed in."""
         self.pull_seq = -1
         self.idle = False
         self.pages: frozenset[int] = frozenset()

@@ -18,7 +18,7 @@ from fallow.core.failures import FailureBook
 from fallow.core.intervals import IntervalSet
 from fallow.core.lease import KnownSlot, LiveLease
 from fallow.core.sizing import Rate
-from fallow.model.ids import Interval, NodeId, SlotKey, Token
+from fallow.model.ids import Interval, NodeId, SlotKey, Token, is_call_token
 from fallow.model.job import JobCounts, JobSpec
 from fallow.model.parts import Death, FaultPage
 from fallow.model.states import JobEvent, JobState, job_transition
@@ -253,6 +253,7 @@ class Progress:
     # ------------------------------------------------------------ leases end
 
     def _drop_pull(self, place: KnownSlot) -> None:
+        place.is_late = False
         if place.waits:
             place.waits = False
             del (self._idle if place.idle else self._ahead)[place]
@@ -308,6 +309,10 @@ class Progress:
             tokens.remove(lease.token)
             if not tokens:
                 self.busy_slots -= 1
+        if lease.place.is_late and not any(is_call_token(token) for token in tokens):
+            lease.place.is_late = False
+            lease.place.waits = True
+            self._idle[lease.place] = None
 
     # ------------------------------------------------------------ endings
 

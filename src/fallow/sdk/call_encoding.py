@@ -13,8 +13,8 @@ _PLACE = re.compile(r"input -?\d+ -> \[[012]\] -> \[(?:(?P<number>\d+)|(?P<name>
 """As wire.offender writes where in an item an argument sits."""
 
 
-def encode_call(item: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
-    """The page of one call, (args, kwargs). Raises UnserialisableInput that speaks of its arguments."""
+def encode_call(item: tuple[Any, ...]) -> list[Any]:
+    """The page of one call, (args, kwargs) or (fn, args, kwargs). Raises UnserialisableInput, of its arguments."""
     try:
         return list(encode_inputs([item]))
     except UnserialisableInput as error:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fallow.model.errors import SettingError
+from fallow.sdk.call_future import CallFuture, wait_called
 from fallow.sdk.client import Client, current_bridge, get_client
 from fallow.sdk.objects import File
 from fallow.sdk.options import Options, check_callable, read_options
@@ -71,7 +72,7 @@ class Executor(StandardExecutor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         check_callable(fn, "submit") if not isinstance(fn, type) else None
         bridge = current_bridge()
-        future: Future[T] = Future()
+        future: Future[T] = CallFuture()
         if bridge is not None:
             from fallow.sdk.nested import lending
 
@@ -209,6 +210,7 @@ class Executor(StandardExecutor):
                 live.buffer_all()
         if wait and calls is not None:
             calls.wait_idle()
+            wait_called()
         with contextlib.suppress(Exception):
             get_client().executors.discard(self)
 

@@ -9,16 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from joblib import register_parallel_backend
 from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
 
-from fallow.model.errors import SettingError
+from fallow.model.errors import FallowError, SettingError, UnserialisableInput
+from fallow.sdk.call_encoding import encode_call
 from fallow.sdk.client import get_client
 from fallow.sdk.executor import Executor
-from fallow.sdk.objects import Ref, put
-
-PUT_ABOVE_BYTES = 1 << 20
-"""Arrays above this are shipped once for a whole Parallel call, and mapped by every task that gets them."""
+from fallow.sdk.joblib_packing import Packer, run_packed
 
 
 class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -35,7 +32,7 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._options = options
         self._executor: Executor | None = None
         self._n_jobs = 1
-        self._refs: dict[int, tuple[Any, Ref[Any]]] = {}
+        self._packer = Packer()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Slots of the pool for -1, one less for -2 and so on."""
@@ -65,39 +62,31 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     def submit(self, func: Any, callback: Callable[[Any], Any] | None = None) -> Future[Any]:
         assert self._executor is not None
-        items = getattr(func, "items", None)
-        if isinstance(items, list):
-            func.items = [self._with_refs(item) for item in items]
-        future: Future[Any] = self._executor.submit(func)
+        future: Future[Any]
+        try:
+            packed = self._packer.pack(func)
+        except FallowError:
+            raise
+        except Exception as error:
+            future = Future()
+            future.set_exception(_blame(func, error))
+        else:
+            future = self._executor.submit(run_packed, *packed)
         if callback is not None:
             future.add_done_callback(callback)
         return future
-
-    def _with_refs(self, item: Any) -> Any:
-        """A delayed call with its large arrays put into the pool."""
-        fn, args, kwargs = item
-        return fn, tuple(map(self._ref, args)), {name: self._ref(value) for name, value in kwargs.items()}
-
-    def _ref(self, value: Any) -> Any:
-        size = getattr(value, "nbytes", 0)
-        if type(value).__module__.partition(".")[0] != "numpy" or not isinstance(size, int) or size < PUT_ABOVE_BYTES:
-            return value
-        known = self._refs.get(id(value))
-        if known is None:
-            known = self._refs[id(value)] = (value, put(value))
-        return known[1]
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         return out.result()
 
     def stop_call(self) -> None:
-        self._refs.clear()
+        self._packer.clear()
 
     def terminate(self) -> None:
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False)
-        self._refs.clear()
+        self._packer.clear()
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
@@ -112,6 +101,11 @@ class FallowBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 
-def register() -> None:
-    """Make joblib know the backend by the name 'fallow'."""
-    register_parallel_backend("fallow", FallowBackend)
+def _blame(batch: Any, error: Exception) -> Exception:
+    """Which argument of which call cannot be pickled, where it is one."""
+    try:
+        for call in batch.items:
+            encode_call(call)
+    except UnserialisableInput as named:
+        return named
+    return error

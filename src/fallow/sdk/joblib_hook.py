@@ -46,14 +46,14 @@ class _Loader:
 
 def register_lazily() -> None:
     """Tell joblib the name; our module is imported when somebody uses it."""
-    from joblib.parallel import EXTERNAL_BACKENDS
+    from joblib import register_parallel_backend
 
-    def load() -> None:
-        from fallow.sdk.joblib_backend import register
+    def make(**options: Any) -> Any:
+        from fallow.sdk.joblib_backend import FallowBackend
 
-        register()
+        return FallowBackend(**options)
 
-    EXTERNAL_BACKENDS.setdefault("fallow", load)
+    register_parallel_backend("fallow", make)
 
 
 def install() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from fallow.sdk.call_future import this_thread
 from fallow.wire.messages import Msg, decode, encode
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        this_thread.is_loop = True
         self.loop.run_forever()
         with contextlib.suppress(Exception):
             self.loop.close()

@@ -141,7 +141,7 @@ def split_unserialisable(
         return {offset: _blame_plain(error, offset) for offset, error in found.items() if error is not None}
     for offset, value in enumerate(values):
         try:
-            _pickle([value])
+            pickle_apart([value])
         except Exception as error:
             if len(bad) < named:
                 bad[offset] = _blame(value, error, UnserialisableResult, "the result", offset)
@@ -286,7 +286,7 @@ def _encode(items: Sequence[object], failures: bytes) -> list[Buffer]:
         else:
             return _join(_HEADER.pack(_MAGIC, _VERSION, PLAIN, len(failures), len(body), 0), body, failures)
     try:
-        body, buffers = _pickle(items if type(items) is list else list(items))
+        body, buffers = pickle_apart(items if type(items) is list else list(items))
     except Exception as error:
         raise _NotSerialisable(error) from None
     header = _HEADER.pack(_MAGIC, _VERSION, PICKLE, len(failures), len(body), len(buffers))
@@ -308,7 +308,8 @@ def _join(header: bytes, body: bytes, tail: bytes) -> list[Buffer]:
     return [header + body + tail] if len(body) < _JOIN_BYTES else [header, body, tail]
 
 
-def _pickle(items: list[object]) -> tuple[bytes, list[memoryview]]:
+def pickle_apart(items: object) -> tuple[bytes, list[memoryview]]:
+    """A pickle, by value where that is needed, and what memory of arrays goes with it. Raises what pickling raises."""
     buffers: list[memoryview] = []
 
     def out_of_band(buffer: pickle.PickleBuffer) -> bool:
@@ -344,7 +345,7 @@ def _modules_by_value() -> bool:
 def _name_item(items: Sequence[object], failed: _NotSerialisable, error_type: type[_Error], noun: str) -> _Error:
     for offset, item in enumerate(items):
         try:
-            _pickle([item])
+            pickle_apart([item])
         except Exception as error:
             return _blame(item, error, error_type, f"{noun} {offset}", offset)
     return error_type(f"the {noun}s cannot be serialised together: {_words(failed.cause)}")

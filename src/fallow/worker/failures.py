@@ -16,7 +16,10 @@ TEXT_LIMIT = 16 * 1024
 EXCEPTION_LIMIT_BYTES = 64 * 1024
 
 _OWN = os.path.dirname(os.path.abspath(fallow.__file__)) + os.sep
-_WORKER = tuple(os.path.join(_OWN, part) + os.sep for part in ("worker", "wire"))
+_CALLS = tuple(os.path.join(_OWN, "sdk", name) for name in ("shipped.py", "joblib_packing.py"))
+"""Where customers' functions are called, and nothing of ours goes wrong."""
+_WORKER = (*(os.path.join(_OWN, part) + os.sep for part in ("worker", "wire")), *_CALLS)
+_ASYNCIO = os.path.join(os.path.dirname(os.__file__), "asyncio") + os.sep
 
 
 def make_failure(error: BaseException) -> Failure:
@@ -50,9 +53,23 @@ def traceback_text(error: BaseException) -> str:
 
 
 def _skip_own(tb: TracebackType | None) -> TracebackType | None:
-    while tb is not None and tb.tb_next is not None and tb.tb_frame.f_code.co_filename.startswith(_WORKER):
+    while tb is not None and tb.tb_next is not None and _file(tb).startswith(_WORKER):
         tb = tb.tb_next
-    return tb
+        if _file(tb).startswith(_ASYNCIO):
+            tb = _skip_asyncio(tb)
+    return None if tb is not None and _file(tb).startswith(_CALLS) else tb
+
+
+def _skip_asyncio(tb: TracebackType) -> TracebackType:
+    """What runs a coroutine function, where there is anything below it."""
+    below: TracebackType | None = tb
+    while below is not None and _file(below).startswith(_ASYNCIO):
+        below = below.tb_next
+    return below or tb
+
+
+def _file(tb: TracebackType) -> str:
+    return tb.tb_frame.f_code.co_filename
 
 
 def _cut(text: str) -> str:
