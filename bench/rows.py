@@ -201,7 +201,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "map", "map of no-op tasks, no chunking by the caller", "tasks_per_s", "tasks/s", True,
         (
-            Step("map", {"repeat": 3}, {"repeat": 1}),
+            Step("map", {"tasks": 1_000_000, "repeat": 3}, {"repeat": 1}),
             Step("map_tuned", {"tasks": 1_000_000, "repeat": 3}, {"tasks": 200_000, "repeat": 1}),
         ),
         _map_checks, _show_map,

