@@ -85,9 +85,10 @@ def run_workload(
             process.kill()
         process.wait()
     outcome.took_s = time.monotonic() - started
-    if finished and not outcome.values and not outcome.error:
+    if finished and not outcome.error and (process.returncode or not outcome.values):
         tail = log_path.read_text(errors="replace").strip().splitlines()[-3:]
-        outcome.error = f"ended with exit code {process.returncode}: {' | '.join(tail)[-400:]}"
+        took_s = outcome.took_s
+        outcome.error = f"ended with exit code {process.returncode} after {took_s:.0f} s: {' | '.join(tail)[-400:]}"
     outcome.left_behind = marked.end(grace_s=10.0 if finished else 0.0)
     shutil.rmtree(place.home, ignore_errors=True)
     return outcome

@@ -145,7 +145,7 @@ def _control_checks(values: AllValues) -> list[Check]:
     ours = values.get("fallow")
     if ours is None:
         return [Check("complete, nothing twice", "not measured", None)]
-    return [Check("complete, nothing twice", _show_control(ours), _complete(ours))]
+    return [Check("complete, nothing twice", _show_control(ours), _complete(ours) and bool(ours["serves"]))]
 
 
 def _skew_checks(values: AllValues) -> list[Check]:
@@ -174,7 +174,8 @@ def _show_kill(values: Values) -> str:
 
 
 def _show_control(values: Values) -> str:
-    return ("" if _complete(values) else "not complete: ") + f"{_found(values)}, {values['took_s']:.1f} s"
+    found = ("" if _complete(values) else "not complete: ") + f"{_found(values)}, {values['took_s']:.1f} s"
+    return found + ("" if values["serves"] else "; serves no more")
 
 
 def _show_skew(values: Values) -> str:
