@@ -40,7 +40,7 @@ class CeleryPeer(Peer):
         os.environ["BENCH_REDIS"] = f"redis://127.0.0.1:{self.port}/0"
         from bench.peers.celery_tasks import TASKS, app
 
-        self.tasks = TASKS
+        self.app, self.tasks = app, TASKS
         self.worker = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "bench.peers.celery_tasks", "worker",
              "--concurrency", str(WORKERS), "--loglevel", "ERROR"],
@@ -75,6 +75,8 @@ class CeleryPeer(Peer):
                 time.sleep(0.02)
 
     def stop(self) -> None:
+        # A result that goes after its broker would wait for that, half a minute long.
+        self.app.backend.result_consumer.subscribed_to.clear()
         self.worker.terminate()
         try:
             self.worker.wait(10)
@@ -113,9 +115,16 @@ class CeleryPeer(Peer):
             try:
                 return result.get(timeout=LOST_AFTER_S)
             except self.broker_gone:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self._failed(result):
                     raise
                 time.sleep(0.1)
+
+    def _failed(self, result: Any) -> bool:
+        """The task itself failed: a worker that cannot store a result says so in the same words."""
+        try:
+            return bool(result.failed())
+        except self.broker_gone:
+            return False
 
     def control_process(self) -> tuple[int, Callable[[], None] | None]:
         """The broker, which holds the queue."""
