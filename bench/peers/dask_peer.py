@@ -17,11 +17,13 @@ class DaskPeer(Peer):
     title = "Dask"
     requirements = ("dask", "distributed", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 5_000},
+        "map": {"tasks": 3_000},
         "map_tuned": {"tasks": 200_000},
-        "memory": {"tasks": 10_000},
+        "memory": {"tasks": 5_000},
         "call": {"calls": 500},
         "submit": {"tasks": 5_000},
+        "cold": {"repeat": 3},
+        "broadcast": {"repeat": 1},
     }
     tuned = "chunked by hand: 100 tasks of many items"
 

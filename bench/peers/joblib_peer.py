@@ -17,6 +17,7 @@ class JoblibPeer(Peer):
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "map": {"tasks": 100_000},
         "memory": {"tasks": 300_000},
+        "skew": {"repeat": 1},
     }
     not_applicable: ClassVar[dict[str, str]] = {
         "submit": "joblib has no submission of single tasks",

@@ -21,10 +21,12 @@ class ParslPeer(Peer):
     title = "Parsl"
     requirements = ("parsl", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 5_000},
+        "map": {"tasks": 3_000},
         "memory": {"tasks": 10_000},
         "submit": {"tasks": 5_000},
         "arrays": {"tasks": 300},
+        "cold": {"repeat": 3},
+        "broadcast": {"repeat": 1},
     }
     tuned = "chunked by hand: 100 tasks of many items"
     not_applicable: ClassVar[dict[str, str]] = {"control": "its interchange cannot be started again by itself"}

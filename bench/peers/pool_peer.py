@@ -16,6 +16,7 @@ class PoolPeer(Peer):
     requirements = ("numpy",)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "map": {"tasks": 300_000},
+        "skew": {"repeat": 1},
     }
     tuned = "chunksize = tasks / 8"
     not_applicable: ClassVar[dict[str, str]] = {"control": "the script itself schedules: there is no control process"}

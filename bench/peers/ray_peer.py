@@ -19,6 +19,7 @@ class RayPeer(Peer):
         "map": {"tasks": 10_000},
         "memory": {"tasks": 20_000},
         "submit": {"tasks": 10_000},
+        "cold": {"repeat": 3},
     }
     tuned = "chunked by hand: 100 tasks of many items"
 
