@@ -27,21 +27,23 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import blocks
+from bench.measure import Measurement
 from bench.peers import NAMES
 from bench.plan import Settings, run_rows
 from bench.plot import write_plot
 from bench.processes import busy_share
-from bench.report import as_json, markdown, print_report, write_json
+from bench.report import as_json, markdown, print_report, write_json, write_text
 from bench.rows import ROW_NAMES, ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("agents", "takeover", "handover", "far", "owner", "rest", "sandbox")
-DEFAULT_PEERS = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask")
 
 
 def _names(text: str, known: tuple[str, ...], what: str) -> list[str]:
@@ -56,11 +58,14 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peers", default=",".join(DEFAULT_PEERS), help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--peers", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
     parser.add_argument("--rows", default=",".join(ROW_NAMES), help=f"of {', '.join(ROW_NAMES)}")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs; targets are judged all the same")
     parser.add_argument("--repeat", type=int, help="runs of each measurement; the median counts")
-    parser.add_argument("--memory-sizes", default="", help="tasks of the memory row for Fallow; peers run the first")
+    parser.add_argument("--minutes", type=float, help="what is not done by then is left out, and the table says so")
+    parser.add_argument(
+        "--memory-sizes", default="", help="tasks of the memory row for Fallow; peers run the first, or fewer"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: bench-out/bench.json")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="default: bench-out/bench.png")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for the documents there")
@@ -86,18 +91,24 @@ def main() -> int:
     default_sizes = "1e5,1e6" if chosen.quick else "1e6,1e7,1e8"
     sizes = tuple(int(float(size)) for size in (chosen.memory_sizes or default_sizes).split(","))
     pythons = {peer: Path(path).absolute() for peer, _, path in (pair.partition("=") for pair in chosen.python)}
-    settings = Settings(chosen.quick, chosen.out.resolve(), sizes, pythons, chosen.repeat)
+    deadline = time.monotonic() + chosen.minutes * 60 if chosen.minutes else None
+    settings = Settings(chosen.quick, chosen.out.resolve(), sizes, pythons, chosen.repeat, deadline)
+    json_path = chosen.json or settings.out / "bench.json"
     busy = busy_share(1.0)
     if busy > 0.1:
         console.print(f"Other programs use {busy:.0%} of this machine: times and ratios below will suffer from it.")
-    measurements = run_rows(rows, peers, settings, lambda line: console.print(line, highlight=False, markup=False))
+
+    def write(found: Sequence[Measurement]) -> None:
+        done = [row for row in rows if any(one.row == row.name for one in found)]
+        write_json(json_path, as_json(done, found, chosen.quick) | {"busy_share_before": round(busy, 3)})
+        if chosen.markdown:
+            write_text(chosen.markdown, markdown(done, found))
+
+    measurements = run_rows(
+        rows, peers, settings, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True), write
+    )
     console.print()
     print_report(rows, measurements, console)
-    content = as_json(rows, measurements, chosen.quick) | {"busy_share_before": round(busy, 3)}
-    if chosen.markdown:
-        chosen.markdown.write_text(markdown(rows, measurements))
-    json_path = chosen.json or settings.out / "bench.json"
-    write_json(json_path, content)
     plot_path = chosen.plot or settings.out / "bench.png"
     drawn = write_plot(plot_path, rows, measurements)
     console.print(f"Written: {json_path}" + (f", {plot_path}" if drawn else " (no plot: matplotlib is not installed)"))

@@ -13,7 +13,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bench.processes import MARK, Marked, touch_free_memory
 
@@ -85,9 +85,10 @@ def run_workload(
             process.kill()
         process.wait()
     outcome.took_s = time.monotonic() - started
-    if finished and not outcome.values and not outcome.error:
+    if finished and not outcome.error and (process.returncode or not outcome.values):
         tail = log_path.read_text(errors="replace").strip().splitlines()[-3:]
-        outcome.error = f"ended with exit code {process.returncode}: {' | '.join(tail)[-400:]}"
+        took_s = outcome.took_s
+        outcome.error = f"ended with exit code {process.returncode} after {took_s:.0f} s: {' | '.join(tail)[-400:]}"
     outcome.left_behind = marked.end(grace_s=10.0 if finished else 0.0)
     shutil.rmtree(place.home, ignore_errors=True)
     return outcome
@@ -131,7 +132,8 @@ def _follow(process: subprocess.Popen[bytes], outcome: Measurement, memory: Mark
 def run_cold(
     python: Path, peer: str, variant: str, script: str, *, limit_s: float, scratch: Path, repeat: int
 ) -> Measurement:
-    """Time from starting `python script.py` to its first result, the median of `repeat` runs after one unmeasured."""
+    """Time from starting `python script.py` to its first result, the median of `repeat` runs after one unmeasured;
+    `limit_s` for all of them together."""
     place = _place(python, scratch)
     marked = Marked(place.run_id)
     outcome = Measurement("cold", peer)
@@ -146,23 +148,11 @@ def run_cold(
                 stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=place.environment, cwd=place.home,
             )  # fmt: skip
             assert keeper.stdout is not None
-            if not keeper.stdout.readline().startswith(b"@@"):
+            if not _line(keeper.stdout, started + limit_s).startswith(b"@@"):
                 raise RuntimeError("the pool did not start")
-        times = []
-        for _ in range(repeat + 1):
-            begin = time.perf_counter()
-            with subprocess.Popen(
-                [str(python), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=place.environment,
-                cwd=place.home,
-            ) as process:  # fmt: skip
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                times.append(time.perf_counter() - begin)
-                _, errors = process.communicate(timeout=limit_s)
-                if not line.startswith(b"first"):
-                    raise RuntimeError(errors.decode(errors="replace").strip()[-300:] or "no result")
+        times = [_first_result_s(python, path, place, started + limit_s) for _ in range(repeat + 1)]
         outcome.values = {f"cold_s {variant}": round(statistics.median(times[1:]), 4)}
-    except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+    except (RuntimeError, OSError) as error:
         outcome.error = f"{variant}: {error}"
     finally:
         if keeper is not None and keeper.stdin is not None:
@@ -175,3 +165,41 @@ def run_cold(
         shutil.rmtree(place.home, ignore_errors=True)
     outcome.took_s = time.monotonic() - started
     return outcome
+
+
+def _first_result_s(python: Path, script: Path, place: Place, deadline: float) -> float:
+    """Run the script to its end. Raises RuntimeError where it says nothing, or does not end before the deadline."""
+    log_path = place.home / "stderr.txt"
+    begin = time.perf_counter()
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [str(python), str(script)], stdout=subprocess.PIPE, stderr=log, env=place.environment, cwd=place.home
+        )
+    assert process.stdout is not None
+    try:
+        line = _line(process.stdout, deadline)
+        took_s = time.perf_counter() - begin
+        if line.startswith(b"first"):
+            process.wait(max(0.0, deadline - time.monotonic()))
+            return took_s
+    except subprocess.TimeoutExpired:
+        raise RuntimeError("the script had its first result and did not end") from None
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    raise RuntimeError(log_path.read_text(errors="replace").strip()[-300:] or "no result in time")
+
+
+def _line(stream: IO[bytes], deadline: float) -> bytes:
+    """The first line of a stream that nobody has read from; b"" where it ends or the deadline comes before one."""
+    found = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while not found.endswith(b"\n"):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return b""
+            if not (byte := os.read(stream.fileno(), 1)):
+                return b""
+            found += byte
+    return found

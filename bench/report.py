@@ -33,7 +33,18 @@ def ratio_text(row: Row, peer: str, values: AllValues) -> str:
     if peer == "fallow" or not ours or not theirs or key in ("longer_s",) or row.name in ("poison", "control"):
         return ""
     ratio = ours / theirs if row.higher else theirs / ours
+    if row.name == "memory" and values[peer].get("tasks", 0) < values["fallow"].get("tasks", 0):
+        return f"at least {ratio:,.3g} x" if ratio >= 1 else ""  # what it holds grows with the tasks: it had fewer
     return f"{ratio:,.3g} x"
+
+
+def shown(row: Row, one: Measurement, values: AllValues) -> str:
+    """The result in words, with the number of tasks where it was another than Fallow's; '-' where there is none."""
+    if not one.values:
+        return "-"
+    count, ours = one.values.get("tasks"), values.get("fallow", {}).get("tasks")
+    over = f", over {count:,} tasks" if row.name != "memory" and count and ours and count != ours else ""
+    return row.show(one.values) + over
 
 
 def print_report(rows: Sequence[Row], measurements: Sequence[Measurement], console: Console) -> None:
@@ -45,7 +56,7 @@ def print_report(rows: Sequence[Row], measurements: Sequence[Measurement], conso
         values = values_of(row, measurements)
         title = row.title
         for one in (one for one in measurements if one.row == row.name):
-            result = row.show(one.values) if one.values else "-"
+            result = shown(row, one, values)
             table.add_row(title, peer_class(one.peer).title, result, ratio_text(row, one.peer, values), _note(row, one))
             title = ""
         table.add_section()
@@ -75,13 +86,14 @@ def markdown(rows: Sequence[Row], measurements: Sequence[Measurement]) -> str:
         "|---" * (len(peers) + 1) + "|",
     ]
     for row in rows:
-        cells = []
+        values, cells = values_of(row, measurements), []
         for peer in peers:
             one = next((one for one in measurements if one.row == row.name and one.peer == peer), None)
             if one is None or (not one.values and one.error.startswith("not applicable")):
                 cells.append("-")
             else:
-                cells.append(row.show(one.values) if one.values else one.error.split(":")[0])
+                found = shown(row, one, values) if one.values else ""
+                cells.append("; ".join(part for part in (found, one.error.split(":")[0]) if part))
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -91,7 +103,7 @@ def _note(row: Row, one: Measurement) -> str:
     if row.name == "map" and "tasks_per_s" in one.values:
         notes.append(f"over {one.values['tasks']:,} tasks" if "tasks" in one.values else "")
         if "tuned_per_s" in one.values:
-            notes.append(f"tuned: {peer_class(one.peer).tuned}")
+            notes.append(f"tuned: {peer_class(one.peer).tuned}, over {one.values['tuned_tasks']:,} tasks")
     if message := one.values.get("message"):
         notes.append(message)
     if one.error:
@@ -121,5 +133,12 @@ def as_json(rows: Sequence[Row], measurements: Sequence[Measurement], quick: boo
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Whole or not at all: it is written again after every row, and read while the bench runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(content)
+    beside.replace(path)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from bench.peers.base import Peer
 
-NAMES = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask", "parsl")
+NAMES = ("fallow", "pool", "ppe", "loky", "joblib", "ray", "dask", "parsl", "celery")
 """In the order of the report; Fallow first."""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 WORKERS = 2
+LOST_AFTER_S = 15.0
+"""So long is waited for one result that a peer may have lost, with no other result in between."""
 
 
 @dataclass
@@ -35,8 +37,9 @@ class Peer:
     name: ClassVar[str]
     title: ClassVar[str]
     requirements: ClassVar[tuple[str, ...]] = ()
-    plain_tasks: ClassVar[int] = 100_000
-    """Tasks of the plain map row: fewer where a million would take minutes. The rate is what is compared."""
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {}
+    """By workload, the parameters that are smaller for this peer, where the full ones would take minutes. Rates are
+    what is compared, and the number of tasks stands beside them."""
     tuned: ClassVar[str] = ""
     """The best-known setting for many tiny tasks, in words; empty: there is none beside the default."""
     not_applicable: ClassVar[dict[str, str]] = {}
@@ -84,6 +87,20 @@ class Peer:
     def cold_script(cls, variant: str) -> str:
         """A script as a newcomer writes it, which prints 'first' when it has the first result."""
         raise NotImplementedError
+
+
+def settle_each(handles: Iterable[Any], take: Callable[[Any], Any], done: Callable[[Any], bool]) -> Outcome:
+    """`take` of every handle, which raises a TimeoutError for a task that was lost and is waited for in vain. One is
+    enough to see that: what is not done by then is counted as lost without another wait."""
+    outcome = Outcome()
+    lost = False
+    for handle in handles:
+        if lost and not done(handle):
+            outcome.errors.append("lost")
+            continue
+        outcome.collect(lambda handle=handle: take(handle))  # type: ignore[misc]
+        lost = lost or bool(outcome.errors and outcome.errors[-1].startswith("TimeoutError"))
+    return outcome
 
 
 def chunks(count: int, size: int) -> Iterator[range]:

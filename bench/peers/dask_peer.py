@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from bench import work
-from bench.peers.base import WORKERS, Outcome, Peer, chunks
+from bench.peers.base import LOST_AFTER_S, WORKERS, Outcome, Peer, chunks, settle_each
 from bench.processes import free_port
 
 
@@ -16,7 +16,15 @@ class DaskPeer(Peer):
     name = "dask"
     title = "Dask"
     requirements = ("dask", "distributed", "numpy")
-    plain_tasks = 10_000
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 3_000},
+        "map_tuned": {"tasks": 200_000},
+        "memory": {"tasks": 5_000},
+        "call": {"calls": 500},
+        "submit": {"tasks": 5_000},
+        "cold": {"repeat": 3},
+        "broadcast": {"repeat": 1},
+    }
     tuned = "chunked by hand: 100 tasks of many items"
 
     def start(self) -> None:
@@ -60,12 +68,8 @@ class DaskPeer(Peer):
         return found
 
     def settle(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Outcome:
-        outcome = Outcome()
-        for future in self.client.map(function, list(items), pure=False):
-            outcome.collect(lambda future=future: future.result(timeout=30))  # type: ignore[misc]
-            if outcome.errors and "TimeoutError" in outcome.errors[-1]:
-                break
-        return outcome
+        futures = self.client.map(function, list(items), pure=False)
+        return settle_each(futures, lambda future: future.result(timeout=LOST_AFTER_S), lambda future: future.done())
 
     def start_for_control(self) -> None:
         from distributed import Client

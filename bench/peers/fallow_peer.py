@@ -21,7 +21,6 @@ class FallowPeer(Peer):
     name = "fallow"
     title = "Fallow"
     requirements = (".", "numpy")
-    plain_tasks = 1_000_000
     not_applicable: ClassVar[dict[str, str]] = {"map_tuned": "there is nothing to set: the default is the best"}
 
     def start(self) -> None:

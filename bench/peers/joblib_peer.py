@@ -14,6 +14,11 @@ class JoblibPeer(Peer):
     title = "joblib"
     requirements = ("joblib", "numpy")
     tuned = "batch_size = tasks / 8"
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 100_000},
+        "memory": {"tasks": 300_000},
+        "skew": {"repeat": 1},
+    }
     not_applicable: ClassVar[dict[str, str]] = {
         "submit": "joblib has no submission of single tasks",
         "control": "the script itself schedules: there is no control process",

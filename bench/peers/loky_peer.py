@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from bench.peers.base import WORKERS
 from bench.peers.ppe_peer import ExecutorPeer
 
@@ -10,6 +12,7 @@ class LokyPeer(ExecutorPeer):
     name = "loky"
     title = "loky"
     requirements = ("loky", "numpy")
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {**ExecutorPeer.sizes, "skew": {"repeat": 1}}
 
     def start(self) -> None:
         import loky

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from bench import work
-from bench.peers.base import WORKERS, Outcome, Peer, chunks
+from bench.peers.base import WORKERS, Outcome, Peer, chunks, settle_each
 
 _START = (
     "parsl.load(parsl.Config(executors=[parsl.HighThroughputExecutor(label='bench', address='127.0.0.1', "
@@ -20,7 +20,14 @@ class ParslPeer(Peer):
     name = "parsl"
     title = "Parsl"
     requirements = ("parsl", "numpy")
-    plain_tasks = 5_000
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 3_000},
+        "memory": {"tasks": 10_000},
+        "submit": {"tasks": 5_000},
+        "arrays": {"tasks": 300},
+        "cold": {"repeat": 3},
+        "broadcast": {"repeat": 1},
+    }
     tuned = "chunked by hand: 100 tasks of many items"
     not_applicable: ClassVar[dict[str, str]] = {"control": "its interchange cannot be started again by itself"}
 
@@ -65,12 +72,9 @@ class ParslPeer(Peer):
 
     def settle(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Outcome:
         app = self._app(function)
-        outcome = Outcome()
-        for future in [app(item) for item in items]:
-            outcome.collect(lambda future=future: future.result(timeout=60))  # type: ignore[misc]
-            if outcome.errors and "TimeoutError" in outcome.errors[-1]:
-                break
-        return outcome
+        futures = [app(item) for item in items]
+        # A minute: it takes half of one to see that a worker is gone.
+        return settle_each(futures, lambda future: future.result(timeout=60), lambda future: future.done())
 
     @classmethod
     def cold_script(cls, variant: str) -> str:

@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from bench import work
-from bench.peers.base import WORKERS, Outcome, Peer
+from bench.peers.base import LOST_AFTER_S, WORKERS, Outcome, Peer, settle_each
 
 
 class PoolPeer(Peer):
     name = "pool"
     title = "multiprocessing.Pool"
     requirements = ("numpy",)
-    plain_tasks = 300_000
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 300_000},
+        "skew": {"repeat": 1},
+    }
     tuned = "chunksize = tasks / 8"
     not_applicable: ClassVar[dict[str, str]] = {"control": "the script itself schedules: there is no control process"}
 
@@ -40,12 +43,8 @@ class PoolPeer(Peer):
         return self.pool.map(function, [array] * count, chunksize=1)
 
     def settle(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Outcome:
-        outcome = Outcome()
-        for handle in [self.pool.apply_async(function, (item,)) for item in items]:
-            outcome.collect(lambda handle=handle: handle.get(timeout=15))  # type: ignore[misc]
-            if outcome.errors:
-                break  # a lost task is waited for in vain, for ever: one is enough to see
-        return outcome
+        handles = [self.pool.apply_async(function, (item,)) for item in items]
+        return settle_each(handles, lambda handle: handle.get(timeout=LOST_AFTER_S), lambda handle: handle.ready())
 
     @classmethod
     def cold_script(cls, variant: str) -> str:

@@ -14,6 +14,10 @@ class ExecutorPeer(Peer):
     """Everything through the standard Executor interface."""
 
     tuned = "chunksize = tasks / 8"
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 50_000},
+        "memory": {"tasks": 200_000},
+    }
     not_applicable: ClassVar[dict[str, str]] = {"control": "the script itself schedules: there is no control process"}
     executor: Executor
 

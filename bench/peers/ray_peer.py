@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench import work
 from bench.peers.base import WORKERS, Outcome, Peer, chunks
@@ -15,7 +15,12 @@ class RayPeer(Peer):
     name = "ray"
     title = "Ray"
     requirements = ("ray", "numpy")
-    plain_tasks = 20_000
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "map": {"tasks": 10_000},
+        "memory": {"tasks": 20_000},
+        "submit": {"tasks": 10_000},
+        "cold": {"repeat": 3},
+    }
     tuned = "chunked by hand: 100 tasks of many items"
 
     def start(self) -> None:
