@@ -103,8 +103,8 @@ def test_what_it_says(monkeypatch: pytest.MonkeyPatch, bar: bool) -> None:
     assert ("50/200" if bar else "50 of 200 tasks") in said.getvalue()
 
 
-@pytest.mark.parametrize(("slots", "words"), [(0, "no slot yet"), (1, "1 slot at work"), (3, "3 slots at work")])
-def test_before_the_first_result_it_says_whether_slots_are_at_work(
+@pytest.mark.parametrize(("slots", "words"), [(0, "no slot yet"), (1, "1 slot"), (3, "3 slots")])
+def test_before_the_first_result_it_says_how_many_slots_it_has(
     monkeypatch: pytest.MonkeyPatch, slots: int, words: str
 ) -> None:
     said = io.StringIO()
