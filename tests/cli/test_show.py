@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from fallow.cli.listings import done_words
 from fallow.cli.show import as_plain, bytes_words, count_words, duration_words, print_table, progress_bar, sparkline
 from fallow.cli.top import Look, Rates, render
 from fallow.model.ids import JobId, NodeId
@@ -52,6 +53,12 @@ def job(done: int) -> JobInfo:
         job_id=JobId("job-aaaaaa"), name="a", kind=JobKind.MAP, state="running", reason="",
         counts=JobCounts(done=done), total=100, detached=False, account="default", created_unix_s=0.0,
     )  # fmt: skip
+
+
+def test_what_is_done_of_a_job_in_words() -> None:
+    assert done_words(job(1)) == "1/100 tasks done"
+    assert done_words(msgspec.structs.replace(job(1), kind=JobKind.CALLS)) == "1 call done"
+    assert done_words(msgspec.structs.replace(job(3), total=-1)) == "3/0+ tasks done"
 
 
 def test_rates_come_from_two_looks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +81,8 @@ def test_what_a_retry_is_for() -> None:
 def test_requirements_that_lie_on_this_machine(text: str) -> None:
     with pytest.raises(FallowError, match="is a path of this script's, and nodes do not see it"):
         fallow.Env(pip=[text])
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="that is a folder"):
+        fallow.File(tmp_path)

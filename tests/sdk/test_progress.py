@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from fallow.model.ids import JobId
@@ -100,6 +101,26 @@ def test_what_it_says(monkeypatch: pytest.MonkeyPatch, bar: bool) -> None:
     for words in ("work", "2 failed", "1 run again", "2 nodes", "left"):
         assert words in said.getvalue()
     assert ("50/200" if bar else "50 of 200 tasks") in said.getvalue()
+
+
+@pytest.mark.parametrize(("slots", "words"), [(0, "no slot yet"), (1, "1 slot"), (3, "3 slots")])
+def test_before_the_first_result_it_says_how_many_slots_it_has(
+    monkeypatch: pytest.MonkeyPatch, slots: int, words: str
+) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    begun = job(0, 200)
+    begun.info = msgspec.structs.replace(begun.info, counts=JobCounts(inputs=200), nodes={}, slots=slots)
+    monkeypatch.setattr(Progress, "_info", lambda self: self._job.info)
+    shown = Progress(begun, bar=False, after_s=0.0)
+    waiting = threading.Event()
+    for _ in range(3000):
+        if "tasks" in said.getvalue():
+            break
+        waiting.wait(0.01)
+    shown.close()
+    shown.join(30)
+    assert said.getvalue().splitlines()[0] == f"fallow: work: 0 of 200 tasks, 0.0/s, {words}"
 
 
 def test_a_short_job_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,11 @@ def tasks_words(job: JobInfo) -> str:
     return f"{job.counts.done}/{job.total}" if job.total >= 0 else f"{job.counts.done}/{job.counts.inputs}+"
 
 
+def done_words(job: JobInfo) -> str:
+    """'120/1000 tasks done', '3 calls done'."""
+    return f"{tasks_words(job)} {'' if job.kind == JobKind.CALLS else 'tasks '}done"
+
+
 def is_active(job: JobInfo) -> bool:
     return not JobState(job.state).is_final
 
@@ -111,7 +116,7 @@ def cancel_jobs(texts: list[str], reason: str, as_json: bool) -> int:
         elif not as_json:
             _, job, was_active = outcome
             verb = "cancelled" if was_active else f"has ended already ({job.state})"
-            print(f"{job.job_id} ({job.name}) {verb}; {tasks_words(job)} tasks done.")
+            print(f"{job.job_id} ({job.name}) {verb}; {done_words(job)}.")
     if as_json:
         print_json([as_plain(outcome[1]) for outcome in outcomes if len(outcome) == 3])
     return 1 if failed else 0

@@ -183,7 +183,9 @@ class Directory:
                 reply(Refused("overloaded", f"the store cannot be read: {error}"))
                 return
             if stored is None:
-                reply(Refused("not_found", f"no job is called {text!r}, and no one job's id begins with it"))
+                reply(
+                    Refused("not_found", f"no job is called {text!r}, nor does the id of one job alone begin with it")
+                )
                 return
             owned = self.active.get(stored.spec.job_id)
             other = elsewhere(stored.spec.job_id)

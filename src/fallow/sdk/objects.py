@@ -110,7 +110,8 @@ class File:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise SettingError(f"fallow.File({str(path)!r}): there is no such file.")
+            why = "that is a folder; give a file" if self.path.is_dir() else "there is no such file"
+            raise SettingError(f"fallow.File({str(path)!r}): {why}.")
         self._lock = threading.Lock()
         self._shipped: tuple[Client, str, int, tuple[int, int]] | None = None
 

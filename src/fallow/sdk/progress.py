@@ -142,8 +142,10 @@ class Progress:
             parts.append(f"{info.counts.failed:,} failed")
         if info.counts.retried:
             parts.append(f"{info.counts.retried:,} run again")
-        nodes = len(info.nodes) or info.node_count
-        parts.append(f"{nodes} node{'s' if nodes != 1 else ''}")
+        if nodes := len(info.nodes) or info.node_count:
+            parts.append(f"{nodes} node{'s' if nodes != 1 else ''}")
+        elif not done:  # nodes are counted by what they have done
+            parts.append(f"{info.slots} slot{'s' if info.slots != 1 else ''}" if info.slots else "no slot yet")
         return parts
 
 
