@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import sys
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -35,8 +36,7 @@ class Bar:
         amount = f' value="{done}" max="{max(total, 1)}"' if total >= 0 else ""
         bundle = {"text/plain": text, "text/html": f"<progress{amount}></progress> {html.escape(text)}"}
         if self._handle is None:
-            from IPython.display import display
-
+            display: Any = import_module("IPython.display").display
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
