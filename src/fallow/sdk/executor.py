@@ -48,7 +48,8 @@ class Executor(StandardExecutor):
             words = str(error).replace("read_options()", "Executor")
             raise SettingError(
                 f"{words}. The options are max_workers, name, timeout, retries, cpu, memory, gpu, env, max_nodes, "
-                "speculate, sandbox and network; what an initializer does belongs into a class: @app.cls with @fallow.enter."
+                "speculate, sandbox and network; what an initializer does belongs into a class: @app.cls with "
+                "@fallow.enter."
             ) from None
         self._name = name
         self._max_leases = max_workers or 0
