@@ -147,7 +147,9 @@ def test_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), executor:
         raise KeyboardInterrupt
     assert all(isinstance(future.exception(60), errors.JobCancelled) for future in futures)
-    assert list(results) == []
+    with pytest.raises(CancelledError):
+        next(results)
+    assert list(results) == [], "as after any exception of the iterator itself"
 
 
 def test_arguments_of_the_executor() -> None:
@@ -369,3 +371,22 @@ def test_shutdown_waits_for_callbacks_whatever_they_raise(caplog: pytest.LogCapt
             executor.submit(abs, -n).add_done_callback(call_back)
     assert sorted(seen) == list(range(5))
     assert caplog.text.count("ValueError: of the callback") == 5
+
+
+def test_a_map_that_is_cancelled_says_so_also_to_who_waits(tmp_path: Path) -> None:
+    executor = fallow.Executor()
+    results = executor.map(wait_file, [str(tmp_path / "never")] * 3)
+    seen: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            next(results)
+        except BaseException as error:
+            seen.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_for("the reader to wait", lambda: executor._maps)
+    executor.shutdown(wait=False, cancel_futures=True)
+    reader.join(60)
+    assert [type(error) for error in seen] == [CancelledError]

@@ -26,10 +26,10 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("setting", "stream", "nested", "expected"),
     [
-        ("", io.StringIO(), False, (False, LINES_AFTER_S)),
-        ("", Terminal(), False, (True, BAR_AFTER_S)),
-        ("1", io.StringIO(), False, (False, BAR_AFTER_S)),
-        ("1", Terminal(), False, (True, 0.0)),
+        ("", io.StringIO(), False, ("lines", LINES_AFTER_S)),
+        ("", Terminal(), False, ("bar", BAR_AFTER_S)),
+        ("1", io.StringIO(), False, ("lines", BAR_AFTER_S)),
+        ("1", Terminal(), False, ("bar", 0.0)),
         ("0", Terminal(), False, None),
         ("1", Terminal(), True, None),
     ],
@@ -90,7 +90,7 @@ def test_what_it_says(monkeypatch: pytest.MonkeyPatch, bar: bool) -> None:
     monkeypatch.setattr(progress, "LINES_EVERY_S", (0.01,))
     monkeypatch.setattr(Progress, "_info", lambda self: self._job.info)
     monkeypatch.setenv("COLUMNS", "120")
-    shown = Progress(job(50, 200), bar=bar, after_s=0.0)
+    shown = Progress(job(50, 200), style="bar" if bar else "lines", after_s=0.0)
     deadline = threading.Event()
     for _ in range(3000):
         if "2 nodes" in said.getvalue():
@@ -126,7 +126,7 @@ def test_before_the_first_result_it_says_how_many_slots_it_has(
 def test_a_short_job_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     said = Terminal()
     monkeypatch.setattr(sys, "stderr", said)
-    shown = Progress(job(1, 1), bar=True, after_s=60.0)
+    shown = Progress(job(1, 1), style="bar", after_s=60.0)
     shown.close()
     shown.join(30)
     assert said.getvalue() == ""

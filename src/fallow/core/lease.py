@@ -15,7 +15,19 @@ from fallow.model.ids import NodeId, SlotKey, Token
 class KnownSlot:
     """What a job remembers of a slot. One record, since every event of the slot needs most of it."""
 
-    __slots__ = ("idle", "is_aside", "is_late", "key", "last_size", "pages", "pull_seq", "rate", "seq", "tokens", "waits")
+    __slots__ = (
+        "idle",
+        "is_aside",
+        "is_late",
+        "key",
+        "last_size",
+        "pages",
+        "pull_seq",
+        "rate",
+        "seq",
+        "tokens",
+        "waits",
+    )
 
     def __init__(self, key: SlotKey) -> None:
         self.key = key

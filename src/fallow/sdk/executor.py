@@ -14,8 +14,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures import Executor as StandardExecutor
-from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,8 +47,9 @@ class Executor(StandardExecutor):
         except TypeError as error:
             words = str(error).replace("read_options()", "Executor")
             raise SettingError(
-                f"{words}. The options are max_workers, name, timeout, retries, cpu, memory, gpu, env, max_nodes and "
-                "speculate; what an initializer does belongs into a class: @app.cls with @fallow.enter."
+                f"{words}. The options are max_workers, name, timeout, retries, cpu, memory, gpu, env, max_nodes, "
+                "speculate, sandbox and network; what an initializer does belongs into a class: @app.cls with "
+                "@fallow.enter."
             ) from None
         self._name = name
         self._max_leases = max_workers or 0
@@ -268,8 +269,10 @@ class _Map:
             return self._take(deadline)
 
     def _take(self, deadline: float | None) -> Batch | None:
-        if self.stream.finished or self._cancelled:
+        if self.stream.finished:
             return None
+        if self._cancelled:
+            raise CancelledError
         future = self.stream.pending()
         try:
             batch = future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -277,13 +280,15 @@ class _Map:
             if future.done():
                 raise
             raise _OutOfTime("the results were not there in time") from None
+        if self._cancelled:
+            raise CancelledError  # in another thread, while this one waited
         self.stream.arrived(batch)
         if batch.last:
             self.end(cancel=False)
         return batch
 
     def buffer_all(self) -> None:
-        """Wait for all results and keep them (as encoded pages)."""
+        """Wait for all results and keep them (as encoded pages). Raises nothing: errors come out of the iterator."""
         with self._lock:
             try:
                 while (batch := self._take(None)) is not None:

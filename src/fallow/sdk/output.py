@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +35,9 @@ class OutputPrinter:
         self._single = single
         self._end: Callable[[], None] | None = None
         self._client: Client | None = None
+        # In a notebook the context says to which cell it goes; an empty one, to the one that runs. The calls of a
+        # standing job come from any of them.
+        self._context = contextvars.Context() if single else contextvars.copy_context()
 
     async def follow(self, client: Client) -> None:
         self._client = client
@@ -57,5 +61,9 @@ class OutputPrinter:
         stream = sys.stderr if line.stream == "stderr" else sys.stdout
         text = f"{label(self._name, line.index, single=self._single)} {harmless(line.text.rstrip())}\n"
         with contextlib.suppress(Exception):
-            stream.write(text)
-            stream.flush()
+            self._context.run(_write, stream, text)
+
+
+def _write(stream: Any, text: str) -> None:
+    stream.write(text)
+    stream.flush()

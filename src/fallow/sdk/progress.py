@@ -1,20 +1,24 @@
-"""Progress of a map: a bar in a terminal, sparse plain lines elsewhere. FALLOW_PROGRESS=0 switches it off, 1 on at
-once. It runs in a thread of its own, so that neither results nor the user's code wait for it."""
+"""Progress of a map: a bar in a terminal or a notebook, sparse plain lines elsewhere. FALLOW_PROGRESS=0 switches it
+off, 1 on at once. It runs in a thread of its own, so that neither results nor the user's code wait for it."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fallow.core.terminal import name_words
 from fallow.model.job import JobInfo
 
 if TYPE_CHECKING:
     from fallow.sdk.mapjob import MapJob
+
+Style = Literal["bar", "cell", "lines"]
+"""In a terminal, in the cell of a notebook, and elsewhere."""
 
 BAR_AFTER_S = 1.0
 BAR_EVERY_S = 0.25
@@ -29,14 +33,16 @@ LINES_EVERY_S = (10.0, 30.0, 60.0)
 class Progress:
     """Shows one job until it is closed."""
 
-    def __init__(self, job: MapJob, *, bar: bool, after_s: float) -> None:
+    def __init__(self, job: MapJob, *, style: Style, after_s: float) -> None:
         self._job = job
-        self._bar = bar
+        self._style = style
         self._after_s = after_s
         self._closed = threading.Event()
         self._began = time.monotonic()
         self._asked = 0.0
-        self._thread = threading.Thread(target=self._run, name="fallow-progress", daemon=True)
+        # A notebook's cell is part of the context: it gets what is shown, also when another cell runs meanwhile.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="fallow-progress", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -51,8 +57,10 @@ class Progress:
         if self._closed.wait(self._after_s):
             return
         with contextlib.suppress(Exception):
-            if self._bar:
+            if self._style == "bar":
                 self._run_bar()
+            elif self._style == "cell":
+                self._run_cell()
             else:
                 self._run_lines()
 
@@ -109,7 +117,7 @@ class Progress:
                 closed = self._closed.wait(BAR_EVERY_S)
                 info, total = self._info(), self._total()
                 if info is not None:
-                    done = total if closed and total >= 0 and _ended_well(self._job, info) else info.counts.done
+                    done = self._done(info, closed)
                     count = f"{done:,}/{total:,}" if total >= 0 else f"{done:,}"
                     shown, gauge.bar_width, story = fitted(console.width, name, count, self._story(info, done)[1:])
                     bar.update(
@@ -118,6 +126,23 @@ class Progress:
                     bar.refresh()
                 if closed:
                     return
+
+    def _run_cell(self) -> None:
+        from fallow.sdk.notebook import Bar
+
+        bar = Bar()
+        while True:
+            closed = self._closed.wait(BAR_EVERY_S)
+            info, total = self._info(), self._total()
+            if info is not None:
+                done = self._done(info, closed)
+                bar.show(self._job.spec.name, done, total, ", ".join(self._story(info, done)))
+            if closed:
+                return
+
+    def _done(self, info: JobInfo, closed: bool) -> int:
+        total = self._total()
+        return total if closed and total >= 0 and _ended_well(self._job, info) else info.counts.done
 
     def _run_lines(self) -> None:
         waits = iter(LINES_EVERY_S)
@@ -191,12 +216,17 @@ def is_screen(stream: Any) -> bool:
         return False
 
 
-def wanted(nested: bool) -> tuple[bool, float] | None:
-    """(a bar?, seconds before it shows) for a map that starts now, or None for no progress at all."""
+def wanted(nested: bool) -> tuple[Style, float] | None:
+    """(how, seconds before it shows) for a map that starts now, or None for no progress at all."""
     setting = os.environ.get("FALLOW_PROGRESS", "").strip().lower()
     if nested or setting in ("0", "off", "no", "false"):
         return None
     forced = setting in ("1", "on", "yes", "true")
+    if "IPython" in sys.modules:
+        from fallow.sdk.notebook import is_notebook
+
+        if is_notebook():
+            return "cell", 0.0 if forced else BAR_AFTER_S
     if is_screen(sys.stderr):
-        return True, 0.0 if forced else BAR_AFTER_S
-    return False, BAR_AFTER_S if forced else LINES_AFTER_S
+        return "bar", 0.0 if forced else BAR_AFTER_S
+    return "lines", BAR_AFTER_S if forced else LINES_AFTER_S

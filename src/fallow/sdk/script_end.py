@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_FUTURES = os.path.join(os.path.dirname(os.__file__), "concurrent", "futures") + os.sep
 
 is_interrupted = False
 """Ctrl-C ends this process: nothing is waited for any more."""
@@ -19,6 +21,10 @@ _cancelled: Callable[[], list[str] | None] | None = None
 
 def hook_errors() -> None:
     """Show errors that end the script without our own frames, unless somebody else shows them."""
+    if "IPython" in sys.modules:
+        from fallow.sdk.notebook import shorten_errors
+
+        shorten_errors()
     if sys.excepthook is sys.__excepthook__ and not hasattr(sys, "ps1"):
         sys.excepthook = _excepthook
 
@@ -50,17 +56,21 @@ def keep_exit_code() -> None:
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    from fallow.model.errors import FallowError
-    from fallow.sdk.failures import RemoteTraceback
-
     is_ctrl_c = issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1")
     if is_ctrl_c and _said_interrupted(trace):
         return
-    if issubclass(kind, FallowError) or isinstance(error.__cause__, RemoteTraceback):
-        # Raised on purpose: where in our code says nothing to whoever reads it.
+    if is_on_purpose(error):
         trace = users_part(trace)
         error = error.with_traceback(trace)
     sys.__excepthook__(kind, error, trace)
+
+
+def is_on_purpose(error: BaseException) -> bool:
+    """Whether we raised it to be read: where in our code says nothing to whoever does."""
+    from fallow.model.errors import FallowError
+    from fallow.sdk.failures import RemoteTraceback
+
+    return isinstance(error, FallowError) or isinstance(error.__cause__, RemoteTraceback)
 
 
 def _said_interrupted(trace: TracebackType | None) -> bool:
@@ -76,25 +86,34 @@ def _said_interrupted(trace: TracebackType | None) -> bool:
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this package; as it is where there are no others."""
-    kept: list[TracebackType] = []
-    part = trace
-    while part is not None:
-        if not part.tb_frame.f_code.co_filename.startswith(_OURS):
-            kept.append(part)
-        part = part.tb_next
-    found: TracebackType | None = None
-    for part in reversed(kept):
-        found = TracebackType(found, part.tb_frame, part.tb_lasti, part.tb_lineno)
-    return found or trace
+    """The traceback without the frames of this package and of futures; as it is where there are no others."""
+    return _made_of([part for part in _parts(trace) if not _file(part).startswith((_OURS, _FUTURES))]) or trace
+
+
+def users_call(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback as far as the first call of this package; as it is where there is none."""
+    return _made_of(list(itertools.takewhile(lambda part: not _file(part).startswith(_OURS), _parts(trace)))) or trace
 
 
 def _is_inside(trace: TracebackType | None) -> bool:
+    return any(_file(part).startswith(_OURS) for part in _parts(trace))
+
+
+def _parts(trace: TracebackType | None) -> Iterator[TracebackType]:
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename.startswith(_OURS):
-            return True
+        yield trace
         trace = trace.tb_next
-    return False
+
+
+def _made_of(parts: list[TracebackType]) -> TracebackType | None:
+    made: TracebackType | None = None
+    for part in reversed(parts):
+        made = TracebackType(made, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return made
+
+
+def _file(part: TracebackType) -> str:
+    return part.tb_frame.f_code.co_filename
 
 
 def say(text: str) -> None:

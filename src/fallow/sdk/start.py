@@ -140,7 +140,7 @@ def start_map(call: MapCall) -> MapJob:
     job.submit(pages, total)
     wanted = progress.wanted(client.nested or call.detached)
     if wanted is not None:
-        job.progress = progress.Progress(job, bar=wanted[0], after_s=wanted[1])
+        job.progress = progress.Progress(job, style=wanted[0], after_s=wanted[1])
     if total < 0:
         Feeder(job, call.inputs, call.page_items).start()
     return job
