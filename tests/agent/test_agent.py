@@ -133,6 +133,25 @@ async def test_what_is_not_begun_can_be_taken_back(owner: Owner, start_agent: St
     assert len(given_back(hand_ins)) >= 2
 
 
+async def test_a_job_that_waits_behind_a_task_gets_the_slot_that_is_free_first(
+    owner: Owner, start_agent: StartAgent
+) -> None:
+    start_agent(slots=2)
+    node = await owner.node()
+    other = spec(double, "job-bbbbbb")
+    for slot in (0, 1):
+        owner.assign(node, slot, spec(nap))
+    owner.lease(await owner.pull(1), (1, 1), [600.0])
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
+    owner.assign(node, 1, other)
+    await owner.until("a beat", lambda: [slot.job_id for slot in owner.beats[-1].slots] == ["job-aaaaaa", "job-bbbbbb"])
+    owner.lease(await owner.pull(0), (1, 2), [0.0], start=1)
+    owner.lease(await owner.pull(0, job_id=other.job_id), (1, 3), [21])
+    assert values(await owner.ended((1, 3))) == {0: 42}
+    assert [slot.job_id for slot in owner.beats[-1].slots] == ["job-bbbbbb", "job-aaaaaa"], "the pool is told"
+    assert (await owner.pull(1, idle=False)).job_id == "job-aaaaaa"
+
+
 @pytest.mark.slow
 async def test_a_budget_that_ends_gives_the_rest_back(owner: Owner, start_agent: StartAgent) -> None:
     start_agent()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from fallow.coordinator.kept_planner import KeptPlanner
 from fallow.coordinator.nodes import NodeRegistry
@@ -22,7 +23,8 @@ class Leader:
     """One node of some slots, and the leader's plans for it."""
 
     def __init__(self, slots: int) -> None:
-        self.registry = NodeRegistry(Agents())  # type: ignore[arg-type]
+        self.agents = Agents()
+        self.registry = NodeRegistry(self.agents)  # type: ignore[arg-type]
         self.registry.lead(1)
         self.spec = NodeSpec(NODE, "n", slots, slots, 1 << 33, 1 << 30, "linux", ("3.11",), "0.1")
         self.kept = KeptPlanner(self.registry)
@@ -40,10 +42,11 @@ class Leader:
         self.jobs[job_id] = JobDemand(spec, want, served, len(self.jobs))
         return job_id
 
-    def beat(self) -> None:
-        """What the agent says: the slots of `runs` have had a task of those jobs for long."""
+    def beat(self, has: Mapping[int, JobId | None] | None = None) -> None:
+        """What the agent says: the slots of `runs` have had a task of those jobs for long. `has`: what its slots are
+        assigned to, where that is not what the leader thinks."""
         self.seq += 1
-        assigned = self.registry.entries[NODE].assigned if self.registry.entries else {}
+        assigned = has or (self.registry.entries[NODE].assigned if self.registry.entries else {})
         slots = tuple(
             SlotState(slot, assigned.get(slot), tied_to=self.runs.get(slot)) for slot in range(self.spec.slots)
         )
@@ -109,3 +112,24 @@ def test_a_node_that_goes_takes_its_long_tasks_along() -> None:
     assert leader.registry.tied == {long: {(NODE, 1): None}}
     assert leader.registry.bye(NODE, "s")
     assert leader.registry.tied == {}
+
+
+def test_slots_of_a_node_that_have_changed_places_are_left_so() -> None:
+    leader = Leader(3)
+    call, others = leader.job("call", 1), leader.job("others", 100)
+    before = leader.plan()
+    [slot] = [slot for slot, job_id in before.items() if job_id == call]
+    sent = dict(leader.agents.told[NODE])
+    there = (slot + 1) % 3
+    after = {**before, slot: others, there: call}
+    leader.now += 10.0
+    leader.beat(after)
+    assert leader.registry.entries[NODE].assigned == after
+    assert leader.agents.told[NODE] == sent, "nobody was told otherwise"
+    assert leader.plan() == after
+    leader.now += 10.0
+    leader.beat({**after, there: others})
+    assert leader.registry.entries[NODE].assigned == after, "that is no exchange: it has missed something"
+    leader.now += 10.0
+    leader.beat({**after, there: others})
+    assert leader.agents.told[NODE][there] == call, "it is told again"

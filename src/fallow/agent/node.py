@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from fallow.agent.lane import Lane
     from fallow.agent.limits.bandwidth import Throttle
     from fallow.agent.limits.messages import PacedMessages
+    from fallow.agent.slot_state import SlotMachine
     from fallow.model.lending import LendingSettings
     from fallow.model.node import NodeSpec
     from fallow.wire.connection import Connection
@@ -126,6 +127,8 @@ class Node:
         self.desk = Desk(self.blobs, lambda: {"node": self.name, "node_id": self.node_id}, scratch)
         self.outbox = Outbox(self._send_hand_in, self._store_result, scratch / "outbox", time.monotonic)
         self.slots = [Slot(self, number) for number in range(self.spec.slots)]
+        self.behind: dict[SlotMachine, Slot] = {}
+        """Slots whose jobs wait behind tasks of others, and perhaps some that do so no longer."""
         self.on_work: list[Callable[[], None]] = []
         """Called when a slot is assigned to a job: work may begin at any moment."""
         self.after_stop: list[Callable[[int], None]] = []

@@ -31,6 +31,7 @@ from fallow.agent.slot_effects import (
     SendUnpull,
     StandingPull,
 )
+from fallow.agent.slot_exchange import is_behind, to_exchange
 from fallow.agent.slot_state import SlotMachine
 from fallow.agent.worker_api import Report
 from fallow.model.errors import PoolRefused
@@ -103,6 +104,23 @@ class Slot:
                 if (kind := self.wanted_kind()) is not None:
                     lane.want_worker(kind)
         self._give_back_what_waits()
+        if is_behind(self.machine):
+            self.node.behind[self.machine] = self
+        else:
+            self.node.behind.pop(self.machine, None)
+
+    def _exchange(self, ended: Held) -> bool:
+        """Change jobs with a slot whose job waits behind a task, now that a lease is over here. Says whether it did."""
+        behind = self.node.behind
+        behind.pop(self.machine, None)
+        machine = to_exchange(self.machine, ended, behind)
+        if machine is None:
+            return False
+        mine, other = self.machine.spec, behind.pop(machine)
+        its = machine.spec
+        other.perform(machine.turn_to(mine))
+        self.perform(self.machine.turn_to(its))
+        return True
 
     def _give_back_what_waits(self) -> None:
         """The slot is another job's by now, which need not wait for inputs that are long in coming: the blob store may
@@ -176,10 +194,13 @@ class Slot:
             self.node.tasks_done += page.stop - page.start
         with self.node.together():
             self._is_told = self._tell_client(held, report)
+            is_another = bool(self.node.behind) and report.ended and held is not None and self._exchange(held)
             try:
                 self.perform(self.machine.reported(lane.index, report, time.monotonic()))
             finally:
                 self._is_told = False
+            if is_another:
+                self.node.beat()  # the pool is to know before its next plan
             self.node.pulse.ride()
 
     def _tell_client(self, held: Held | None, report: Report) -> bool:

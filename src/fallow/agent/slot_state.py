@@ -120,6 +120,10 @@ class SlotMachine:
             return [] if repeated else self.pull_again(now)
         if spec is None and self.spec is None:
             return []
+        return self.turn_to(spec)
+
+    def turn_to(self, spec: JobSpec | None) -> list[Effect]:
+        """Work for another job, or for none."""
         effects = self._leave_job()
         self.spec = spec
         if spec is not None:

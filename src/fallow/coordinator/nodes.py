@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -231,6 +232,10 @@ class NodeRegistry:
         changed = self._tie(entry, tied) or changed
         if changed:
             self._is_another(beat.node_id)
+        others = {slot.slot: slot.job_id for slot in beat.slots if slot.job_id != entry.assigned.get(slot.slot)}
+        if len(others) > 1 and Counter(others.values()) == Counter(entry.assigned.get(slot) for slot in others):
+            entry.assigned.update(others)  # they have changed places (agent.slot_exchange)
+            self.changed[beat.node_id] = None
         for slot in beat.slots:
             wanted = entry.assigned.get(slot.slot)
             if slot.job_id != wanted and now - entry.sent_at.get(slot.slot, -1e9) > REASSIGN_AFTER_S:
