@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -16,6 +17,7 @@ from bench.peers.base import settle_each
 from bench.plan import OUT_OF_TIME, Settings, memory_sizes_of, parameters_of, run_rows
 from bench.report import as_json, markdown, ratio_text, shown
 from bench.rows import ROWS, Row
+from bench.workloads import WORKLOADS
 
 PYTHON = Path(sys.executable)
 LIMIT_S = 60.0
@@ -159,6 +161,27 @@ def test_what_serves_no_more_after_its_control_died_is_said_and_fails_the_target
     assert row("control").show(values) == "2000 of 2000, 10.5 s; serves no more"
     assert [check.met for check in row("control").checks({"fallow": values})] == [False]
     assert [check.met for check in row("control").checks({"fallow": values | {"serves": True}})] == [True]
+
+
+def test_the_careful_setting_stands_beside_the_default_one() -> None:
+    default = {"results": 1999, "of": 2000, "twice": 0, "longer_s": 1.0}
+    careful = {"careful_results": 2000, "careful_of": 2000, "careful_twice": 0, "careful_took_s": 11.26}
+    careful["careful_message"] = ""
+    show = row("kill_worker").show
+    assert show(default | careful) == "not complete: 1999 of 2000 (careful: 2000 of 2000, 11.3 s)"
+    assert show(careful) == "- (careful: 2000 of 2000, 11.3 s)"
+    assert show(default) == "not complete: 1999 of 2000"
+
+
+def test_every_step_has_its_workload_and_only_careful_peers_run_careful_steps(tmp_path: Path) -> None:
+    assert {step.workload for row in ROWS for step in row.steps} - {"cold"} == WORKLOADS.keys()
+    careful = [step for step in row("kill_worker").steps if step.workload == "kill_worker_careful"]
+    assert careful
+    only = dataclasses.replace(row("kill_worker"), steps=tuple(careful))
+    settings = Settings(True, tmp_path, (1000,), {"pool": PYTHON, "parsl": PYTHON}, deadline=time.monotonic())
+    pool, parsl = run_rows([only], ["pool", "parsl"], settings, lambda _: None, lambda _: None)
+    assert (pool.values, pool.error) == ({}, "")
+    assert parsl.error == OUT_OF_TIME
 
 
 def test_the_json_holds_all_that_was_found() -> None:
