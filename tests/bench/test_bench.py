@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ def row(name: str) -> Row:
     return next(row for row in ROWS if row.name == name)
 
 
+@pytest.mark.slow
 def test_skew_runs_the_peer_between_bare_processes(tmp_path: Path) -> None:
     parameters = {"tasks": 8, "total_s": 0.08, "repeat": 3}
     found = run_workload(PYTHON, "pool", "skew", parameters, limit_s=LIMIT_S, scratch=tmp_path)
@@ -54,6 +58,7 @@ def test_bare_processes_take_at_least_the_longer_share() -> None:
         bare.makespan_s([0.05, "long"], 2)  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 def test_a_cold_script_that_hangs_ends_with_the_limit(tmp_path: Path) -> None:
     begin = time.monotonic()
     silent = run_cold(PYTHON, "pool", "embedded", "input_ = __import__('time').sleep(600)\n",
@@ -79,6 +84,41 @@ def test_a_driver_that_dies_after_its_figures_is_an_error_beside_them(tmp_path: 
     assert found.values == {"took_s": 1}
     assert found.error.startswith("ended with exit code 3 after ")
     assert found.error.endswith(": gone")
+
+
+@pytest.mark.slow
+def test_a_driver_that_closes_its_output_and_stays_ends_with_the_limit(tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text("#!/bin/sh\nexec sleep 600 >&-\n")
+    driver.chmod(0o755)
+    found = run_workload(driver, "pool", "call", {}, limit_s=1.0, scratch=tmp_path)
+    assert found.error == "no end within 1 s"
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_told_to_end_ends_what_it_started(tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid\nexec sleep 600\n")
+    driver.chmod(0o755)
+    command = [sys.executable, "-m", "bench", "--rows", "call", "--peers", "pool", "--python", f"pool={driver}"]
+    command += ["--out", str(tmp_path / "out")]
+    bench = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    try:
+        wait_for((tmp_path / "pid").exists)
+        bench.terminate()
+        assert bench.wait(LIMIT_S) == 128 + signal.SIGTERM
+    finally:
+        bench.kill()
+        bench.wait()
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+
+
+def wait_for(state: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not state():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_nothing_begins_after_the_end_of_the_time_and_every_row_is_written(tmp_path: Path) -> None:
