@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -77,11 +78,17 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def _ended_by_signal(number: int, frame: object) -> None:
+    """Unwinds, so that what runs is ended too."""
+    raise SystemExit(128 + number)
+
+
 def main() -> int:
     if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
         program = importlib.import_module(f"bench.{sys.argv.pop(1)}")
         return int(program.main())
     chosen = arguments().parse_args()
+    signal.signal(signal.SIGTERM, _ended_by_signal)
     console = Console(width=None if sys.stdout.isatty() else 160)
     if chosen.blocks:
         blocks.print_blocks(console)

@@ -74,24 +74,39 @@ def run_workload(
     if parameters.get("touch_bytes"):
         touch_free_memory(int(parameters["touch_bytes"]))
     log_path = place.home / "stderr.txt"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [str(python), "-m", "bench.child", peer, row, json.dumps(parameters)],
-            stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=place.environment, cwd=place.home,
-        )  # fmt: skip
-        finished = _follow(process, outcome, marked if parameters.get("memory") else None, started + limit_s)
-        if not finished:
-            outcome.error = outcome.error or f"no end within {limit_s:g} s"
-            process.kill()
-        process.wait()
-    outcome.took_s = time.monotonic() - started
-    if finished and not outcome.error and (process.returncode or not outcome.values):
-        tail = log_path.read_text(errors="replace").strip().splitlines()[-3:]
-        took_s = outcome.took_s
-        outcome.error = f"ended with exit code {process.returncode} after {took_s:.0f} s: {' | '.join(tail)[-400:]}"
-    outcome.left_behind = marked.end(grace_s=10.0 if finished else 0.0)
-    shutil.rmtree(place.home, ignore_errors=True)
+    try:
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [str(python), "-m", "bench.child", peer, row, json.dumps(parameters)],
+                stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, env=place.environment, cwd=place.home,
+            )  # fmt: skip
+            deadline = started + limit_s
+            finished = _follow(process, outcome, marked if parameters.get("memory") else None, deadline)
+            finished = finished and _ended(process, deadline)
+            if not finished:
+                outcome.error = outcome.error or f"no end within {limit_s:.0f} s"
+                process.kill()
+                process.wait()
+        took_s = outcome.took_s = time.monotonic() - started
+        if finished and not outcome.error and (process.returncode or not outcome.values):
+            tail = log_path.read_text(errors="replace").strip().splitlines()[-3:]
+            outcome.error = f"ended with exit code {process.returncode} after {took_s:.0f} s: {' | '.join(tail)[-400:]}"
+        outcome.left_behind = marked.end(grace_s=10.0 if finished else 0.0)
+    except BaseException:  # Ctrl-C and the like: what was started goes too
+        marked.end(grace_s=0.0)
+        raise
+    finally:
+        shutil.rmtree(place.home, ignore_errors=True)
     return outcome
+
+
+def _ended(process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """A process that said its last word may still not end."""
+    try:
+        process.wait(max(1.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _follow(process: subprocess.Popen[bytes], outcome: Measurement, memory: Marked | None, deadline: float) -> bool:

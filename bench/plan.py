@@ -87,7 +87,8 @@ def _run_row(row: Row, peer: str, python: Path, settings: Settings, *, touch: bo
     """`touch`: free memory is touched where the row's parameters say so; the first peer's turn does it for all."""
     merged = Measurement(row.name, peer)
     for step in row.steps:
-        if step.workload in peer_class(peer).not_applicable:
+        kind = peer_class(peer)
+        if step.workload in kind.not_applicable or (step.workload.endswith("_careful") and not kind.careful):
             continue
         for one in _run_step(step, peer, python, settings, touch=touch):
             merged.values |= one.values

@@ -106,6 +106,9 @@ def _note(row: Row, one: Measurement) -> str:
             notes.append(f"tuned: {peer_class(one.peer).tuned}, over {one.values['tuned_tasks']:,} tasks")
     if message := one.values.get("message"):
         notes.append(message)
+    if "careful_results" in one.values:
+        message = one.values["careful_message"]
+        notes.append(f"careful: {peer_class(one.peer).careful}" + (f" ({message})" if message else ""))
     if one.error:
         notes.append(one.error)
     if one.left_behind:

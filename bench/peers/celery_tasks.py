@@ -23,4 +23,6 @@ FUNCTIONS: tuple[Callable[..., Any], ...] = (
 app = Celery("bench", broker=os.environ["BENCH_REDIS"], backend=os.environ["BENCH_REDIS"])
 # JSON, the default, carries no arrays.
 app.conf.update(task_serializer="pickle", result_serializer="pickle", accept_content=["pickle"])
+if os.environ.get("BENCH_CELERY_CAREFUL"):
+    app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=1)
 TASKS = {function: app.task(function, name=f"bench.{function.__name__}") for function in FUNCTIONS}

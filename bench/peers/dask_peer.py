@@ -17,11 +17,11 @@ class DaskPeer(Peer):
     title = "Dask"
     requirements = ("dask", "distributed", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 3_000},
-        "map_tuned": {"tasks": 200_000},
+        "map": {"tasks": 2_000},
+        "map_tuned": {"tasks": 100_000},
         "memory": {"tasks": 5_000},
         "call": {"calls": 500},
-        "submit": {"tasks": 5_000},
+        "submit": {"tasks": 3_000},
         "cold": {"repeat": 3},
         "broadcast": {"repeat": 1},
     }

@@ -17,6 +17,7 @@ class JoblibPeer(Peer):
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "map": {"tasks": 100_000},
         "memory": {"tasks": 300_000},
+        "call": {"calls": 500},
         "skew": {"repeat": 1},
     }
     not_applicable: ClassVar[dict[str, str]] = {

@@ -21,17 +21,26 @@ class ParslPeer(Peer):
     title = "Parsl"
     requirements = ("parsl", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 3_000},
+        "map": {"tasks": 2_000},
         "memory": {"tasks": 10_000},
-        "submit": {"tasks": 5_000},
+        "submit": {"tasks": 4_000},
         "arrays": {"tasks": 300},
         "cold": {"repeat": 3},
         "broadcast": {"repeat": 1},
+        "skew": {"repeat": 1},
     }
     tuned = "chunked by hand: 100 tasks of many items"
     not_applicable: ClassVar[dict[str, str]] = {"control": "its interchange cannot be started again by itself"}
 
+    careful = "retries=1"
+
     def start(self) -> None:
+        self._load(retries=0)
+
+    def start_careful(self) -> None:
+        self._load(retries=1)
+
+    def _load(self, retries: int) -> None:
         import parsl
 
         self.parsl = parsl
@@ -41,7 +50,8 @@ class ParslPeer(Peer):
             label="bench", address="127.0.0.1", max_workers_per_node=WORKERS, cores_per_worker=1e-6, encrypted=False,
             provider=provider, working_dir=os.getcwd(),
         )  # fmt: skip
-        parsl.load(parsl.Config(executors=[executor], run_dir=os.path.join(os.getcwd(), "runinfo"), usage_tracking=0))
+        run_dir = os.path.join(os.getcwd(), "runinfo")
+        parsl.load(parsl.Config(executors=[executor], run_dir=run_dir, usage_tracking=0, retries=retries))
 
     def stop(self) -> None:
         self.parsl.dfk().cleanup()

@@ -16,7 +16,7 @@ class ExecutorPeer(Peer):
     tuned = "chunksize = tasks / 8"
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "map": {"tasks": 50_000},
-        "memory": {"tasks": 200_000},
+        "memory": {"tasks": 100_000},
     }
     not_applicable: ClassVar[dict[str, str]] = {"control": "the script itself schedules: there is no control process"}
     executor: Executor

@@ -16,9 +16,9 @@ class RayPeer(Peer):
     title = "Ray"
     requirements = ("ray", "numpy")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 10_000},
+        "map": {"tasks": 6_000},
         "memory": {"tasks": 20_000},
-        "submit": {"tasks": 10_000},
+        "submit": {"tasks": 7_000},
         "cold": {"repeat": 3},
     }
     tuned = "chunked by hand: 100 tasks of many items"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from bench.peers.base import settle_each
 from bench.plan import OUT_OF_TIME, Settings, memory_sizes_of, parameters_of, run_rows
 from bench.report import as_json, markdown, ratio_text, shown
 from bench.rows import ROWS, Row
+from bench.workloads import WORKLOADS
 
 PYTHON = Path(sys.executable)
 LIMIT_S = 60.0
@@ -25,6 +30,7 @@ def row(name: str) -> Row:
     return next(row for row in ROWS if row.name == name)
 
 
+@pytest.mark.slow
 def test_skew_runs_the_peer_between_bare_processes(tmp_path: Path) -> None:
     parameters = {"tasks": 8, "total_s": 0.08, "repeat": 3}
     found = run_workload(PYTHON, "pool", "skew", parameters, limit_s=LIMIT_S, scratch=tmp_path)
@@ -52,6 +58,7 @@ def test_bare_processes_take_at_least_the_longer_share() -> None:
         bare.makespan_s([0.05, "long"], 2)  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 def test_a_cold_script_that_hangs_ends_with_the_limit(tmp_path: Path) -> None:
     begin = time.monotonic()
     silent = run_cold(PYTHON, "pool", "embedded", "input_ = __import__('time').sleep(600)\n",
@@ -77,6 +84,41 @@ def test_a_driver_that_dies_after_its_figures_is_an_error_beside_them(tmp_path: 
     assert found.values == {"took_s": 1}
     assert found.error.startswith("ended with exit code 3 after ")
     assert found.error.endswith(": gone")
+
+
+@pytest.mark.slow
+def test_a_driver_that_closes_its_output_and_stays_ends_with_the_limit(tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text("#!/bin/sh\nexec sleep 600 >&-\n")
+    driver.chmod(0o755)
+    found = run_workload(driver, "pool", "call", {}, limit_s=1.0, scratch=tmp_path)
+    assert found.error == "no end within 1 s"
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_told_to_end_ends_what_it_started(tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid\nexec sleep 600\n")
+    driver.chmod(0o755)
+    command = [sys.executable, "-m", "bench", "--rows", "call", "--peers", "pool", "--python", f"pool={driver}"]
+    command += ["--out", str(tmp_path / "out")]
+    bench = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    try:
+        wait_for((tmp_path / "pid").exists)
+        bench.terminate()
+        assert bench.wait(LIMIT_S) == 128 + signal.SIGTERM
+    finally:
+        bench.kill()
+        bench.wait()
+    pid = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+
+
+def wait_for(state: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not state():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_nothing_begins_after_the_end_of_the_time_and_every_row_is_written(tmp_path: Path) -> None:
@@ -159,6 +201,27 @@ def test_what_serves_no_more_after_its_control_died_is_said_and_fails_the_target
     assert row("control").show(values) == "2000 of 2000, 10.5 s; serves no more"
     assert [check.met for check in row("control").checks({"fallow": values})] == [False]
     assert [check.met for check in row("control").checks({"fallow": values | {"serves": True}})] == [True]
+
+
+def test_the_careful_setting_stands_beside_the_default_one() -> None:
+    default = {"results": 1999, "of": 2000, "twice": 0, "longer_s": 1.0}
+    careful = {"careful_results": 2000, "careful_of": 2000, "careful_twice": 0, "careful_took_s": 11.26}
+    careful["careful_message"] = ""
+    show = row("kill_worker").show
+    assert show(default | careful) == "not complete: 1999 of 2000 (careful: 2000 of 2000, 11.3 s)"
+    assert show(careful) == "- (careful: 2000 of 2000, 11.3 s)"
+    assert show(default) == "not complete: 1999 of 2000"
+
+
+def test_every_step_has_its_workload_and_only_careful_peers_run_careful_steps(tmp_path: Path) -> None:
+    assert {step.workload for row in ROWS for step in row.steps} - {"cold"} == WORKLOADS.keys()
+    careful = [step for step in row("kill_worker").steps if step.workload == "kill_worker_careful"]
+    assert careful
+    only = dataclasses.replace(row("kill_worker"), steps=tuple(careful))
+    settings = Settings(True, tmp_path, (1000,), {"pool": PYTHON, "parsl": PYTHON}, deadline=time.monotonic())
+    pool, parsl = run_rows([only], ["pool", "parsl"], settings, lambda _: None, lambda _: None)
+    assert (pool.values, pool.error) == ({}, "")
+    assert parsl.error == OUT_OF_TIME
 
 
 def test_the_json_holds_all_that_was_found() -> None:
