@@ -10,6 +10,7 @@ import time
 
 from fallow.model.errors import PoolEnded, PoolError
 from fallow.wire.address import PoolAddress, connected_address, home_dir, parse_address, running_pool
+from fallow.wire.streams import fill_descriptors
 
 START_LIMIT_S = 60.0
 END_LIMIT_S = 8.0
@@ -29,6 +30,7 @@ class EmbeddedPool:
     """The pool of this script: a child process that ends when the lifeline closes, however that happens."""
 
     def __init__(self) -> None:
+        fill_descriptors()
         ready, ready_child = os.pipe()
         lifeline_child, self._lifeline = os.pipe()
         self._ready = ready
@@ -42,7 +44,12 @@ class EmbeddedPool:
         try:
             # A session of its own: Ctrl-C in the terminal reaches the script, which then ends the pool in order.
             self.process = subprocess.Popen(
-                command, pass_fds=(ready_child, lifeline_child), stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                pass_fds=(ready_child, lifeline_child),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if sys.stdout is None else None,
+                stderr=subprocess.DEVNULL if sys.stderr is None else None,
+                start_new_session=True,
             )
         except BaseException:
             self.abandon()
