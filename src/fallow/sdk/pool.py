@@ -30,7 +30,6 @@ class EmbeddedPool:
     """The pool of this script: a child process that ends when the lifeline closes, however that happens."""
 
     def __init__(self) -> None:
-        fill_descriptors()
         ready, ready_child = os.pipe()
         lifeline_child, self._lifeline = os.pipe()
         self._ready = ready
@@ -108,6 +107,7 @@ class EmbeddedPool:
 def find_pool() -> FoundPool:
     """FALLOW_URL, else what `fallow connect` remembered, else the pool that runs here, else a new embedded one (which
     starts side by side: `wait_address`). Raises PoolError."""
+    fill_descriptors()
     url = os.environ.get("FALLOW_URL", "").strip()
     text = url or _inherited or connected_address()
     if text is None:
