@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import fallow
 from fallow.model import errors
-from tests.pool import Pool
+from tests.pool import Pool, wait_for
 from tests.sdk import tasks
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -419,6 +420,26 @@ async def test_async_twins() -> None:
             yield n
 
     assert [y async for y in tasks.square.map.aio(source())] == [0, 1, 4, 9, 16]
+    assert await tasks.square.map.aio(source(), reduce=operator.add) == 30
+    assert [y async for y in tasks.square.map.aio([1, 2], reduce=operator.add)] == [5]
+    job = await tasks.square.map.aio([3], detached=True)
+    assert await job.get.aio(timeout=60) == [9]
+    with pytest.raises(TypeError, match="async for"):
+        await tasks.square.map.aio([1])
+
+
+async def test_a_call_that_is_cancelled_is_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    call = asyncio.ensure_future(tasks.stays.remote.aio(str(file)))
+    while not file.exists() or not file.read_text():
+        assert not call.done(), call.result()
+        await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    worker = int(file.read_text())
+    await asyncio.to_thread(wait_for, "the worker to be stopped", lambda: not psutil.pid_exists(worker))
+    assert await tasks.square.remote.aio(3) == 9
 
 
 # ---------------------------------------------------------------- objects, files, output
@@ -462,8 +483,6 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_output_of_tasks_is_labelled(capfd: pytest.CaptureFixture[str]) -> None:
-    from tests.pool import wait_for
-
     said = ""
 
     def all_said() -> bool:
@@ -493,7 +512,5 @@ def test_nesting_at_any_depth_never_deadlocks() -> None:
 
 
 def _ended(job: fallow.JobHandle) -> object:
-    from tests.pool import wait_for
-
     wait_for("the job to end", lambda: job.done)
     return job.status()
