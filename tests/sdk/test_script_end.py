@@ -85,9 +85,9 @@ def test_a_pool_whose_script_has_gone_ends_without_a_word(tmp_path: Path) -> Non
     os.close(ready)
     os.close(lifeline)
     try:
+        fds = ("--ready-fd", str(ready_child), "--lifeline-fd", str(lifeline_child))
         done = subprocess.run(
-            [*(sys.executable, "-m", "fallow.cli.up", "--embedded", "--slots", "1")]
-            + ["--ready-fd", str(ready_child), "--lifeline-fd", str(lifeline_child)],
+            [sys.executable, "-m", "fallow.cli.up", "--embedded", "--slots", "1", *fds],
             env=os.environ | {"FALLOW_HOME": str(tmp_path), MARK: str(tmp_path)},
             pass_fds=(ready_child, lifeline_child),
             capture_output=True,
