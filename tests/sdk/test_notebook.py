@@ -111,6 +111,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 def test_what_tasks_print_is_shown_in_the_cell_that_runs_them(kernel: Kernel) -> None:
     for code, label in (("list(speak.map([1]))", "[speak 0]"), ("speak.remote(1)", "[speak]"), ("speak.remote(1)", "")):
         cell = kernel.run(code, until="hello from 1\n")
+        assert "this script" not in "".join(cell.shown)
         assert label in "".join(cell.shown)
         assert not cell.elsewhere
 

@@ -192,7 +192,7 @@ def _refuse_detached(client: Client, detached: bool) -> None:
     if detached and client.ready().info.embedded:
         raise DetachedRefused(
             "a detached job outlives its script, and this script's own pool does not. Start `fallow up` in another "
-            "terminal (or `fallow connect` to a pool), then run the script again."
+            "terminal (or `fallow connect` to a pool), then run the script again (a notebook: restart its kernel)."
         )
 
 
