@@ -201,6 +201,7 @@ class Slot:
                 self._is_told = False
             if is_another:
                 self.node.beat()  # the pool is to know before its next plan
+            self.node.pulse.ride()
 
     def _tell_client(self, held: Held | None, report: Report) -> bool:
         """Answers of single calls are not journalled: their client hears of them at once, before the owner does.
