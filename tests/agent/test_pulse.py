@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from fallow.agent import pulse as pulse_module
-from fallow.agent.pulse import Pulse
+from fallow.agent.pulse import RIDE_S, Pulse
 
 DEADLINE_S = 30.0
 
@@ -95,4 +95,25 @@ async def test_a_member_may_change_its_mind_both_ways() -> None:
     assert pulse._timer.when() - loop.time() <= 5.0, "another still wants it"
     pulse.wants(member, 0.0)
     await until(lambda: calls[0] == 1)
+    pulse.close()
+
+
+async def test_a_pulse_that_is_due_soon_comes_while_the_agent_is_awake_anyway() -> None:
+    pulse, calls = Pulse(), [0]
+
+    def member() -> float:
+        calls[0] += 1
+        return 2 * RIDE_S
+
+    pulse.ride()
+    pulse.add(member)
+    pulse.wants(member, 2 * RIDE_S)
+    pulse.ride()
+    assert calls == [0], "not so soon"
+    pulse.wants(member, RIDE_S)
+    pulse.ride()
+    assert calls == [1]
+    pulse.wants(member, RIDE_S / 2)
+    pulse.ride()
+    assert calls == [1], "the last one is not long ago"
     pulse.close()

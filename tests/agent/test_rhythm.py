@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fallow.agent.rhythm import AWAY_AFTER_INTERVALS, AWAY_INTERVALS, Rhythm
+from fallow.agent.rhythm import AWAY_AFTER_INTERVALS, AWAY_INTERVALS, EARLY, Rhythm
 from fallow.core.presence import LEAST_JITTER, REST_INTERVAL_S
 from fallow.wire.messages import BEAT_INTERVAL_S, BeatAck
 
@@ -66,7 +66,9 @@ def test_at_work_a_leader_that_does_not_answer_is_asked_more_often(rhythm: Rhyth
     assert rhythm.acknowledged(ack(3), 102.1)
     rhythm.beats(103.0)
     assert not rhythm.is_away(103.0 + BEAT_INTERVAL_S)
-    assert not rhythm.is_due(103.0 + LEAST_JITTER * BEAT_INTERVAL_S - 0.01)
+    assert not rhythm.is_due(103.0 + (LEAST_JITTER - EARLY) * BEAT_INTERVAL_S - 0.01)
+    assert rhythm.is_due(103.0 + (1.0 - EARLY) * BEAT_INTERVAL_S), "it goes with what is sent anyway"
+    assert rhythm.wait_s(103.0) >= LEAST_JITTER * BEAT_INTERVAL_S, "and wakes nobody before"
     assert rhythm.acknowledged(ack(4, epoch=2), 103.1), "another leads"
 
 

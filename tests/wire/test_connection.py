@@ -398,3 +398,20 @@ async def test_wrong_token_and_nobody_there_in_words(nats: NatsProcess, tmp_path
         await connect(PoolAddress(nats.address.servers, "wrong"), "test")
     with pytest.raises(PoolUnreachable, match="no pool answers"):
         await connect(PoolAddress(("127.0.0.1:1",), "s"), "test", timeout_s=2.0)
+
+
+async def test_who_speaks_is_not_looked_at_before_it_has_been_silent(connection: Connection) -> None:
+    inbox = Inbox()
+    await connection.subscribe("here", inbox)
+    await connection.flush()
+    connection.pace()
+    connection.send("here", Done(1))
+    await inbox.take(Done)
+    assert 4.5 < connection.look_in_s(2.5) <= 5.0
+    loop = asyncio.get_running_loop()
+    connection._client.heard(loop.time() - 4.0)
+    assert 0.5 < connection.look_in_s(2.5) <= 1.0
+    connection._client.heard(loop.time() - 100.0)
+    assert 0.0 < connection.look_in_s(2.5) < 1.0
+    connection._client._pings_outstanding = 1
+    assert connection.look_in_s(2.5) == 2.5, "it was asked"

@@ -314,7 +314,9 @@ class Node:
         if self.connection is not None and now - self._looked_s >= LOOK_LEAST_S:
             self._looked_s = now
             self.connection.keep_alive()
-        return max(0.0, self._looked_s + PING_OFTEN_S - now) if self.is_at_work else None
+        if not self.is_at_work or self.connection is None:
+            return None
+        return max(self._looked_s + LOOK_LEAST_S - now, self.connection.look_in_s(PING_OFTEN_S))
 
     def beat(self) -> None:
         """Say what this node holds."""

@@ -12,6 +12,8 @@ log = logging.getLogger("fallow.agent")
 PULSE_S = 30.0
 """At rest; who needs it more often says so."""
 LEAST_S = 0.005
+RIDE_S = 0.3
+"""A pulse that is due so soon may as well come now, if the agent is awake and the last one is twice as long ago."""
 
 Member = Callable[[], float | None]
 
@@ -25,6 +27,8 @@ class Pulse:
         """When each of the members wants the next one, on the loop's clock."""
         self._called_for = inf
         """The same of others."""
+        self._beat_s = -inf
+        """When the last pulse was."""
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, member: Member) -> None:
@@ -49,6 +53,14 @@ class Pulse:
             self._due[member] = asyncio.get_running_loop().time() + wait_s
             self._set_timer()
 
+    def ride(self) -> None:
+        """The agent is awake: a pulse that would wake it soon comes now."""
+        if self._timer is not None:
+            now = asyncio.get_running_loop().time()
+            if self._timer.when() - now <= RIDE_S and now - self._beat_s >= 2 * RIDE_S:
+                self._timer.cancel()
+                self._beat()
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -65,7 +77,7 @@ class Pulse:
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = None
+        self._timer, self._beat_s = None, loop.time()
         self._called_for = inf
         for member in list(self._due):
             try:

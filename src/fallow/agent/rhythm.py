@@ -12,6 +12,8 @@ AWAY_AFTER_INTERVALS = 1.5
 again when it is back. Of what the leader asked for."""
 AWAY_INTERVALS = 0.25
 """The pause between beats then, after the first one on a new connection, and until a new leader hears of this node."""
+EARLY = 0.3
+"""A beat may come so much of its interval early, with something else that is sent."""
 FIRST_BEATS_S = 0.05
 """Until a coordinator has answered: it may start just now, and a cold start waits for it."""
 
@@ -57,7 +59,8 @@ class Rhythm:
         self.at_rest = at_rest
 
     def is_due(self, now: float) -> bool:
-        return now >= self._next_s
+        """Or nearly, at work: it goes with whatever woke the agent."""
+        return now >= self._next_s - (0.0 if self.at_rest or not self.was_heard else EARLY * self.asked_s)
 
     def wait_s(self, now: float) -> float:
         """Time until the next look: at most BEAT_INTERVAL_S unless at rest."""

@@ -180,6 +180,7 @@ class Slot:
                 self.perform(self.machine.reported(lane.index, report, time.monotonic()))
             finally:
                 self._is_told = False
+            self.node.pulse.ride()
 
     def _tell_client(self, held: Held | None, report: Report) -> bool:
         """Answers of single calls are not journalled: their client hears of them at once, before the owner does.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fallow.agent.memory import FILLED_BYTES_PER_S, MachineMemory, choose_victim, private_bytes, reserve_bytes
+from fallow.agent.pulse import RIDE_S
 from fallow.agent.worker_api import WorkerCallbacks
 from fallow.agent.worker_files import WorkerMap
 from fallow.agent.worker_process import POLL_MOST_S, POLL_S, TIMEOUT_PRECISION, Process
@@ -86,6 +87,8 @@ class Zygote:
         self._log: Path | None = None
         self._starting = asyncio.Lock()
         self._poll_handle: asyncio.TimerHandle | None = None
+        self._poll_wait_s = 0.0
+        """For how long it was set."""
         self._memory: MachineMemory | None = None
         self._memory_kills = 0
 
@@ -418,14 +421,18 @@ class Zygote:
         ) and self._poll_handle.when() > self._loop.time() + POLL_S:
             self._poll_handle.cancel()
             self._poll_handle = self._loop.call_later(POLL_S, self._poll)
+        elif self._poll_wait_s > 2 * RIDE_S and self._poll_handle.when() - self._loop.time() <= RIDE_S:
+            self._poll_handle.cancel()
+            self._poll()
 
     def _poll(self) -> None:
-        self._poll_handle = None
+        self._poll_handle, self._poll_wait_s = None, 0.0
         running = [worker for worker in self._workers.values() if worker.running]
         if running:
             wait_s = min(worker.check() for worker in running)
             wait_s = min(wait_s, self._guard_memory(running))
             if self.is_alive and self._poll_handle is None:
+                self._poll_wait_s = wait_s
                 self._poll_handle = self._loop.call_later(wait_s, self._poll)
 
     def _guard_memory(self, running: list[Process]) -> float:

@@ -88,6 +88,9 @@ class Journal:
         is_late = within_s > 0.0
         if is_late:
             self._ripen_in(within_s)
+        elif self._timer is not None:  # what it is set for is written with this
+            self._timer.cancel()
+            self._timer = None
         with self._condition:
             self._waiting.append((ops, then))
             self._waiting_ops += len(ops)

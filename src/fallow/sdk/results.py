@@ -14,7 +14,8 @@ from fallow.wire.page import PageError, Partial, decode_items
 
 
 class ResultStream:
-    """Batches of results with one request of read-ahead. `take` is for one consumer at a time."""
+    """Batches of results with one request of read-ahead, which the loop makes itself where the reader has kept up: so
+    that its thread need not wake the loop once more. For one reader at a time."""
 
     def __init__(
         self, job: MapJob, *, ordered: bool = True, consume: bool = True, start: int = 0, stop: int = -1
@@ -25,6 +26,10 @@ class ResultStream:
         self._cursor = start
         self._stop = stop
         self._ahead: Future[Batch] | None = None
+        """What the reader takes next."""
+        self._after: Future[Batch] | None = None
+        """What comes after that. Set by the loop, before the reader sees the one before."""
+        self._dropped = False
         self.finished = False
 
     def prefetch(self) -> None:
@@ -38,6 +43,8 @@ class ResultStream:
         batch, self._cursor = await self.job.fetch(
             self._cursor, ordered=self._ordered, consumed=consumed, stop=self._stop
         )
+        if self._after is None and not batch.last and not self._dropped:
+            self._after = self.job.client.thread.submit(self._fetch())
         return batch
 
     def pending(self) -> Future[Batch]:
@@ -48,7 +55,7 @@ class ResultStream:
 
     def arrived(self, batch: Batch) -> list[Part]:
         """Take over the batch that `pending` came to: asks for the next, makes room for inputs."""
-        self._ahead = None
+        self._ahead, self._after = self._after, None
         self.finished = batch.last
         if not batch.last:
             self.prefetch()
@@ -62,8 +69,10 @@ class ResultStream:
         return parts
 
     def drop(self) -> None:
-        if self._ahead is not None:
-            self._ahead.cancel()
+        self._dropped = True
+        for future in (self._ahead, self._after):
+            if future is not None:
+                future.cancel()
 
 
 class Reading:

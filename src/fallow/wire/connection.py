@@ -164,6 +164,11 @@ class Connection:
         other servers to go to it is asked in any case."""
         self._client.keep_alive(self.ping_every_s if press else 0.0, press and self.is_clustered)
 
+    def look_in_s(self, every_s: float) -> float:
+        """Seconds until `keep_alive` is worth a call again, for those who do not press: a server is asked once it has
+        been silent for 2 * `every_s`, and then that often."""
+        return self._client.look_in_s(every_s)
+
     async def close(self) -> None:
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._client.close(), 2.0)

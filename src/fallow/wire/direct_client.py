@@ -21,11 +21,12 @@ from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any
 
 import nats.errors
-from nats.aio.client import PING_PROTO, Client
+from nats.aio.client import Client
 from nats.aio.msg import Msg as NatsMessage
 from nats.protocol.parser import AWAITING_CONTROL_LINE
 
 from fallow.wire.direct_parser import DirectParser
+from fallow.wire.keep_alive import KeepAlive
 from fallow.wire.plain_socket import plain_descriptor, publish_head
 
 Receive = Callable[[bytes, str], None]
@@ -62,7 +63,7 @@ class _Asked:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class DirectClient(Client):
+class DirectClient(KeepAlive):
     """A nats-py client; see the module."""
 
     def __init__(self) -> None:
@@ -90,14 +91,6 @@ class DirectClient(Client):
         self._write_now_after = 0.0
         self._together: list[tuple[str, bytes]] | None = None
         """Publications that are to be written with the next ones."""
-        self._is_paced = False
-        self.reads = 0
-        """How often the socket gave something."""
-        self._reads_before = 0
-        """As of the last `keep_alive`."""
-        self._unanswered: asyncio.TimerHandle | None = None
-        """While a server that was asked has not said anything."""
-        self._asking: asyncio.Task[None] | None = None
         self._tries = 0
         """To connect, since there was a connection."""
 
@@ -211,14 +204,10 @@ class DirectClient(Client):
     def _shorten(self, reader: asyncio.StreamReader) -> None:
         """Take what the socket gives before the library's reader does, unless that has something left to do."""
         take_long_way = reader.feed_data
-        parser = self._ps
+        parser, clock = self._ps, asyncio.get_running_loop().time
 
         def feed_data(data: bytes) -> None:
-            self.reads += 1
-            if self._unanswered is not None:
-                self._unanswered.cancel()
-                self._unanswered = None
-                self._pings_outstanding = 0
+            self.heard(clock())
             if parser.is_busy or reader._buffer:  # type: ignore[attr-defined]
                 take_long_way(data)
                 return
@@ -378,52 +367,6 @@ class DirectClient(Client):
                 self._rest = data[written:]
                 self._finish_soon()
         return True
-
-    def pace(self) -> None:
-        """No timer of the library's: whoever calls this calls `keep_alive` from one of their own."""
-        self._is_paced = True
-        if self._ping_interval_task is not None:
-            self._ping_interval_task.cancel()
-
-    async def _ping_interval(self) -> None:
-        """Begins with every connection."""
-        while not self._is_paced:
-            await asyncio.sleep(self.options["ping_interval"])
-            self.keep_alive()
-
-    def keep_alive(self, again_s: float = 0.0, always: bool = False) -> None:
-        """As the library does it, but a server that speaks is not asked whether it is there, but for `always`.
-        `again_s`: one that says nothing is asked again so soon, and so on."""
-        heard, self._reads_before = self.reads != self._reads_before, self.reads
-        if not self.is_connected or self._unanswered is not None:
-            return
-        if heard:
-            self._pings_outstanding = 0
-            if not always:
-                return
-        self._ask_server(again_s)
-
-    def _ask_server(self, again_s: float) -> None:
-        self._unanswered = None
-        if not self.is_connected:
-            return
-        loop = asyncio.get_running_loop()
-        self._pings_outstanding += 1
-        if self._pings_outstanding > self.options["max_outstanding_pings"]:
-            self._asking = loop.create_task(self._process_op_err(nats.errors.StaleConnectionError()))
-            return
-        self._asking = loop.create_task(self._send_ping())
-        if again_s:
-            self._unanswered = loop.call_later(again_s, self._ask_server, again_s)
-
-    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        """The library writes a PING past what waits to be written, so that `flush` could end before a subscription
-        made earlier was known to the server. In turn, its answer says that all before it has arrived."""
-        self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
-        if self.is_connected:  # what waits is sent after a reconnection, where nobody counts on its PONG
-            self._pending.append(PING_PROTO)
-            self._pending_data_size += len(PING_PROTO)
-            await self._flush_pending()
 
     async def _resume(self) -> None:
         try:
