@@ -187,6 +187,9 @@ def test_another_number_of_tasks_stands_beside_the_rate() -> None:
 
 
 def test_memory_of_fewer_tasks_is_a_lower_bound() -> None:
+    said = row("memory").show({"memory_mb 5000": 40.0, "memory_mb": 40.0, "memory_mb 1000000": 300.2})
+    assert said == "40 MB for 5,000, 300 MB for 1M"
+
     def ratio(theirs_mb: float, tasks: int) -> str:
         fallow = {"memory_mb": 10.0, "tasks": 1_000_000}
         return ratio_text(row("memory"), "ray", {"fallow": fallow, "ray": {"memory_mb": theirs_mb, "tasks": tasks}})
