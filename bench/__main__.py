@@ -118,7 +118,9 @@ def main() -> int:
     print_report(rows, measurements, console)
     plot_path = chosen.plot or settings.out / "bench.png"
     drawn = write_plot(plot_path, rows, measurements)
-    console.print(f"Written: {json_path}" + (f", {plot_path}" if drawn else " (no plot: matplotlib is not installed)"))
+    console.print(
+        f"Written: {json_path}" + (f", {plot_path}" if drawn else " (no plot: no values to draw, or no matplotlib)")
+    )
     return 0
 
 

@@ -200,7 +200,11 @@ def _show_map(values: Values) -> str:
 
 def _show_memory(values: Values) -> str:
     found = [(int(key.rsplit(" ", 1)[1]), value) for key, value in values.items() if key.startswith("memory_mb ")]
-    return ", ".join(f"{value:,.0f} MB for {size / 1e6:g}M" for size, value in sorted(found))
+    return ", ".join(f"{value:,.0f} MB for {_count(size)}" for size, value in sorted(found))
+
+
+def _count(tasks: int) -> str:
+    return f"{tasks / 1e6:g}M" if tasks >= 1_000_000 else f"{tasks:,}"
 
 
 def _show_cold(values: Values) -> str:

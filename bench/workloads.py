@@ -1,4 +1,5 @@
-"""The work of each row, the same for every peer. Every workload checks the results that it gets."""
+"""The work of each row, the same for every peer. Every workload checks the results that it gets, and says its values
+after each repetition, so that one which is ended for its time has some."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def map_plain(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
         start = time.perf_counter()
         _check_noops(peer.map(work.noop, range(count)), count)
         rates.append(count / (time.perf_counter() - start))
-    say("values", tasks=count, tasks_per_s=round(statistics.median(rates)))
+        say("values", tasks=count, tasks_per_s=round(statistics.median(rates)))
 
 
 def map_tuned(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
@@ -59,7 +60,7 @@ def map_tuned(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
         start = time.perf_counter()
         _check_noops(peer.map_tuned(count), count)
         rates.append(count / (time.perf_counter() - start))
-    say("values", tuned_tasks=count, tuned_per_s=round(statistics.median(rates)))
+        say("values", tuned_tasks=count, tuned_per_s=round(statistics.median(rates)))
 
 
 def memory(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
@@ -112,10 +113,10 @@ def arrays(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
             if array[0] != index + 1 or array[-1] != index + 1:
                 raise WrongResult(f"array {index} came back as {array[0]}")
             seen += 1
-        rates.append(2 * count * work.ARRAY_BYTES / (time.perf_counter() - start))
         if seen != count:
             raise WrongResult(f"{seen} arrays instead of {count}")
-    say("values", tasks=count, mb_per_s=round(statistics.median(rates) / 1e6))
+        rates.append(2 * count * work.ARRAY_BYTES / (time.perf_counter() - start))
+        say("values", tasks=count, mb_per_s=round(statistics.median(rates) / 1e6))
 
 
 def broadcast(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
@@ -137,9 +138,9 @@ def broadcast(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
             first[pid] = min(first.get(pid, done), done)
         if len(first) >= WORKERS:
             rates.append(WORKERS * size / (sorted(first.values())[WORKERS - 1] - start))
+            say("values", gb_per_s=round(statistics.median(rates) / 1e9, 3))
     if not rates:
         raise WrongResult("one worker did all of the tasks")
-    say("values", gb_per_s=round(statistics.median(rates) / 1e9, 3))
 
 
 def skewed_lengths(count: int, total_s: float) -> list[float]:
@@ -164,16 +165,16 @@ def skew(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
         if done != lengths:
             raise WrongResult("the lengths came back in another order")
         bares.append(makespan_s(lengths, WORKERS) / bound)
-    flat, bare = statistics.median(ratios), statistics.median(bares)
-    say(
-        "values",
-        bound_s=round(bound, 2),
-        makespan_ratio=round(flat, 4),
-        ratios=[round(r, 4) for r in ratios],
-        bare_ratio=round(bare, 4),
-        bare_ratios=[round(r, 4) for r in bares],
-        over_bare=round(flat / bare, 4),
-    )
+        flat, bare = statistics.median(ratios), statistics.median(bares)
+        say(
+            "values",
+            bound_s=round(bound, 2),
+            makespan_ratio=round(flat, 4),
+            ratios=[round(r, 4) for r in ratios],
+            bare_ratio=round(bare, 4),
+            bare_ratios=[round(r, 4) for r in bares],
+            over_bare=round(flat / bare, 4),
+        )
 
 
 def poison(peer: Peer, parameters: dict[str, Any], say: Say) -> None:

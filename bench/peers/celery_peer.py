@@ -27,7 +27,7 @@ class CeleryPeer(Peer):
         "map_tuned": {"tasks": 300_000},
         "memory": {"tasks": 5_000},
         "submit": {"tasks": 3_000},
-        "arrays": {"tasks": 300},
+        "arrays": {"tasks": 200},
         "cold": {"repeat": 3},
         "broadcast": {"repeat": 1},
         "skew": {"repeat": 1},

@@ -23,6 +23,7 @@ class DaskPeer(Peer):
         "call": {"calls": 500},
         "submit": {"tasks": 3_000},
         "cold": {"repeat": 3},
+        "arrays": {"tasks": 500},
         "broadcast": {"repeat": 1},
     }
     tuned = "chunked by hand: 100 tasks of many items"

@@ -15,8 +15,7 @@ class JoblibPeer(Peer):
     requirements = ("joblib", "numpy")
     tuned = "batch_size = tasks / 8"
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "map": {"tasks": 100_000},
-        "memory": {"tasks": 300_000},
+        "map": {"tasks": 300_000},
         "call": {"calls": 500},
         "skew": {"repeat": 1},
     }

@@ -14,7 +14,11 @@ Names are imported when they are first used, so that `import fallow` costs next 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# First of all, and light: Ctrl-C while the rest is loaded is answered in a line.
+import_module("fallow.sdk.script_end").hook_errors()
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from fallow.model import errors as errors

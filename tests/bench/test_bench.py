@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,18 @@ def test_bare_processes_take_at_least_the_longer_share() -> None:
     assert bare.makespan_s([0.05, 0.02, 0.02], 2) >= 0.05
     with pytest.raises(RuntimeError, match=r"the bare processes failed: .*'<' not supported"):
         bare.makespan_s([0.05, "long"], 2)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("workload", ["map", "map_tuned"])
+def test_values_are_said_after_every_repetition(workload: str) -> None:
+    said: list[dict[str, Any]] = []
+    pool = peer_class("pool")()
+    try:
+        WORKLOADS[workload](pool, {"tasks": 10, "repeat": 3}, lambda event, **values: said.append(values))
+    finally:
+        pool.stop()
+    assert len(said) == 3
+    assert all(any(key.endswith("per_s") for key in values) for values in said)
 
 
 @pytest.mark.slow
@@ -187,6 +200,9 @@ def test_another_number_of_tasks_stands_beside_the_rate() -> None:
 
 
 def test_memory_of_fewer_tasks_is_a_lower_bound() -> None:
+    said = row("memory").show({"memory_mb 5000": 40.0, "memory_mb": 40.0, "memory_mb 1000000": 300.2})
+    assert said == "40 MB for 5,000, 300 MB for 1M"
+
     def ratio(theirs_mb: float, tasks: int) -> str:
         fallow = {"memory_mb": 10.0, "tasks": 1_000_000}
         return ratio_text(row("memory"), "ray", {"fallow": fallow, "ray": {"memory_mb": theirs_mb, "tasks": tasks}})

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from fallow.cli.command_jobs import (
     SUMMARY,
     Collector,
+    _take,
     command_inputs,
     file_hint,
     find_files,
@@ -20,7 +22,7 @@ from fallow.cli.command_jobs import (
     split_arguments,
 )
 from fallow.cli.run import RunOptions
-from fallow.model.errors import SettingError
+from fallow.model.errors import SettingError, TaskTimeout
 from fallow.worker.command import (
     CommandFailed,
     CommandInput,
@@ -228,6 +230,45 @@ def test_arguments_that_name_files_of_this_machine_are_pointed_out(tmp_path: Pat
     assert "--files" in file_hint(line, RunOptions())
     assert file_hint(line, RunOptions(ship=(Path(file),))) == ""
     assert file_hint(split_arguments(["wc", "{}", ":::", "word"]), RunOptions()) == ""
+
+
+def test_the_last_words_of_a_command_do_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collector = Collector(tmp_path)
+    _take(CommandFailed("./tool a ended with exit code 1:\n\x1b]0;mine\x07gone\x1b[2J", outcome()), collector, {0: "a"})
+    _take(TaskTimeout("task 1 ran longer than its time limit of 1 s", index=1), collector, {1: "b"})
+    collector.close()
+    assert capsys.readouterr().err == (
+        "fallow: task 0 (a): ./tool a ended with exit code 1:\n\ufffd]0;mine\ufffdgone\ufffd[2J\n"
+        "fallow: task 1 (b): ran longer than its time limit of 1 s\n"
+    )
+
+
+def test_a_standard_input_that_is_closed_is_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            'exec "$@" <&-',
+            "sh",
+            sys.executable,
+            "-m",
+            "fallow.cli.main",
+            "run",
+            "--inputs",
+            "-",
+            "--",
+            "wc",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "FALLOW_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 1
+    assert "cannot read the inputs '-': standard input is closed." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_summary_is_in_the_order_of_the_tasks_however_they_end(tmp_path: Path) -> None:

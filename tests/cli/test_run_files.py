@@ -1,5 +1,8 @@
 """Which part of a file `fallow run FILE.py` runs."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,3 +145,34 @@ def test_inputs_that_stand_where_a_python_file_would_are_pointed_out(tmp_path: P
         run_target(path, [], ["./convert", "{}"], given)
     with pytest.raises(SettingError, match=r"Is it a Python file\? Inputs are named: --files .*b.tif"):
         run_target(path, [], ["./convert", "{}"], RunOptions())
+
+
+def test_files_that_cannot_be_run_are_spoken_of(tmp_path: Path) -> None:
+    for name, content, words in (
+        ("brackets.py", b"x = (\n", r"brackets.py:1: .* was never closed"),
+        ("binary.py", b"\xff\x00", "binary.py: source code"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SettingError, match=words):
+            run_target(str(tmp_path / name), [], None, RunOptions())
+    with pytest.raises(SettingError, match="is a folder"):
+        run_target(str(tmp_path), [], None, RunOptions())
+
+
+@pytest.mark.parametrize("name", ["a_module", "not-a-module"])
+def test_a_file_that_fails_while_it_is_loaded_shows_its_own_lines_alone(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(f"{APP}{ONE}raise ValueError('of the top')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "fallow.cli.main", "run", f"{file}::one", "1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "FALLOW_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[1].strip() == f'File "{file}", line 5, in <module>'
+    assert lines[-1] == "ValueError: of the top"
+    assert len(lines) <= 4

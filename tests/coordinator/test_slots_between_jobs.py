@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fallow.core.call_hold import KEPT_S
 from fallow.core.demand import served_in_turn
 from fallow.core.effects import Grant
 from fallow.core.job import JobProgress
@@ -16,10 +20,10 @@ from fallow.model.ids import ClientId, Digest, JobId
 from fallow.model.job import Blob, JobKind, JobSpec
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
-from fallow.wire.messages import AppendCalls, Assign, SubmitJob, Submitted
+from fallow.wire.messages import AppendCalls, Assign, ListNodes, Nodes, SubmitJob, Submitted
 
 from .parts import CoordinatorProcess, HandAgent, page, spec
-from .test_coordinator import CLIENT, ask, submit
+from .test_coordinator import CLIENT, ask, hand_in, results, submit
 from .test_tied_slots import NODE, Leader
 
 CALLS, MAP, OLD_CALLS, OLD_MAP = (JobId(name) for name in ("calls", "map", "old-calls", "old-map"))
@@ -146,3 +150,26 @@ async def test_a_first_call_that_never_comes_keeps_no_slot(
     await submit(connection, tasks, 2)
     await agent.inbox.take(Assign, is_for(calls))
     await agent.inbox.take(Assign, is_for(tasks), again=agent.beat)
+
+
+@pytest.mark.slow
+async def test_a_slot_stays_between_two_calls_whatever_plan_is_made_then(
+    coordinator: CoordinatorProcess, connection: Connection
+) -> None:
+    agent = HandAgent(connection, "hand", slots=2)
+    await agent.start()
+    calls, tasks = spec(CLIENT, JobKind.CALLS), spec(CLIENT)
+    await submit(connection, calls)
+    await submit(connection, tasks, 100)
+    for index in itertools.count():
+        began_s = time.monotonic()
+        connection.send(subjects.job(calls.job_id), AppendCalls(calls.job_id, CLIENT, (page(index, index + 1),)))
+        hand_in(agent, await agent.lease(calls.job_id), results(index, index + 1))
+        agent.spec = msgspec.structs.replace(agent.spec, memory_bytes=agent.spec.memory_bytes + 1)
+        agent.beat(agent.spec)  # so that there is a plan, now that nothing of the calls is to run
+        for _ in range(5):
+            nodes = await ask(connection, subjects.POOL, ListNodes())
+        if time.monotonic() - began_s < KEPT_S:
+            break  # else it may have been given away by now
+    assert isinstance(nodes, Nodes)
+    assert nodes.nodes[0].jobs == {calls.job_id: 1, tasks.job_id: 1}

@@ -346,6 +346,27 @@ def test_a_slot_that_asks_before_it_hands_in_its_call_is_answered_then() -> None
     job.check()
 
 
+def test_calls_that_nobody_waits_for_are_stopped() -> None:
+    blob = Blob(Digest("00"), 1, b"x")
+    job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)
+    one, two = (NodeId("one"), 0), (NodeId("two"), 0)
+    job.add_call(0, 5)
+    job.pull(one, 1, True, ())
+    (first,) = job.dispatch(0.0)
+    assert isinstance(first, Grant)
+    assert first.stop < 4
+    job.hand_in(slot=one, token=first.token, results=(ResultPage(0, first.stop, 0, blob),), ended=True, now=0.1)
+    job.add_call(5, 6)
+    assert job.sent_call(two, 5, 0.2)
+    assert job.cancel_calls([(5, 6), (4, 5)]) == [Drop(two[0], (call_token(1, 5),), "nobody waits for it")]
+    job.check()
+    assert 4 not in job.todo
+    assert not job.leases
+    late = (ResultPage(5, 6, 5, blob),)
+    assert job.hand_in(slot=two, token=call_token(1, 5), results=late, ended=True, now=0.3) == []
+    assert job.cancel_calls([(90, 91)]) == []
+
+
 def test_a_call_that_never_reached_its_slot_is_sent_again_by_its_owner() -> None:
     blob = Blob(Digest("00"), 1, b"x")
     job = JobProgress(JobSpec(JobId("job-aaaaaa"), "test", JobKind.CALLS, ClientId("client-a"), blob), 1)

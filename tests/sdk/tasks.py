@@ -58,6 +58,13 @@ def stubborn(x: int) -> int:
 
 
 @app.function
+def stays(file: str) -> None:
+    with open(file, "w") as opened:
+        opened.write(str(os.getpid()))
+    time.sleep(600)
+
+
+@app.function
 def exits(x: int) -> int:
     if x == 7:
         os._exit(3)

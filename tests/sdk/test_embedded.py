@@ -34,6 +34,29 @@ def test_the_first_script(script: Script) -> None:
     assert "started one of its own" in done.stderr
 
 
+def test_a_script_without_standard_streams(script: Script, tmp_path: Path) -> None:
+    """As a daemon starts it."""
+    source = """
+        import os, subprocess, sys
+        if len(sys.argv) < 2:
+            words = [sys.executable, __file__, "again"]
+            sys.exit(subprocess.call(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words]))
+        import fallow
+        app = fallow.App("daemon")
+
+        @app.function()
+        def loud(x):
+            print("loud", x)
+            return x
+
+        with open("found.txt", "w") as file:
+            file.write(repr((sys.stdin, sys.stdout, sys.stderr, list(loud.map(range(5))))))
+        """
+    done = script(source)
+    assert (tmp_path / "found.txt").read_text() == "(None, None, None, [0, 1, 2, 3, 4])"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_what_is_raised_on_purpose_shows_the_users_lines_alone(script: Script) -> None:
     source = """
         import fallow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import operator
 import os
@@ -15,7 +14,7 @@ import pytest
 
 import fallow
 from fallow.model import errors
-from tests.pool import Pool
+from tests.pool import Pool, wait_for
 from tests.sdk import tasks
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -399,28 +398,6 @@ def test_a_detached_job_whose_inputs_break_is_not_left_half(connected: Pool) -> 
         tasks.square.map(breaks(), detached=True)
 
 
-# ---------------------------------------------------------------- async twins
-
-
-async def test_async_twins() -> None:
-    assert await tasks.square.remote.aio(5) == 25
-    assert [y async for y in tasks.square.map.aio(range(100))] == [x * x for x in range(100)]
-    assert [y async for y in tasks.add.starmap.aio([(1, 2)])] == [3]
-    assert await asyncio.gather(*(tasks.square.remote.aio(n) for n in range(50))) == [n * n for n in range(50)]
-    handle = await tasks.square.spawn.aio(4)
-    assert await handle.get.aio(timeout=60) == 16
-    await tasks.echo.for_each.aio([1, 2])
-    with pytest.raises(tasks.Odd):
-        await tasks.only_even.remote.aio(1)
-
-    async def source():  # type: ignore[no-untyped-def]
-        for n in range(5):
-            await asyncio.sleep(0)
-            yield n
-
-    assert [y async for y in tasks.square.map.aio(source())] == [0, 1, 4, 9, 16]
-
-
 # ---------------------------------------------------------------- objects, files, output
 
 
@@ -462,8 +439,6 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_output_of_tasks_is_labelled(capfd: pytest.CaptureFixture[str]) -> None:
-    from tests.pool import wait_for
-
     said = ""
 
     def all_said() -> bool:
@@ -493,7 +468,5 @@ def test_nesting_at_any_depth_never_deadlocks() -> None:
 
 
 def _ended(job: fallow.JobHandle) -> object:
-    from tests.pool import wait_for
-
     wait_for("the job to end", lambda: job.done)
     return job.status()

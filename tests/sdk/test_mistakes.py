@@ -34,6 +34,8 @@ class Model:
         (lambda: area.map([1], chunksize=2), "area.map() got an unexpected keyword argument 'chunksize'"),
         (lambda: area.for_each([1], order=2), "area.for_each() got an unexpected keyword argument 'order'"),
         (lambda: area.starmap([(1, 2)], timeout=2), "area.starmap has no option 'timeout'; it has detached, "),
+        (lambda: Model(5), "Model(): too many positional arguments"),  # type: ignore[call-arg]
+        (lambda: Model(size=5), "Model(): got an unexpected keyword argument 'size'"),  # type: ignore[call-arg]
     ],
 )
 def test_arguments_that_do_not_fit_are_named_as_customers_know_them(call: Callable[[], object], words: str) -> None:

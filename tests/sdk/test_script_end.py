@@ -33,8 +33,8 @@ BEGIN = """
 """
 
 
-def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    (folder / "script.py").write_text(textwrap.dedent(BEGIN) + textwrap.dedent(code))
+def run(folder: Path, code: str, begin: str = BEGIN) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(textwrap.dedent(begin) + textwrap.dedent(code))
     env = {name: value for name, value in os.environ.items() if not name.startswith("FALLOW_")}
     env |= {"FALLOW_HOME": str(folder / "home"), "FALLOW_SLOTS": "1", MARK: str(folder)}
     command = [sys.executable, "script.py"]
@@ -56,6 +56,49 @@ def test_while_our_own_modules_are_loaded_for_the_first_time(tmp_path: Path) -> 
     )
     assert done.stderr == "fallow: interrupted.\n"
     assert done.returncode == -signal.SIGINT
+
+
+def test_while_fallow_itself_is_imported(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        import os, signal, sys
+
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "fallow.sdk.joblib_hook":
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        sys.meta_path.insert(0, Finder())
+        import fallow
+        """,
+        begin="",
+    )
+    assert done.stderr == "fallow: interrupted.\n"
+    assert done.returncode == -signal.SIGINT
+
+
+@pytest.mark.slow
+def test_a_pool_whose_script_has_gone_ends_without_a_word(tmp_path: Path) -> None:
+    ready, ready_child = os.pipe()
+    lifeline_child, lifeline = os.pipe()
+    os.close(ready)
+    os.close(lifeline)
+    try:
+        fds = ("--ready-fd", str(ready_child), "--lifeline-fd", str(lifeline_child))
+        done = subprocess.run(
+            [sys.executable, "-m", "fallow.cli.up", "--embedded", "--slots", "1", *fds],
+            env=os.environ | {"FALLOW_HOME": str(tmp_path), MARK: str(tmp_path)},
+            pass_fds=(ready_child, lifeline_child),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    finally:
+        os.close(ready_child)
+        os.close(lifeline_child)
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_for_none(str(tmp_path))
 
 
 def test_before_fallow_does_anything_it_is_pythons_own(tmp_path: Path) -> None:

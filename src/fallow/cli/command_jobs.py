@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from fallow.cli.run import RunOptions
 from fallow.cli.show import counted, print_json
+from fallow.core.terminal import harmless
 from fallow.model.errors import SettingError, TaskError
 from fallow.worker.command import CommandFailed, CommandInput, CommandOutcome, CommandPlan, run_command
 
@@ -93,6 +94,8 @@ def command_inputs(line: CommandLine, options: RunOptions) -> Iterator[tuple[str
         files = find_files(options.files)
         return ((str(path), CommandInput(n, path.name, _content(path))) for n, path in enumerate(files))
     if options.inputs:
+        if options.inputs == "-" and sys.stdin is None:
+            raise SettingError("cannot read the inputs '-': standard input is closed.")
         return ((text, CommandInput(n, text)) for n, text in enumerate(read_lines(options.inputs)))
     if line.arguments is None:
         raise SettingError("no inputs: give them behind ::: (fallow run -- ./tool {} ::: a b), --inputs or --files.")
@@ -299,7 +302,7 @@ def _take(result: Any, collector: Collector, drawn: dict[int, str]) -> None:
         number = result.index if isinstance(result, TaskError) else -1
         called = drawn.pop(number, "")
         collector.lost(number, called, error)
-    error = error.removeprefix(f"task {number} ")
+    error = "\n".join(map(harmless, error.removeprefix(f"task {number} ").split("\n")))  # a command's words are others'
     print(f"fallow: {f'task {number} ({called})' if number >= 0 else 'a task'}: {error}", file=sys.stderr)
 
 

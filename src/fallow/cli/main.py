@@ -14,6 +14,7 @@ from fallow.cli.options import Home, Json, set_home
 from fallow.cli.service import service_app
 from fallow.cli.store_commands import store_app
 from fallow.model.errors import NO_ROOM, FallowError
+from fallow.wire.streams import fill_streams
 
 app = typer.Typer(
     name="fallow",
@@ -433,6 +434,7 @@ def split_command(arguments: list[str]) -> tuple[list[str], list[str] | None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program; ends in SystemExit. Exit codes: 1 for what went wrong, 2 for usage, 130 for Ctrl-C."""
+    fill_streams()
     own, tail = split_command(sys.argv[1:] if arguments is None else arguments)
     try:
         app(own, prog_name="fallow", obj=tail)

@@ -85,6 +85,8 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
             f"{path_text!r} stands where a Python file would. A pattern of files goes in quotes, and a folder does as "
             f"well; other options follow it: fallow run --files '{path.parent}/*' --out FOLDER -- ./tool {{}}"
         )
+    if path.is_dir():
+        raise SettingError(f"{path_text!r} is a folder. Name a Python file: fallow run FILE.py")
     if not path.is_file():
         raise SettingError(
             f"there is no file {path_text!r}."
@@ -99,7 +101,8 @@ def run_target(target: str, arguments: list[str], tail: list[str] | None, option
             if path.suffix == ".py"
             else f". Is it a Python file? Inputs are named: --files {path_text} -- ./tool {{}}"
         )
-        raise SettingError(f"{path_text}:{error.lineno}: {error.msg}{hint}") from None
+        line = f":{error.lineno}" if error.lineno else ""
+        raise SettingError(f"{path_text}{line}: {error.msg}{hint}") from None
     chosen = function or choose_function(shape)
     _name_pool()
     if not chosen:
@@ -276,7 +279,13 @@ def _run_function(path: Path, name: str, words: list[str], options: RunOptions) 
     from fallow.sdk.function import Function
 
     sys.argv = [str(path), *words]
-    module = _load(path)
+    try:
+        module = _load(path)
+    except FallowError:
+        raise
+    except Exception as error:
+        print_users_part(error)
+        return 1
     fn: Any = module
     for part in name.split("."):
         if isinstance(fn, RemoteClass):

@@ -366,7 +366,8 @@ def run_embedded(options: EmbeddedOptions) -> int:
     try:
         with full_disk_in_words(folder):
             address = _start_embedded(supervisor, folder, options)
-        os.write(options.ready_fd, f"{address}\n".encode())
+        with contextlib.suppress(BrokenPipeError):  # the script is gone already, as its lifeline says too
+            os.write(options.ready_fd, f"{address}\n".encode())
         os.close(options.ready_fd)
         supervisor.private_fds.remove(options.ready_fd)
         supervisor.run()

@@ -170,13 +170,9 @@ class CallsJob(OwnedJob):
         self.context.say(subjects.client(self.spec.client_id), answer)
 
     def cancel_calls(self, message: CancelCalls) -> None:
-        """Calls not begun never run; those that run are stopped by ending their lease."""
+        """Calls not begun never run; those that run are stopped."""
         self.client_seen = self.context.now()
-        progress = self.progress
-        for start, stop in message.indices:
-            progress.todo.remove(start, min(stop, progress.cursor))
-            progress.failures.settled(start, stop)
-            progress.done.add(start, min(stop, progress.cursor))
+        self.perform(self.progress.cancel_calls(message.indices))
         self._forget_stored(message.indices)
 
     def end(self, reason: str, settled: bool) -> None:

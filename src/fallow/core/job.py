@@ -265,6 +265,22 @@ class JobProgress(HeldProgress):
         self.doubled_count += 1
         return lease
 
+    def cancel_calls(self, calls: Iterable[Interval]) -> list[Effect]:
+        """Nobody waits for these calls: what has not begun never runs; a lease that has no others is dropped."""
+        effects: list[Effect] = []
+        for start, end in calls:
+            stop = min(end, self.cursor)
+            if self.is_final or start >= stop:
+                continue
+            self.todo.remove(start, stop)
+            self.done.add(start, stop)
+            for lease in list(self.leases.values()):
+                if lease.pending.remove(start, stop) and not lease.pending:
+                    effects.append(Drop(lease.node, (lease.token,), "nobody waits for it"))
+                    self._close(lease)
+            self._forget_marks(start, stop)
+        return effects
+
     # ------------------------------------------------------------ what comes back
 
     def hand_in(

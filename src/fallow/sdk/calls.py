@@ -24,7 +24,7 @@ from fallow.sdk.call_slots import CallSlots, with_lease
 from fallow.sdk.failures import ending, fault_exception
 from fallow.sdk.paging import RateWindow
 from fallow.sdk.quiet import Quiet
-from fallow.sdk.reply import Replies, Reply, SentPage, Sink, give_out
+from fallow.sdk.reply import Awaited, Replies, Reply, SentPage, Sink, give_out
 from fallow.wire import subjects
 from fallow.wire.blobs import hash_segments
 from fallow.wire.messages import (
@@ -105,7 +105,7 @@ class Calls:
                 self._enqueue(reply, None, segments)
             return reply.wait(self.name)
         except (KeyboardInterrupt, SystemExit):
-            self.client.later(self._drop, reply)
+            self.client.later(self.drop, reply)
             raise
 
     def _send_directly(self, reply: Reply, segments: list[Any]) -> bool:
@@ -265,7 +265,7 @@ class Calls:
         self._sent[start] = sent
         for index, sink in enumerate(sinks, start):
             self._waiting[index] = (sink, sent)
-            if type(sink) is Reply:
+            if type(sink) is Reply or type(sink) is Awaited:
                 sink.index = index
         return page
 
@@ -418,8 +418,8 @@ class Calls:
         message = SyncCalls(self.job_id, self.client.id, waiting.intervals(), self._told)
         self.client.transport.send(subjects.job(self.job_id), message)
 
-    def _drop(self, reply: Reply) -> None:
-        """Nobody waits for this call any more."""
+    def drop(self, reply: Reply | Awaited) -> None:
+        """On the loop: nobody waits for this call any more. It is not run, or stopped."""
         if reply.index >= 0 and self._take(reply.index) is not None:
             index = reply.index
             self._received.add(index, index + 1)

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -225,7 +226,8 @@ class Client:
         )
         self.blobs = await open_blob_client(connection, self.info, say=self._blobs_in_trouble)
         if embedded is not None:
-            say("no pool is running, so this script started one of its own; it ends with the script.")
+            what = "notebook" if "IPython" in sys.modules and _is_notebook() else "script"
+            say(f"no pool is running, so this {what} started one of its own; it ends with the {what}.")
 
     async def _open_nested(self) -> None:
         import msgspec
@@ -366,6 +368,12 @@ def get_client() -> Client:
             _client = Client(current_bridge())
             _hook_exit()  # after what opening it has registered: what comes last is called first
         return _client
+
+
+def _is_notebook() -> bool:
+    from fallow.sdk.notebook import is_notebook
+
+    return is_notebook()
 
 
 def current_bridge() -> Any:

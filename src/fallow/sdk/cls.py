@@ -95,7 +95,22 @@ class RemoteClass:
         raise AttributeError(f"the class {self.__name__!r} has no {name!r} for the pool", name=name, obj=self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> RemoteInstance:
+        """Raises TypeError where the class does not take these arguments."""
+        self._check(args, kwargs)
         return RemoteInstance(self, args, kwargs)
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Here, where the mistake was made, and not when the first worker makes its instance."""
+        import inspect
+
+        try:
+            signature = inspect.signature(self.klass)
+        except (TypeError, ValueError):
+            return  # it does not say
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.__name__}(): {error}") from None
 
     def __repr__(self) -> str:
         return f"<fallow class {self.__name__!r}>"
@@ -140,6 +155,9 @@ class RemoteInstance:
                 raise AttributeError(f"{self._class.__name__} has no method {name!r} for the pool; it has {known}.")
             function = self._functions[name] = self._make(name)
         return function
+
+    def __repr__(self) -> str:
+        return f"<fallow instance of {self._class.__name__!r}>"
 
     def __reduce__(self) -> Any:
         return RemoteInstance, (self._class, self._args, self._kwargs)

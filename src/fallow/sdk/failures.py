@@ -128,7 +128,8 @@ def fault_exception(fault: FaultPage, name: str, *, single: bool = False) -> Bas
     """The exception of a task that failed from outside, such as one whose worker died."""
     index = -1 if single else fault.index
     kind = _TASK_ERRORS.get(fault.kind, TaskError)
-    error = kind(fault.message, index, fault.detail)
+    message = fault.message.replace(f"task {fault.index} ", "the task ", 1) if single else fault.message
+    error = kind(message, index, fault.detail)
     if fault.detail:
         error.__cause__ = RemoteTraceback(fault.detail)
     if index >= 0:

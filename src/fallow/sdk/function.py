@@ -129,7 +129,11 @@ class Function(Generic[P, R]):
             calls = await asyncio.to_thread(self._open_calls)
         future = Awaited()
         calls.submit(future, (args, kwargs))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            calls.client.later(calls.drop, future)
+            raise
 
     def _open_calls(self) -> Any:
         from fallow.sdk.start import open_calls

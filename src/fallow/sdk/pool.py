@@ -10,6 +10,7 @@ import time
 
 from fallow.model.errors import PoolEnded, PoolError
 from fallow.wire.address import PoolAddress, connected_address, home_dir, parse_address, running_pool
+from fallow.wire.streams import fill_descriptors
 
 START_LIMIT_S = 60.0
 END_LIMIT_S = 8.0
@@ -42,7 +43,12 @@ class EmbeddedPool:
         try:
             # A session of its own: Ctrl-C in the terminal reaches the script, which then ends the pool in order.
             self.process = subprocess.Popen(
-                command, pass_fds=(ready_child, lifeline_child), stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                pass_fds=(ready_child, lifeline_child),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if sys.stdout is None else None,
+                stderr=subprocess.DEVNULL if sys.stderr is None else None,
+                start_new_session=True,
             )
         except BaseException:
             self.abandon()
@@ -101,6 +107,7 @@ class EmbeddedPool:
 def find_pool() -> FoundPool:
     """FALLOW_URL, else what `fallow connect` remembered, else the pool that runs here, else a new embedded one (which
     starts side by side: `wait_address`). Raises PoolError."""
+    fill_descriptors()
     url = os.environ.get("FALLOW_URL", "").strip()
     text = url or _inherited or connected_address()
     if text is None:

@@ -25,6 +25,8 @@ class Sink(Protocol):
 class Awaited(Future[Any]):
     """For asyncio: whose futures (before Python 3.12) cannot hold a StopIteration, and leave whoever awaits waiting."""
 
+    index = -1
+
     def set_exception(self, exception: BaseException | None) -> None:
         if isinstance(exception, StopIteration):
             error = RuntimeError("the task raised StopIteration")

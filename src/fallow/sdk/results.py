@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NoReturn
 
@@ -184,6 +184,7 @@ class Results:
         wait: Callable[[Future[Batch]], Batch] = _waited,
     ) -> None:
         self.job_id = stream.job.job_id
+        self._name = reading.name
         self._parts = iterate_parts(stream, reading, done, wait)
         next(self._parts)
         self._items = itertools.chain.from_iterable(self._parts)
@@ -195,10 +196,45 @@ class Results:
     def __next__(self) -> Any:
         return next(self._items)
 
+    def __repr__(self) -> str:
+        return f"<results of {self._name}, job {self.job_id}: iterate over them, once>"
+
     def close(self) -> None:
         """Want no more results: the job is cancelled."""
         self._parts.close()
         self._items = itertools.chain(())
+
+
+class AsyncResults:
+    """What `.map.aio` returns, for `async for`; where there is one value (reduce=, detached=True), for `await`."""
+
+    def __init__(self, items: AsyncGenerator[Any, None], is_one: bool) -> None:
+        self._items = items
+        self._is_one = is_one
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._items
+
+    def __anext__(self) -> Awaitable[Any]:
+        return self._items.__anext__()
+
+    def aclose(self) -> Awaitable[None]:
+        """Want no more results: the job is cancelled."""
+        return self._items.aclose()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if not self._is_one:
+            raise TypeError(
+                "a map has many results: `async for y in f.map.aio(...)`. There is one to await with reduce=... or "
+                "detached=True."
+            )
+        return self._one().__await__()
+
+    async def _one(self) -> Any:
+        try:
+            return await anext(self._items)
+        finally:
+            await self._items.aclose()
 
 
 async def iterate_async(stream: ResultStream, reading: Reading) -> AsyncIterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fallow.sdk.calls import Calls
     from fallow.sdk.function import Function
     from fallow.sdk.mapjob import MapJob
+    from fallow.sdk.results import AsyncResults
 
 _MAP_OPTIONS = {
     "kwargs", "order_outputs", "return_exceptions", "reduce", "initial", "detached",
@@ -191,7 +192,7 @@ def _refuse_detached(client: Client, detached: bool) -> None:
     if detached and client.ready().info.embedded:
         raise DetachedRefused(
             "a detached job outlives its script, and this script's own pool does not. Start `fallow up` in another "
-            "terminal (or `fallow connect` to a pool), then run the script again."
+            "terminal (or `fallow connect` to a pool), then run the script again (a notebook: restart its kernel)."
         )
 
 
@@ -215,13 +216,25 @@ def _inline_map(call: MapCall) -> Any:
     return functools.reduce(call.reduce, results, *call.initial)
 
 
-async def map_async(
+def map_async(
     make: Callable[[Any, tuple[Any, ...], dict[str, Any]], MapCall],
     inputs: Any,
     more: tuple[Any, ...],
     options: dict[str, Any],
-) -> AsyncIterator[Any]:
+) -> AsyncResults:
     """Results of a map for `async for`. Inputs may be asynchronous as well."""
+    from fallow.sdk.results import AsyncResults
+
+    is_one = options.get("reduce") is not None or bool(options.get("detached"))
+    return AsyncResults(_map_async(make, inputs, more, options), is_one)
+
+
+async def _map_async(
+    make: Callable[[Any, tuple[Any, ...], dict[str, Any]], MapCall],
+    inputs: Any,
+    more: tuple[Any, ...],
+    options: dict[str, Any],
+) -> AsyncGenerator[Any, None]:
     from fallow.sdk.results import Reading, ResultStream, iterate_async
 
     if hasattr(inputs, "__aiter__"):
