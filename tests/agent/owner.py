@@ -277,13 +277,13 @@ class Owner:
 
     # ------------------------------------------------------------ waiting
 
-    async def until(self, what: str, condition: Callable[[], T | None]) -> T:
-        deadline = time.monotonic() + DEADLINE_S
+    async def until(self, what: str, condition: Callable[[], T | None], within_s: float = DEADLINE_S) -> T:
+        deadline = time.monotonic() + within_s
         while True:
             value = condition()
             if value:
                 return value
-            assert time.monotonic() < deadline, f"waited {DEADLINE_S:g} s for {what}"
+            assert time.monotonic() < deadline, f"waited {within_s:g} s for {what}"
             await asyncio.sleep(0.005)
 
     async def node(self, count: int = 1) -> NodeId:

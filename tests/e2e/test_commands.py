@@ -82,3 +82,17 @@ def test_an_interrupted_command_keeps_what_was_made(pool: Pool, tmp_path: Path) 
     assert len((out / "summary.csv").read_text().splitlines()) == 2
     (job,) = (job for job in json.loads(pool.cli("jobs", "--json").stdout) if job["name"] == "naps")
     assert job["state"] == "cancelled"
+
+
+def test_a_script_without_standard_streams_uses_the_pool(pool: Pool, tmp_path: Path) -> None:
+    """As a daemon starts it: the first sockets would have their numbers."""
+    found = tmp_path / "found.txt"
+    script = tmp_path / "daemon.py"
+    script.write_text(
+        "import fallow\napp = fallow.App('daemon')\n"
+        "@app.function()\ndef loud(x):\n    print('loud', x)\n    return x\n"
+        f"open({str(found)!r}, 'w').write(str(sum(loud.map(range(100)))))\n"
+    )
+    words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, str(script)]
+    assert subprocess.run(words, env=pool.env, timeout=DEADLINE_S, check=False).returncode == 0
+    assert found.read_text() == "4950"

@@ -44,16 +44,23 @@ def test_two_nodes_with_one_name_both_work_and_are_told_apart_by_their_ids(pool:
             time.sleep(0.05)
             return x
 
-        assert list(nap.map(range(60))) == list(range(60))
+        assert list(nap.map(range(100))) == list(range(100))
     """)
     assert done.returncode == 0, done.stderr
-    worked = {node["spec"]["node_id"] for node in pool.json("nodes") if node["tasks_done"]}
-    assert set(twins()) <= worked
+
+    def worked() -> set[str]:
+        return {node["spec"]["node_id"] for node in pool.json("nodes") if node["tasks_done"]}
+
+    wait_for("word of what they did", lambda: set(twins()) <= worked())
     refused = pool.cli("drain", "twin")
     assert refused.returncode == 1
     assert "2 nodes match 'twin'" in refused.stderr
     assert all(node_id in refused.stderr for node_id in twins())
     first, second = twins()
     assert pool.cli("drain", first).returncode == 0
-    states = {node["spec"]["node_id"]: node["state"] for node in pool.json("nodes")}
-    assert (states[first], states[second]) == ("draining", "alive")
+
+    def states() -> dict[str, str]:
+        return {node["spec"]["node_id"]: node["state"] for node in pool.json("nodes")}
+
+    wait_for("the one to drain", lambda: states()[first] == "draining")
+    assert states()[second] == "alive"
