@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from fallow.wire import subjects
 from fallow.wire.connection import Connection
 from fallow.wire.messages import AppendCalls, Assign, ListNodes, Nodes, SubmitJob, Submitted
 
-from .parts import CoordinatorProcess, HandAgent, page, spec
+from .parts import DEADLINE_S, CoordinatorProcess, HandAgent, page, spec
 from .test_coordinator import CLIENT, ask, hand_in, results, submit
 from .test_tied_slots import NODE, Leader
 
@@ -161,15 +162,24 @@ async def test_a_slot_stays_between_two_calls_whatever_plan_is_made_then(
     calls, tasks = spec(CLIENT, JobKind.CALLS), spec(CLIENT)
     await submit(connection, calls)
     await submit(connection, tasks, 100)
+    each_has_one = {calls.job_id: 1, tasks.job_id: 1}
+
+    async def jobs_of_node() -> dict[str, int]:
+        nodes = await ask(connection, subjects.POOL, ListNodes())
+        assert isinstance(nodes, Nodes)
+        return nodes.nodes[0].jobs
+
     for index in itertools.count():
-        began_s = time.monotonic()
         connection.send(subjects.job(calls.job_id), AppendCalls(calls.job_id, CLIENT, (page(index, index + 1),)))
-        hand_in(agent, await agent.lease(calls.job_id), results(index, index + 1))
+        lease = await agent.lease(calls.job_id)
+        async with asyncio.timeout(DEADLINE_S):
+            while await jobs_of_node() != each_has_one:
+                agent.beat()
+        began_s = time.monotonic()
+        hand_in(agent, lease, results(index, index + 1))
         agent.spec = msgspec.structs.replace(agent.spec, memory_bytes=agent.spec.memory_bytes + 1)
         agent.beat(agent.spec)  # so that there is a plan, now that nothing of the calls is to run
-        for _ in range(5):
-            nodes = await ask(connection, subjects.POOL, ListNodes())
+        seen = [await jobs_of_node() for _ in range(5)]
         if time.monotonic() - began_s < KEPT_S:
             break  # else it may have been given away by now
-    assert isinstance(nodes, Nodes)
-    assert nodes.nodes[0].jobs == {calls.job_id: 1, tasks.job_id: 1}
+    assert seen == [each_has_one] * 5
