@@ -76,9 +76,9 @@ async def test_what_may_wait_for_a_time_goes_with_others_or_when_it_is_over(tmp_
         start += 1
         return [give(job, start - 1, start)]
 
-    async def written(within_s: float) -> None:
+    async def written(within_s: float, may_wait: bool = False) -> None:
         done = asyncio.Event()
-        journal.append(page(), done.set, within_s=within_s)
+        journal.append(page(), done.set, within_s=within_s, may_wait=may_wait)
         async with asyncio.timeout(60):
             await done.wait()
 
@@ -94,6 +94,9 @@ async def test_what_may_wait_for_a_time_goes_with_others_or_when_it_is_over(tmp_
         journal.append(page(), within_s=3600.0)
         await written(0.01)
         assert counted.sizes == [4, GATHER_OPS, 2], "or when the most impatient wants it"
+        journal.append(page(), within_s=3600.0)
+        await written(0.0, may_wait=True)
+        assert counted.sizes == [4, GATHER_OPS, 2, 2], "or with what might wait, but need not"
         journal.append(page(), within_s=3600.0)
     finally:
         journal.close()

@@ -96,9 +96,9 @@ class Journal:
             self._waiting_ops += len(ops)
             if is_late and self._waiting_ops < GATHER_OPS:
                 return
-            self._is_ripe = True
+            sleeps, self._is_ripe = not self._is_ripe, True
             self._hurries = self._hurries or not may_wait
-            if self._hurries or self._waiting_ops >= GATHER_OPS or len(self._waiting) == 1:
+            if self._hurries or self._waiting_ops >= GATHER_OPS or sleeps:
                 self._condition.notify()
 
     def run(self, action: Callable[[], None], then: Callback | None = None) -> None:
