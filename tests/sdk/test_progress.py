@@ -46,7 +46,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stderr", Terminal())
     for kind, bar in (("dumb", False), ("xterm-256color", True)):
         monkeypatch.setenv("TERM", kind)
-        assert wanted(nested=False) == ((True, BAR_AFTER_S) if bar else (False, LINES_AFTER_S))
+        assert wanted(nested=False) == (("bar", BAR_AFTER_S) if bar else ("lines", LINES_AFTER_S))
 
 
 @pytest.mark.parametrize("width", [1, 10, 30, 40, 60, 80, 200])
@@ -112,7 +112,7 @@ def test_before_the_first_result_it_says_how_many_slots_it_has(
     begun = job(0, 200)
     begun.info = msgspec.structs.replace(begun.info, counts=JobCounts(inputs=200), nodes={}, slots=slots)
     monkeypatch.setattr(Progress, "_info", lambda self: self._job.info)
-    shown = Progress(begun, bar=False, after_s=0.0)
+    shown = Progress(begun, style="lines", after_s=0.0)
     waiting = threading.Event()
     for _ in range(3000):
         if "tasks" in said.getvalue():
