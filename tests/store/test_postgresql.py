@@ -268,6 +268,36 @@ def test_a_session_is_renewed_while_a_commit_waits(postgres: Postgres, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keeps", [True, False])
+def test_who_begins_to_lead_meanwhile_is_not_taken_for_dead(postgres: Postgres, tmp_path: Path, keeps: bool) -> None:
+    """A statement that waits for the leader's row does not see a session that began after it."""
+    schema = schema_for(tmp_path)
+    store = open_store(postgres.url(schema))
+    assert store.keep_session("old", 60.0, "", 1).term == 1
+    store.end_session("old")
+    store.renew_session("late", 60.0)
+    terms: list[int | None] = []
+
+    def lead() -> None:
+        terms.append(store.keep_session("late", 60.0, "", 1).term if keeps else store.acquire_leadership("late"))
+
+    waiting = threading.Thread(target=lead)
+    with psycopg.connect(postgres.url()) as quick:
+        quick.execute(f"SET search_path TO {schema}".encode())
+        quick.execute("INSERT INTO sessions SELECT 'quick', 1, renewed_unix_s, 60.0, '' FROM sessions LIMIT 1")
+        quick.execute("UPDATE leaderships SET owner = 'quick', term = 2, until_unix_s = 1.0")
+        waiting.start()
+        wait_for(lambda: blocked(postgres) > 0)
+    waiting.join(30)
+    assert terms == [None]
+    assert store.acquire_leadership("quick") == 2
+    assert store.keep_session("late", 60.0, "", 1).term is None
+    store.end_session("quick")
+    assert store.keep_session("late", 60.0, "", 1).term == 3
+    store.close()
+
+
+@pytest.mark.slow
 def test_a_failed_commit_leaves_no_half_prepared_statement(postgres: Postgres, tmp_path: Path) -> None:
     """Whatever was prepared in a pipeline that the server then ignored is prepared again."""
     store = open_store(postgres.url(schema_for(tmp_path)))

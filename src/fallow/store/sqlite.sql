@@ -467,7 +467,7 @@ UPDATE sessions SET ttl_s=-1.0 WHERE sessions.owner = :ended_owner AND sessions.
 DELETE FROM sessions WHERE sessions.renewed_unix_s + :kept_s < ((julianday('now') - 2440587.5) * 86400.0) AND sessions.ttl_s <= 0.0
 
 -- name: lead
-INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) THEN 0 ELSE 1 END), until_unix_s = excluded.until_unix_s WHERE NOT (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) OR leaderships.owner = excluded.owner
+INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + CASE WHEN (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) THEN 0 ELSE 1 END), until_unix_s = excluded.until_unix_s WHERE NOT (leaderships.until_unix_s > 0.0 AND EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)) AND EXISTS (SELECT 1 FROM leaderships AS seen WHERE seen.role = leaderships.role AND seen.owner = leaderships.owner AND seen.term = leaderships.term) OR leaderships.owner = excluded.owner
 
 -- name: lead_alone
 INSERT INTO leaderships (role, owner, term, until_unix_s) VALUES (:role, :owner, 1, 1.0) ON CONFLICT (role) DO UPDATE SET owner = excluded.owner, term = (leaderships.term + 1), until_unix_s = excluded.until_unix_s

@@ -108,6 +108,11 @@ _LEADER_LIVES = and_(
     _leaders.until_unix_s > literal_column("0.0"),
     text("EXISTS (SELECT 1 FROM sessions WHERE sessions.owner = leaderships.owner AND sessions.ttl_s > 0.0)"),
 )
+# Whoever has begun to lead since the statement began may have a session that it does not see.
+_LEADER_IS_SEEN = text(
+    "EXISTS (SELECT 1 FROM leaderships AS seen WHERE seen.role = leaderships.role "
+    "AND seen.owner = leaderships.owner AND seen.term = leaderships.term)"
+)
 _BELOW_INDEX = (
     _results.job == bindparam("number"), _results.start < bindparam("below"), _results.stop <= bindparam("below")
 )  # fmt: skip
@@ -170,7 +175,7 @@ def _prolonged(put: Any, alone: bool = False) -> Any:
             "term": _leaders.term + fresh,
             "until_unix_s": put.excluded.until_unix_s,
         },
-        where=None if alone else or_(~_LEADER_LIVES, _leaders.owner == put.excluded.owner),
+        where=None if alone else or_(and_(~_LEADER_LIVES, _LEADER_IS_SEEN), _leaders.owner == put.excluded.owner),
     )
 
 
