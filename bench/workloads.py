@@ -205,6 +205,16 @@ def _completeness(outcome: Outcome, count: int) -> dict[str, Any]:
     return {"results": len(set(indices)), "twice": len(indices) - len(set(indices)), "of": count}
 
 
+def _naps_without(peer: Peer, count: int, victim: int, after_s: float) -> tuple[float, Outcome]:
+    """The same, while a worker is killed after so many seconds."""
+    timer = threading.Timer(after_s, os.kill, (victim, signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+    found = _naps(peer, count)
+    timer.cancel()
+    return found
+
+
 def kill_worker(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
     count = parameters["tasks"]
     _warm(peer)
@@ -212,11 +222,7 @@ def kill_worker(peer: Peer, parameters: dict[str, Any], say: Say) -> None:
     victims = {pid for _, pid in first.values} - {os.getpid()}
     if not victims:
         raise WrongResult(f"no worker did anything: {_kinds(first)}")
-    timer = threading.Timer(undisturbed * 0.4, os.kill, (max(victims), signal.SIGKILL))
-    timer.daemon = True
-    timer.start()
-    took, outcome = _naps(peer, count)
-    timer.cancel()
+    took, outcome = _naps_without(peer, count, max(victims), undisturbed * 0.4)
     say("values", longer_s=round(took - undisturbed, 3), undisturbed_s=round(undisturbed, 3),
         message=_kinds(outcome), **_completeness(outcome, count))  # fmt: skip
 
@@ -228,11 +234,7 @@ def kill_worker_careful(peer: Peer, parameters: dict[str, Any], say: Say) -> Non
     _check_noops(peer.map(work.noop, range(WARM_UP)), WARM_UP)
     _, first = _naps(peer, 10 * WORKERS)
     victim = max({pid for _, pid in first.values} - {os.getpid()})
-    timer = threading.Timer(count * 0.01 / WORKERS * 0.4, os.kill, (victim, signal.SIGKILL))
-    timer.daemon = True
-    timer.start()
-    took, outcome = _naps(peer, count)
-    timer.cancel()
+    took, outcome = _naps_without(peer, count, victim, count * 0.01 / WORKERS * 0.4)
     say("values", **_careful(took, outcome, count))
 
 

@@ -83,6 +83,17 @@ def job(done: int, total: int) -> Any:
     return SimpleNamespace(info=info, total=total, spec=SimpleNamespace(name="work", total_hint=-1))
 
 
+def show_until(words: str, said: io.StringIO, shown: Progress) -> None:
+    """Until the words were said, and then to its end."""
+    waiting = threading.Event()
+    for _ in range(3000):
+        if words in said.getvalue():
+            break
+        waiting.wait(0.01)
+    shown.close()
+    shown.join(30)
+
+
 @pytest.mark.parametrize("bar", [False, True])
 def test_what_it_says(monkeypatch: pytest.MonkeyPatch, bar: bool) -> None:
     said = Terminal() if bar else io.StringIO()
@@ -90,14 +101,7 @@ def test_what_it_says(monkeypatch: pytest.MonkeyPatch, bar: bool) -> None:
     monkeypatch.setattr(progress, "LINES_EVERY_S", (0.01,))
     monkeypatch.setattr(Progress, "_info", lambda self: self._job.info)
     monkeypatch.setenv("COLUMNS", "120")
-    shown = Progress(job(50, 200), style="bar" if bar else "lines", after_s=0.0)
-    deadline = threading.Event()
-    for _ in range(3000):
-        if "2 nodes" in said.getvalue():
-            break
-        deadline.wait(0.01)
-    shown.close()
-    shown.join(30)
+    show_until("2 nodes", said, Progress(job(50, 200), style="bar" if bar else "lines", after_s=0.0))
     for words in ("work", "2 failed", "1 run again", "2 nodes", "left"):
         assert words in said.getvalue()
     assert ("50/200" if bar else "50 of 200 tasks") in said.getvalue()
@@ -112,14 +116,7 @@ def test_before_the_first_result_it_says_how_many_slots_it_has(
     begun = job(0, 200)
     begun.info = msgspec.structs.replace(begun.info, counts=JobCounts(inputs=200), nodes={}, slots=slots)
     monkeypatch.setattr(Progress, "_info", lambda self: self._job.info)
-    shown = Progress(begun, style="lines", after_s=0.0)
-    waiting = threading.Event()
-    for _ in range(3000):
-        if "tasks" in said.getvalue():
-            break
-        waiting.wait(0.01)
-    shown.close()
-    shown.join(30)
+    show_until("tasks", said, Progress(begun, style="lines", after_s=0.0))
     assert said.getvalue().splitlines()[0] == f"fallow: work: 0 of 200 tasks, 0.0/s, {words}"
 
 
