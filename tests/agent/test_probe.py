@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -58,14 +59,53 @@ def test_other_pythons_are_found_by_running_them() -> None:
         assert os.access(path, os.X_OK)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def program(path: Path, body: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{sys.executable}\n{body}")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's idle class")
 def test_other_interpreters_are_looked_for_behind_all_other_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each may be a script of a version manager's that takes seconds of CPU time, just when the first job comes."""
-    slow = tmp_path / "uv"
-    # It looks at its own priority until it is the last, as long as a test may take.
-    slow.write_text(f'#!/bin/sh\nuntil [ "$(nice)" = 19 ]; do sleep 0.01; done\necho {sys.executable}\n')
-    slow.chmod(0o755)
-    monkeypatch.setattr(probe, "uv_program", lambda: str(slow))
-    assert asyncio.run(probe.find_pythons(["3.0"])) == {"3.0": sys.executable}
+    """Each may be a script of a version manager's that takes a while, just when the first job comes."""
+    listed = [
+        {"version": "3.0.2", "path": sys.executable, "implementation": "cpython", "variant": "default"},
+        {"version": "3.0.1", "path": "/bin/sh", "implementation": "cpython", "variant": "default"},
+        {"version": f"{probe.own_python()}.0", "path": sys.executable},
+        {"version": "3.1.0", "path": sys.executable, "implementation": "pypy"},
+        {"version": "3.2.0", "path": sys.executable, "implementation": "cpython", "variant": "freethreaded"},
+        {"version": "3.3.0rc1", "path": sys.executable, "implementation": "cpython", "variant": "default"},
+        {"version": "3.4.0", "path": str(tmp_path / "gone")},
+        {"version": "3.5.0", "path": None},
+        {"version": "2.7.18", "path": sys.executable},
+    ]
+    # It looks at its own class until it is the last, as long as a test may take.
+    wait = "import os, time\nwhile os.sched_getscheduler(0) != os.SCHED_IDLE: time.sleep(0.01)\n"
+    uv = program(tmp_path / "uv", f"{wait}print({json.dumps(json.dumps(listed))})\n")
+    monkeypatch.setattr(probe, "uv_program", lambda: str(uv))
+    wanted = [f"3.{minor}" for minor in range(6)]
+    assert asyncio.run(probe.find_pythons([*wanted, probe.own_python()])) == {"3.0": sys.executable}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs scripts with an interpreter line")
+def test_what_pyenv_has_is_found_whatever_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyenv's own scripts on the PATH refuse all versions but those that the user has chosen just now."""
+    shims = program(tmp_path / "pyenv" / "shims" / "python3.0", "raise SystemExit(127)\n").parent
+    kept = program(tmp_path / "pyenv" / "versions" / "3.0.4" / "bin" / "python3.0", "\n")
+    look = "import json, shutil\nprint(json.dumps([{'version': '3.0.4', 'path': shutil.which('python3.0')}]))\n"
+    uv = program(tmp_path / "uv", look)
+    monkeypatch.setattr(probe, "uv_program", lambda: str(uv))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(shims), os.environ["PATH"]]))
+    assert asyncio.run(probe.find_pythons(["3.0"])) == {"3.0": str(kept)}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs scripts with an interpreter line")
+@pytest.mark.parametrize("words", ["print('no JSON')", "raise SystemExit(2)", "print('{}')"])
+def test_a_uv_that_tells_nothing_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    uv = program(tmp_path / "uv", words)
+    monkeypatch.setattr(probe, "uv_program", lambda: str(uv))
+    assert asyncio.run(probe.find_pythons()) == {}

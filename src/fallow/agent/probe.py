@@ -10,17 +10,20 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 
+import msgspec
+
 from fallow.agent.devices.found import gpu_devices
+from fallow.agent.limits.priority import give_way
 from fallow.agent.memory import MEMINFO
 from fallow.model.ids import NodeId
 from fallow.model.node import NodeSpec
 
 CGROUP = Path("/sys/fs/cgroup")
-PYTHONS_LIMIT = 16
-FIND_TIMEOUT_S = 20.0
+FIND_TIMEOUT_S = 600.0
+"""Where all processors are busy, what gives way takes its time."""
 
 
 def own_python() -> str:
@@ -144,44 +147,67 @@ def uv_program() -> str | None:
 
 
 async def find_pythons(
-    candidates: Iterable[str] = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14"),
+    candidates: Container[str] = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14"),
 ) -> dict[str, str]:
     """Interpreters of other minor versions on this machine, by version ('3.12' -> path). Takes a while, since they are
-    run (seconds of CPU time where each is a script of a version manager's), behind all other work; may be cancelled at
-    any time, so that an agent's end need not wait for it."""
-    found: dict[str, str] = {}
+    run (a second of CPU time where each is a script of a version manager's) and give way to all other work; may be
+    cancelled at any time, so that an agent's end need not wait for it."""
     program = uv_program()
-    for version in candidates:
-        if version == own_python() or len(found) >= PYTHONS_LIMIT:
-            continue
-        path = await _uv_find(program, version) if program else shutil.which(f"python{version}")
-        if path:
-            found[version] = path
-    return found
+    if program is None:
+        return {}
+    found: dict[str, str] = {}
+    for python in await _uv_list(program):
+        minor = ".".join(python.version.split(".")[:2])
+        usable = minor in candidates and minor != own_python() and python.is_common
+        if usable and minor not in found and python.path and os.access(python.path, os.X_OK):
+            found[minor] = python.path
+    return dict(sorted(found.items()))
 
 
-async def _uv_find(program: str, version: str) -> str | None:
-    command = [program, "python", "find", "--no-python-downloads", "--no-project", "--system", version]
+class _ListedPython(msgspec.Struct):
+    """What `uv python list` says of an interpreter, the newest first; fields of its JSON."""
+
+    version: str
+    path: str | None = None
+    implementation: str = "cpython"
+    variant: str = "default"
+
+    @property
+    def is_common(self) -> bool:
+        """CPython with its lock: what packages have wheels for."""
+        return (
+            self.implementation == "cpython" and self.variant == "default" and self.version.replace(".", "").isdigit()
+        )
+
+
+async def _uv_list(program: str) -> list[_ListedPython]:
     try:
         process = await asyncio.create_subprocess_exec(
-            *command,
+            *(program, "python", "list", "--only-installed", "--no-python-downloads", "--output-format", "json"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=os.path.abspath(os.sep),
+            env={**os.environ, "PATH": _path_past_shims(os.environ.get("PATH", ""))},
         )
     except OSError:
-        return None
-    with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
-        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+        return []
+    give_way(process.pid)
     try:
         async with asyncio.timeout(FIND_TIMEOUT_S):
             out, _ = await process.communicate()
-    except TimeoutError:
-        return None
+        return msgspec.json.decode(out, type=list[_ListedPython])
+    except (TimeoutError, msgspec.MsgspecError):
+        return []
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-    path = out.decode(errors="replace").strip()
-    return path if process.returncode == 0 and path and os.access(path, os.X_OK) else None
+
+
+def _path_past_shims(path: str) -> str:
+    """Where pyenv has put its interpreters, in place of the scripts by which it starts them: those refuse whatever is
+    not chosen at the moment."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    folders = [folder for folder in path.split(os.pathsep) if Path(folder) != root / "shims"]
+    return os.pathsep.join([*folders, *map(str, sorted(root.glob("versions/*/bin"), reverse=True))])

@@ -18,6 +18,15 @@ def lower_priority(pid: int, nice: int, idle_io: bool) -> None:
                 _idle_io(pid)
 
 
+def give_way(pid: int) -> None:
+    """Have a process of ours (0: this one), and all that it starts from now on, run when nothing else would: of
+    a busy processor niceness 19 takes 1.5 %, Linux's idle class 0.3 %."""
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no such calls
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+
+
 def _idle_io(pid: int) -> None:
     import psutil
 
