@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import psutil
 
 from fallow.agent.devices.found import late_devices
 from fallow.agent.leases import jobs_in_use
@@ -25,7 +26,9 @@ BUSY_LOOK_S = 2.0
 MEASURE_EVERY_S = 3600.0
 MEASURE_WAIT_S = 10.0
 MEASURE_AT_LAST_S = 600.0
-"""After so long it is done between two tasks of a job that does not end."""
+"""After so long it is done between two tasks of a job that does not end, and beside whatever else runs."""
+MEASURE_LOAD_PERCENT = 25.0
+"""Of all processors: where other programs used more of late, the machine would look slower than it is."""
 
 
 def end_sandboxes(node: Node) -> None:
@@ -67,16 +70,24 @@ async def seek_pythons(node: Node, home: Path) -> None:
     node.offer(msgspec.structs.replace(spec, disk_free_bytes=disk_free_bytes(home)) if others else spec)
 
 
+def may_measure(waited_s: float, is_at_work: bool, is_busy: bool, load_percent: float) -> bool:
+    """Whether a machine that is waited for so long shows by now how fast it is. is_at_work: a slot belongs to a job.
+    is_busy: a task runs. load_percent: of all processors, used by any program of late."""
+    if waited_s < MEASURE_AT_LAST_S:
+        return not is_at_work and load_percent <= MEASURE_LOAD_PERCENT
+    return not is_busy
+
+
 async def _measure(node: Node, home: Path) -> None:
     """Measure this machine once nothing runs on it; what was measured of late counts."""
     from fallow.agent.devices.benchmark import kept_scores, measured
 
     began_s = time.monotonic()
+    psutil.cpu_percent()  # the next one tells of the time since this one
     while kept_scores(home, node.spec, time.time()) is None:
-        is_patient = time.monotonic() - began_s < MEASURE_AT_LAST_S
-        if not (node.is_at_work if is_patient else node.is_busy):
-            break
         await asyncio.sleep(MEASURE_WAIT_S)
+        if may_measure(time.monotonic() - began_s, node.is_at_work, node.is_busy, psutil.cpu_percent()):
+            break
     scores = await measured(home, node.spec)
     if scores is not None and scores.speed != node.spec.speed:
         node.gpus.set_speeds(scores.gpus)
