@@ -172,10 +172,9 @@ class Model:
         elif running is not None and running.token == ask.token:
             begun = running.at + 1
             stop = max(begun, running.stop - round((running.stop - begun) * ask.share))
-            if stop < running.stop:
-                back = (stop, running.stop)
-                running.stop = stop
-                self.after(self.latency_s, self._handed_in, ask.slot, running, None, back, False, 0.0)
+            rest = (stop, running.stop) if stop < running.stop else None
+            running.stop = stop
+            self.after(self.latency_s, self._handed_in, ask.slot, running, None, rest, False, 0.0)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -134,6 +134,22 @@ async def test_what_is_not_begun_can_be_taken_back(owner: Owner, start_agent: St
     assert len(given_back(hand_ins)) >= 2
 
 
+async def test_a_lease_whose_last_task_runs_answers_at_once_that_nothing_is_left(
+    owner: Owner, start_agent: StartAgent
+) -> None:
+    """Whoever asked it has a slot that is idle, and asks another lease next."""
+    start_agent()
+    node = await owner.node()
+    owner.assign(node, 0, spec(nap))
+    lease = owner.lease(await owner.pull(), (1, 1), [600.0])
+    await owner.until("a task in progress", lambda: any(x.index >= 0 for x in owner.held))
+    owner.take_back(lease, node, 0.5)
+    await owner.until("an answer", lambda: owner.raw_hand_ins)
+    (answer,) = owner.hand_ins
+    assert (answer.token, answer.results, answer.give_back, answer.ended) == ((1, 1), (), (), False)
+    owner.revoke(lease.job_id, node, (1, 1))
+
+
 async def test_a_job_that_waits_behind_a_task_gets_the_slot_that_is_free_first(
     owner: Owner, start_agent: StartAgent
 ) -> None:

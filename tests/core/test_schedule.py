@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from fallow.core.effects import AskBack, Drop, Effect, Ended, Grant, Wake
-from fallow.core.endgame import keeps_the_rest
+from fallow.core.endgame import TakeBacks, keeps_the_rest
 from fallow.core.job import JobProgress
+from fallow.core.lease import KnownSlot, LiveLease
+from fallow.core.remainder import Remainder
 from fallow.core.sizing import Rate, lease_size
 from fallow.model.ids import ClientId, Digest, Interval, JobId, NodeId, SlotKey, Token
 from fallow.model.job import Blob, JobKind, JobSpec
@@ -224,6 +226,30 @@ def test_the_end_takes_few_leases_back(seed: int) -> None:
     slots = 16
     _, world = ratio(lognormal(100 * slots, 0.1, 0.5, seed), slots)
     assert world.asked <= slots
+
+
+@pytest.mark.parametrize(
+    ("now", "asked", "share"),
+    [
+        (0.1, (1, 1), 0.5),  # 8 behind the first, less 2 that may be done by now: more than the 5 that wait
+        (0.4, (1, 2), 1.0),  # the first is almost done
+        (5.0, (1, 2), 1.0),  # it takes longer than was thought
+    ],
+)
+def test_a_lease_that_waits_is_taken_back_before_one_that_is_almost_done(
+    now: float, asked: Token, share: float
+) -> None:
+    place = KnownSlot((NodeId("n"), 0))
+    place.rate = Rate(20.0, 1.0)
+    place.tokens = [(1, 1), (1, 2)]
+    running = LiveLease((1, 1), place, 0, 9, Remainder(0, 9), 0.0, 0.0, works_since=0.0)
+    waiting = LiveLease((1, 2), place, 9, 14, Remainder(9, 14), 0.0, 0.0)
+    take_backs, leases = TakeBacks(), {lease.token: lease for lease in (running, waiting)}
+    assert take_backs.next(leases, now) == AskBack(place.key, asked, share)
+    other = take_backs.next(leases, now)  # for a second idle slot, at once
+    assert other is not None
+    assert {asked, other.token} == set(leases)
+    assert take_backs.next(leases, now) is None
 
 
 def test_what_is_given_ahead_near_the_end() -> None:

@@ -362,9 +362,11 @@ class Slot:
         if process is None or lane.running is not held:
             return
         index, _ = lane.progress(held)
+        stop = self.machine.plan_cut(held, share, index)
         if index + 1 >= held.cut:
-            return  # all of it is begun
-        process.limit(held.token, self.machine.plan_cut(held, share, index))
+            self.perform(self.machine.cut(held, index))  # all of it is begun: whoever asked asks another slot at once
+            return
+        process.limit(held.token, stop)
 
         def settled() -> None:
             if lane.running is not held or lane.process is not process:

@@ -61,7 +61,8 @@ class TakeBacks:
         leases: Mapping[Token, LiveLease],
         now: float,
     ) -> AskBack | None:
-        """The lease with most work not begun; marks it as being asked. None: nothing is worth it."""
+        """The lease with most work that is not begun, as far as can be told; marks it as being asked. None: nothing
+        is worth it."""
         if not self._is_known or len(self._heap) > 4 * len(leases) + 100:
             self._heap = [(-inf, token) for token in leases]
             self._asked.clear()
@@ -83,6 +84,9 @@ class TakeBacks:
             work_s = waiting / rate if rate > 0 else 1.0 * waiting
             if waiting <= 0 or work_s <= WORTH_S:
                 continue
+            if begun and rate > 0 and lease.works_since is not None:
+                # Most of it may be done by now; a lease that waits behind it comes back whole, and at once.
+                work_s = max(0.0, work_s - (now - lease.works_since))
             if self._heap and -work_s > self._heap[0][0] and -work_s != said:
                 heappush(self._heap, (-work_s, token))
                 continue

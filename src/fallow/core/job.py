@@ -326,6 +326,8 @@ class JobProgress(HeldProgress):
             return effects + self.finish_if_done()
         self.wasted_s += wasted_s  # a hand-in that is repeated ends no lease a second time
         lease.seen_at = now
+        if lease.works_since is not None and known_count:
+            lease.works_since = now
         lease.done_count += known_count
         if run_s > 0:
             rate = lease.place.rate
@@ -344,6 +346,10 @@ class JobProgress(HeldProgress):
             self._take_backs.added(lease)
         if ended:
             self._close(lease)
+            if lease.place.tokens:
+                following = self.leases[lease.place.tokens[0]]
+                if following.works_since is None:
+                    following.works_since = now
             if not deaths and self._size_cap:
                 self._size_cap = self._size_cap * 2 if self._size_cap < 1 << 30 else 0
         return effects + self.finish_if_done()

@@ -83,6 +83,8 @@ class LiveLease(Struct, eq=False, gc=False):
     """Of the pull that it answers; -1: another owner granted it."""
     sent_at: float = 0.0
     """When it was sent to its slot last."""
+    works_since: float | None = None
+    """Since when its slot has worked on what is pending; None: it runs an earlier lease."""
 
     @property
     def slot(self) -> SlotKey:

@@ -273,6 +273,7 @@ class Progress:
         tokens = lease.place.tokens
         if not tokens:
             self.busy_slots += 1
+            lease.works_since = lease.granted_at
         tokens.append(lease.token)
         self._take_backs.added(lease)
 
