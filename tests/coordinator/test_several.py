@@ -15,6 +15,7 @@ import pytest
 
 from fallow.model.ids import ClientId
 from fallow.model.job import JobSpec
+from fallow.store.open import open_store
 from fallow.wire import subjects
 from fallow.wire.connection import Connection
 from fallow.wire.messages import (
@@ -22,6 +23,8 @@ from fallow.wire.messages import (
     Assign,
     FetchResults,
     FindJob,
+    Handover,
+    HeldLease,
     JobStatus,
     Lease,
     ListCoordinators,
@@ -46,6 +49,7 @@ class Coordinators:
 
     def __init__(self, nats: NatsProcess, folder: Path, url: str) -> None:
         self._arguments = (nats.address, folder, url)
+        self.url = url
         self.running: dict[str, CoordinatorProcess] = {}
 
     def start(self, name: str) -> CoordinatorProcess:
@@ -178,6 +182,32 @@ async def test_a_coordinator_that_leaves_hands_its_jobs_over(
     hand_in(agent, running, results(running.start, running.stop))
     hand_in(agent, other, results(other.start, other.stop))
     await run_all(agent, job, 40 - (running.stop - running.start) - (other.stop - other.start))
+    assert sum(b - a for a, b in await fetch_all(connection, job)) == 40
+
+
+@pytest.mark.parametrize(("epochs_ago", "is_adopted"), [(0, True), (1, False)])
+async def test_a_job_handed_to_nobody_goes_to_whoever_hears_of_it(
+    coordinators: Coordinators, connection: Connection, agent: HandAgent, epochs_ago: int, is_adopted: bool
+) -> None:
+    """Of the one that leaves before it has heard of another. Its leases hold, unless others owned the job since."""
+    coordinators.start("one")
+    job = spec(CLIENT)
+    await submit(connection, job, 40)
+    running = await agent.lease(job.job_id)
+    coordinators.running["one"].kill()
+    held = HeldLease(job.job_id, running.token, 0, running.start, running.stop)
+    with contextlib.closing(open_store(coordinators.url)) as store:
+        store.release_job(job.job_id, running.epoch)
+    coordinators.start("two")
+    message = Handover(job.job_id, running.epoch - epochs_ago, "", ((agent.node_id, held),))
+    connection.send(subjects.OWNERS, message)
+    other = await agent.lease(job.job_id, slot=1)
+    assert other.epoch == running.epoch + 2
+    assert (other.start >= running.stop) is is_adopted
+    for lease in (running, other):
+        hand_in(agent, lease, results(lease.start, lease.stop))
+    done = {index for lease in (running, other) for index in range(lease.start, lease.stop)}
+    await run_all(agent, job, 40 - len(done))
     assert sum(b - a for a, b in await fetch_all(connection, job)) == 40
 
 

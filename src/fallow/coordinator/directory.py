@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fallow.coordinator.calls_job import CallsJob
@@ -13,10 +13,10 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.stored_info import info_of_stored
-from fallow.model.ids import JobId, NodeId
+from fallow.model.ids import JobId
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.store.protocol import StoredJob, StoreError
-from fallow.wire.messages import HeldLease, JobReport, Jobs, JobStatus, ListJobs, Msg, Refused
+from fallow.wire.messages import Handover, JobReport, Jobs, JobStatus, ListJobs, Msg, Refused
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ said that it has all results keeps them for as long as a client may be silent.""
 UNREAD_S = 600.0
 LIST_LIMIT = 1000
 EPOCHS_LIMIT = 100_000
+HANDED_EPOCHS = 2
+"""One for the release, one for whoever takes the job up."""
 
 
 class Directory:
@@ -84,18 +86,18 @@ class Directory:
         found: list[JobId] = await self._read(self._context.store.unread_of_dead_owners, after, LIST_LIMIT)
         return found
 
-    async def take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> bool:
-        """Become the owner, unless another is. `leases`: what the last owner had out; without them, agents get a
-        moment to name theirs. Asked for one job twice at a time, it is taken once."""
+    async def take(self, job_id: JobId, handed: Handover | None = None) -> bool:
+        """Become the owner, unless another is. `handed`: what the last owner had out; without it, agents get a
+        moment to name their leases. Asked for one job twice at a time, it is taken once."""
         if job_id in self.active:
             return True
         taking = self._taking.get(job_id)
         if taking is None:
-            taking = self._taking[job_id] = self._context.loop.create_task(self._take(job_id, leases))
+            taking = self._taking[job_id] = self._context.loop.create_task(self._take(job_id, handed))
             taking.add_done_callback(lambda _: self._taking.pop(job_id, None))
         return await asyncio.shield(taking)
 
-    async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None) -> bool:
+    async def _take(self, job_id: JobId, handed: Handover | None) -> bool:
         context = self._context
         present: StoredJob | None = await self._read(context.store.get_job, job_id)
         if present is None:
@@ -104,6 +106,9 @@ class Directory:
         stored: StoredJob | None = await self._read(context.store.acquire_job, job_id, context.owner, force)
         if stored is None:
             return False
+        # Where another has owned it meanwhile, it has leased what the one that handed it over had not.
+        is_next = handed is not None and stored.epoch == handed.epoch + HANDED_EPOCHS
+        leases = handed.leases if handed is not None and is_next else None
         owned = self.make(stored.spec, stored.epoch, adopt=leases is None and not stored.state.is_final)
         if isinstance(owned, MapJob):
             store = context.store

@@ -17,8 +17,7 @@ from fallow.coordinator.directory import Directory
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
 from fallow.core.sessions import to_take
-from fallow.model.ids import JobId, NodeId
-from fallow.model.parts import HeldLease
+from fallow.model.ids import JobId
 from fallow.store.protocol import StoreError
 from fallow.wire import subjects
 from fallow.wire.messages import Handover, Msg, NameLeases
@@ -98,14 +97,14 @@ class Ownership:
 
     # ------------------------------------------------------------ taking up
 
-    async def _take(self, job_id: JobId, leases: Sequence[tuple[NodeId, HeldLease]] | None = None) -> None:
+    async def _take(self, job_id: JobId, handed: Handover | None = None) -> None:
         """Listen first, so that no agent's answer is missed; then become the owner and ask who holds leases."""
         if job_id in self._passing or job_id in self.directory.active:
             return
         self._passing.add(job_id)
         try:
             await self.listen(job_id)
-            await self.directory.take(job_id, leases)
+            await self.directory.take(job_id, handed)
             if job_id in self.directory.active:
                 await self.listen(
                     job_id
@@ -117,7 +116,7 @@ class Ownership:
         if job_id not in self.directory.active:
             return
         self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
-        wait_s = ANNOUNCE_AFTER_S if leases is None else ANNOUNCE_HANDED_S
+        wait_s = ANNOUNCE_AFTER_S if handed is None else ANNOUNCE_HANDED_S
         self.context.loop.call_later(wait_s, self.directory.active[job_id].announce)
         self.context.kick_matcher()
 
@@ -189,7 +188,7 @@ class Ownership:
 
     async def _receive(self, message: Handover) -> None:
         try:
-            await self._take(message.job_id, message.leases)
+            await self._take(message.job_id, message)
         except StoreError as error:
             log.warning("cannot take %s over: %s", message.job_id, error)
 

@@ -96,6 +96,8 @@ class Peers:
                 peer = self._peers.get(message.owner)
                 if peer is not None and message.seq <= peer.seq:
                     return
+                if peer is None and not message.leaving:
+                    self.changed()  # it may not know of us yet, and would have nobody to hand its jobs to
                 fresh = Peer(self._context.now(), message.seq, {job.spec.job_id: job for job in message.jobs})
                 self._peers[message.owner] = fresh
                 if message.leaving:
@@ -110,7 +112,7 @@ class Peers:
                 self.pool_strangers = message.strangers
                 self.leader = message.leader
             case Handover():
-                if message.to == own:
+                if message.to in (own, ""):
                     self.on_handover(message)
             case DrainCoordinator():
                 self.on_drain(message, reply)

@@ -73,8 +73,8 @@ class Echo(Msg, frozen=True):
 
 
 class Handover(Msg, frozen=True):
-    """A live owner has released this job in a commit of its own; `to` is to take it up at once, and adopt these
-    leases without waiting for agents to name them."""
+    """A live owner has released this job in a commit of its own; `to` (empty: whoever is first) is to take it up at
+    once, and adopt these leases without waiting for agents to name them."""
 
     job_id: JobId
     epoch: int
