@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ def run_rows(
             if reason := peer_class(peer).not_applicable.get(row.name):
                 found.append(Measurement(row.name, peer, error=f"not applicable: {reason}"))
                 continue
+            if hasattr(os, "sync"):
+                os.sync()  # what the last one wrote is not to be written while this one is measured
             one = _run_row(row, peer, pythons[peer], settings, touch=not touched)
             touched = True
             found.append(one)
