@@ -77,8 +77,7 @@ SMALL = FILLS.partition("    if __name__")[0] + "    print(small.remote(1))"
 
 def test_a_disk_that_fills_while_a_result_is_written_costs_that_task_alone(pool: Pool, small_disk: Path) -> None:
     pool.join("full", 1, small_disk)
-    # The benchmark has filled it already, and left it.
-    wait_for("the node", lambda: any(n["spec"]["name"] == "full" and n["spec"]["speed"] for n in pool.json("nodes")))
+    wait_for("the node", lambda: state_of(pool, "full") == "alive")
     done = pool.script(FILLS)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second, third = done.stdout.splitlines()
@@ -108,7 +107,7 @@ def test_a_task_that_one_disk_has_no_room_for_runs_on_another_node(
     pool: Pool, small_disk: Path, tmp_path: Path
 ) -> None:
     pool.join("full", 1, small_disk)
-    wait_for("the node", lambda: any(n["spec"]["name"] == "full" and n["spec"]["speed"] for n in pool.json("nodes")))
+    wait_for("the node", lambda: state_of(pool, "full") == "alive")
     said, complained = run_past_a_full_disk(pool, FILLS, tmp_path)
     assert said.splitlines() == [str(40 << 20), str([2] * 4), str(sum(range(1, 1001)))], complained
     wait_for("room or another try", lambda: not paused_of(pool, "full"))

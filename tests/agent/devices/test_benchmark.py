@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fallow.agent.devices.benchmark import (
 from fallow.model.ids import NodeId
 from fallow.model.node import Device, NodeSpec
 from tests.agent.devices.drivers import build_library
+from tests.small_disk import small_disk_at
 
 CARD = Device("gpu", "NVIDIA H100 80GB HBM3", 80 << 30, "GPU-a", driver="570")
 SPEC = NodeSpec(NodeId("n"), "n", 2, 2, 1 << 33, 1 << 40, "linux", ("3.11",), "1")
@@ -60,6 +62,14 @@ def test_why_a_gpu_is_not_measured_is_said(gpu: Path) -> None:
     assert "cuBLAS is not found" in gpu_speed(CARD, size=64)[1]
     assert "cuDeviceGet answered 101" in gpu_speed(replace(CARD, uuid="GPU-other"), size=64)[1]
     assert gpu_speed(replace(CARD, vendor="amd"))[1] != ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small disk")
+def test_a_small_disk_is_left_to_the_tasks(tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "small", 12) as folder:
+        assert disk_rate(folder, 0.1) == 0.0
+    with small_disk_at(tmp_path / "larger", 24) as folder:
+        assert disk_rate(folder, 0.1) > 0
 
 
 def test_scores_are_kept_for_a_week_and_for_this_hardware(tmp_path: Path) -> None:

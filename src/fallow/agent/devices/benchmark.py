@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ TIMEOUT_S = 60.0
 START_LIMIT_S = 600.0
 """Where all processors are busy, a program that gives way takes its time to start; it measures by its best moments."""
 DISK_BYTES_LIMIT = 128 << 20
+DISK_SHARE = 4
+"""No more than one part in so many of what is free is written, and that for a moment."""
 CHUNK = 1 << 20
 
 
@@ -134,13 +137,14 @@ def _copy_once() -> Callable[[], int]:
 
 
 def disk_rate(folder: Path, seconds: float) -> float:
-    """Bytes a second that this folder's disk takes, synced; 0 where nothing can be written."""
+    """Bytes a second that this folder's disk takes, synced; 0 where little can be written: tasks may need the room."""
     block = os.urandom(CHUNK)
     try:
+        most = min(DISK_BYTES_LIMIT, shutil.disk_usage(folder).free // DISK_SHARE)
         with tempfile.TemporaryFile(dir=folder) as file:
             began = time.perf_counter()
             written = 0
-            while written < DISK_BYTES_LIMIT and time.perf_counter() - began < seconds:
+            while written + 4 * len(block) <= most and time.perf_counter() - began < seconds:
                 for _ in range(4):
                     file.write(block)
                 written += 4 * len(block)
