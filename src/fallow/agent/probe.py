@@ -208,6 +208,6 @@ async def _uv_list(program: str) -> list[_ListedPython]:
 def _path_past_shims(path: str) -> str:
     """Where pyenv has put its interpreters, in place of the scripts by which it starts them: those refuse whatever is
     not chosen at the moment."""
-    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    root = Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))  # stays as it is without a home
     folders = [folder for folder in path.split(os.pathsep) if Path(folder) != root / "shims"]
     return os.pathsep.join([*folders, *map(str, sorted(root.glob("versions/*/bin"), reverse=True))])
