@@ -181,9 +181,10 @@ class _ListedPython(msgspec.Struct):
 
 
 async def _uv_list(program: str) -> list[_ListedPython]:
+    command = [program, "python", "list", "--only-installed", "--no-python-downloads", "--output-format", "json"]
     try:
         process = await asyncio.create_subprocess_exec(
-            *(program, "python", "list", "--only-installed", "--no-python-downloads", "--output-format", "json"),
+            *command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import psutil
 
 from fallow.agent.devices.found import late_devices
 from fallow.agent.leases import jobs_in_use
@@ -80,6 +79,8 @@ def may_measure(waited_s: float, is_at_work: bool, is_busy: bool, load_percent: 
 
 async def _measure(node: Node, home: Path) -> None:
     """Measure this machine once nothing runs on it; what was measured of late counts."""
+    import psutil
+
     from fallow.agent.devices.benchmark import kept_scores, measured
 
     began_s = time.monotonic()

@@ -13,10 +13,10 @@ from fallow.coordinator.context import Context
 from fallow.coordinator.map_job import CLIENT_SILENT_S, MapJob
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.stored_info import info_of_stored
-from fallow.model.ids import JobId
+from fallow.model.ids import JobId, NodeId
 from fallow.model.job import JobInfo, JobKind, JobSpec
 from fallow.store.protocol import StoredJob, StoreError
-from fallow.wire.messages import Handover, JobReport, Jobs, JobStatus, ListJobs, Msg, Refused
+from fallow.wire.messages import Handover, HeldLease, JobReport, Jobs, JobStatus, ListJobs, Msg, Refused
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,12 @@ LIST_LIMIT = 1000
 EPOCHS_LIMIT = 100_000
 HANDED_EPOCHS = 2
 """One for the release, one for whoever takes the job up."""
+
+
+def leases_of(handed: Handover | None, epoch: int) -> tuple[tuple[NodeId, HeldLease], ...] | None:
+    """All leases of a job that was taken up under this epoch, where its last owner has said so. None: they are to be
+    asked for. (Where another has owned it meanwhile, that one leased what the hand-over does not name.)"""
+    return handed.leases if handed is not None and epoch == handed.epoch + HANDED_EPOCHS else None
 
 
 class Directory:
@@ -106,9 +112,7 @@ class Directory:
         stored: StoredJob | None = await self._read(context.store.acquire_job, job_id, context.owner, force)
         if stored is None:
             return False
-        # Where another has owned it meanwhile, it has leased what the one that handed it over had not.
-        is_next = handed is not None and stored.epoch == handed.epoch + HANDED_EPOCHS
-        leases = handed.leases if handed is not None and is_next else None
+        leases = leases_of(handed, stored.epoch)
         owned = self.make(stored.spec, stored.epoch, adopt=leases is None and not stored.state.is_final)
         if isinstance(owned, MapJob):
             store = context.store

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fallow.coordinator.context import Context
-from fallow.coordinator.directory import Directory
+from fallow.coordinator.directory import Directory, leases_of
 from fallow.coordinator.owned_job import OwnedJob
 from fallow.coordinator.peers import Peers
 from fallow.core.sessions import to_take
@@ -115,8 +115,9 @@ class Ownership:
                 self.unlisten(job_id)
         if job_id not in self.directory.active:
             return
-        self.context.connection.send(subjects.NODES, NameLeases(job_id, self.directory.last_epoch(job_id)))
-        wait_s = ANNOUNCE_AFTER_S if handed is None else ANNOUNCE_HANDED_S
+        epoch = self.directory.last_epoch(job_id)
+        self.context.connection.send(subjects.NODES, NameLeases(job_id, epoch))
+        wait_s = ANNOUNCE_AFTER_S if leases_of(handed, epoch) is None else ANNOUNCE_HANDED_S
         self.context.loop.call_later(wait_s, self.directory.active[job_id].announce)
         self.context.kick_matcher()
 
